@@ -1,0 +1,1 @@
+"""From archives to batches: everything here works without MindSpore, except mindrecord.py and loader.py."""

@@ -1,0 +1,1 @@
+"""The CSWin network; knows nothing of training."""

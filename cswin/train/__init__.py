@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, step, state and the loop; knows nothing of Snakemake."""
