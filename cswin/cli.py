@@ -1,0 +1,47 @@
+"""The command line: `cswin COMMAND …` or `python -m cswin COMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from cswin import __version__
+from cswin.errors import UserError
+
+# Command -> what it does; the code is cswin/commands/<command with underscores>.py.
+COMMANDS = {
+    "data": "make, extract, convert, verify and inspect datasets",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; importing a command's module is cheap."""
+    parser = argparse.ArgumentParser(prog="cswin", description="CSWin Transformer training with MindSpore.")
+    parser.add_argument("--version", action="version", version=f"cswin {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"cswin.commands.{name.replace('-', '_')}")
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: done; 2: something that the user can put right, named on stderr; other codes are the command's own.
+    """
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"cswin {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `cswin … | head` is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
