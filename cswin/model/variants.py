@@ -1,8 +1,8 @@
 """The architectures of the CSWin family, by name.
 
-Source: CSWin Transformer (arXiv 2107.00652), table 2, and the report, which trains the small model with stripes of width 2
-in the first stage. Both stripe settings of the small model have weights of the same shapes: only the architecture's own
-record tells them apart, so it travels with every checkpoint.
+Source: CSWin Transformer (arXiv 2107.00652), table 2, and the report, which trains the small model with stripes of
+width 2 in the first stage. Both stripe settings of the small model have weights of the same shapes: only the
+architecture's own record tells them apart, so it travels with every checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ PATCH_SIZE = 4  # the stem's stride; the three merges bring the total stride to 
 STRIDES = (4, 8, 16, 32)
 
 
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything that decides a network's function apart from its weights.
@@ -23,8 +27,8 @@ class Architecture:
     Attributes:
         embed_dim: channels after the stem; doubled by each of the three merges.
         depth: blocks per stage.
-        split_size: stripe width per stage, in tokens. Where it equals the stage's resolution, and in stage 4, one branch
-            attends to the full window.
+        split_size: stripe width per stage, in tokens. Where it equals the stage's resolution, and in stage 4, one
+            branch attends to the full window.
         num_heads: attention heads per stage; half of them attend vertically, half horizontally.
         image_size: side of the square input, in pixels.
         in_channels: 1 or 3 for images.
@@ -46,15 +50,18 @@ class Architecture:
 
     def __post_init__(self):
         for field in ("depth", "split_size", "num_heads"):
-            values = tuple(int(v) for v in getattr(self, field))
-            object.__setattr__(self, field, values)
-            if len(values) != 4 or min(values) < 1:
-                raise UserError(f"{field}: {list(values)} must be four positive integers, one per stage")
+            values = getattr(self, field)
+            if not isinstance(values, list | tuple) or len(values) != 4 or not all(_positive(v) for v in values):
+                raise UserError(f"{field}: {values!r} must be four positive integers, one per stage")
+            object.__setattr__(self, field, tuple(values))
+        for field in ("embed_dim", "image_size", "in_channels", "num_classes"):
+            if not _positive(getattr(self, field)):
+                raise UserError(f"{field}: {getattr(self, field)!r} must be a positive integer")
+        if not isinstance(self.mlp_ratio, int | float) or self.mlp_ratio <= 0:
+            raise UserError(f"mlp_ratio: {self.mlp_ratio!r} must be a positive number")
         if self.image_size < 32 or self.image_size % 32:
             raise UserError(f"image_size: {self.image_size} is not divisible by 32, the network's total stride; "
                             f"the nearest sizes that are: {self._nearest(self.image_size, 32)}")  # fmt: skip
-        if min(self.embed_dim, self.in_channels, self.num_classes) < 1 or self.mlp_ratio <= 0:
-            raise UserError("embed_dim, in_channels, num_classes and mlp_ratio must be positive")
         for stage in range(4):
             self._check_stage(stage)
 
@@ -67,12 +74,13 @@ class Architecture:
             return
         side, stripe = self.resolutions[stage], self.split_size[stage]
         if heads % 2:
-            raise UserError(f"num_heads[{stage}]: {heads} heads cannot be halved between vertical and horizontal stripes "
-                            f"in stage {stage + 1}; choose an even number")  # fmt: skip
+            raise UserError(f"num_heads[{stage}]: {heads} heads cannot be halved between vertical and horizontal "
+                            f"stripes in stage {stage + 1}; choose an even number")  # fmt: skip
         if side % stripe:
             divisors = [d for d in range(1, side + 1) if side % d == 0]
-            raise UserError(f"split_size[{stage}]: a stripe of width {stripe} does not divide the {side} x {side} tokens of "
-                            f"stage {stage + 1} at image_size {self.image_size}; widths that do: {divisors}")  # fmt: skip
+            raise UserError(f"split_size[{stage}]: a stripe of width {stripe} does not divide the {side} x {side} "
+                            f"tokens of stage {stage + 1} at image_size {self.image_size}; "
+                            f"widths that do: {divisors}")  # fmt: skip
 
     @staticmethod
     def _nearest(size: int, unit: int) -> str:

@@ -1,0 +1,32 @@
+"""Parameters, multiply-accumulates and memory of an architecture, in total and per stage."""
+
+from __future__ import annotations
+
+import argparse
+
+from cswin.errors import UserError
+from cswin.model.variants import VARIANTS, variant
+from cswin.profile import LEVEL_BYTES, report
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("name", metavar="NAME", help=f"the architecture: {', '.join(VARIANTS)}")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the input (default: the architecture's)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help="outputs of the head (default: the architecture's)")
+    parser.add_argument("--channels", type=int, metavar="N", help="channels of the input (default: the architecture's)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images on one device at a time (default: 1)")
+    parser.add_argument(
+        "--amp-level", default="O0", choices=list(LEVEL_BYTES), help="number formats (default: O0, float32)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table."""
+    if args.batch < 1:
+        raise UserError(f"--batch: {args.batch} must be positive")
+    given = {"image_size": args.image_size, "num_classes": args.classes, "in_channels": args.channels}
+    arch = variant(args.name).replace(**{key: value for key, value in given.items() if value is not None})
+    print(report(args.name, arch, args.batch, args.amp_level))
