@@ -1,0 +1,342 @@
+"""Checkpoints that say what they are: weights, their moving average, and the record of what they belong to.
+
+Two formats, chosen by the suffix: `.ckpt` (MindSpore's own; `mindspore.load_checkpoint` reads it) and `.safetensors` (which
+many tools read, and which needs no MindSpore here). In both, the weights lie under the authors' parameter names, their
+moving average under the same names behind `ema.`, and the record as JSON under the key `cswin_record` (a string entry in
+`.ckpt`, the metadata in `.safetensors`). A SHA-256 over record and tensors goes with them: a damaged file is refused.
+
+The same content gives the same bytes in both formats (names are written in sorted order, nothing depends on the time).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cswin.atomic import atomic_path
+from cswin.errors import UserError
+from cswin.model.variants import Architecture
+
+if TYPE_CHECKING:
+    from cswin.model.cswin import CSWin
+
+SUFFIXES = (".ckpt", ".safetensors")
+RECORD_KEY = "cswin_record"
+EMA_PREFIX = "ema."
+FORMAT_VERSION = 1
+HEAD = ("head.weight", "head.bias")
+LISTED = 50  # parameters named in one error message
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network sees it.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        crop_ratio: the image's short side is resized to int(image_size / crop_ratio), then the centre is cropped.
+        mean, std: per channel, of values in [0, 1].
+        interpolation: of the resize, `bicubic` or `bilinear`.
+        channels: 3 (RGB) or 1 (grey).
+    """
+
+    image_size: int
+    crop_ratio: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    channels: int = 3
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != self.channels or not all(math.isfinite(v) for v in values):
+                raise UserError(f"preprocessing.{name}: {list(values)} must be {self.channels} finite numbers, one per channel")
+        if min(self.std) <= 0:
+            raise UserError(f"preprocessing.std: {list(self.std)} must be positive")
+        if not 0 < self.crop_ratio <= 1:
+            raise UserError(f"preprocessing.crop_ratio: {self.crop_ratio} must lie in (0, 1]")
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What a checkpoint's weights belong to.
+
+    Attributes:
+        architecture: of the network.
+        class_names: name of each output of the head, in its order.
+        preprocessing: of the images that the network was trained for.
+        provenance: where the weights come from, values that JSON holds: configuration, stage, epoch, step, manifest's hash,
+            git commit, versions, or the converted file.
+    """
+
+    architecture: Architecture
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        arch, prep = self.architecture, self.preprocessing
+        if len(self.class_names) != arch.num_classes:
+            raise UserError(f"class_names: {len(self.class_names)} names for a head of {arch.num_classes} classes")
+        if (prep.image_size, prep.channels) != (arch.image_size, arch.in_channels):
+            raise UserError(f"preprocessing: images of {prep.image_size} pixels with {prep.channels} channels do not fit an "
+                            f"architecture for {arch.image_size} pixels with {arch.in_channels} channels")  # fmt: skip
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return {
+            "architecture": self.architecture.to_dict(),
+            "class_names": list(self.class_names),
+            "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.preprocessing).items()},
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> CheckpointRecord:
+        """Inverse of `to_dict`.
+
+        Raises:
+            UserError: if something is missing, unknown or does not fit together.
+        """
+        try:
+            return cls(
+                architecture=Architecture.from_dict(values["architecture"]),
+                class_names=tuple(values["class_names"]),
+                preprocessing=Preprocessing(**values["preprocessing"]),
+                provenance=dict(values["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint's record is incomplete or of another version ({error})") from error
+
+
+@dataclass
+class Checkpoint:
+    """Weights, float32, by the authors' parameter names; `ema` (same names and shapes) or None; and their record."""
+
+    record: CheckpointRecord
+    weights: dict[str, np.ndarray]
+    ema: dict[str, np.ndarray] | None = None
+
+    def best_weights(self) -> dict[str, np.ndarray]:
+        """The weights to evaluate with: the moving average where there is one."""
+        return self.weights if self.ema is None else self.ema
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint: `path` is the complete new file or, after an interruption, what it was before.
+
+    Returns:
+        The file's SHA-256, hexadecimal.
+
+    Raises:
+        UserError: if the suffix is unknown or the file cannot be written.
+        ValueError: if the tensors are not float32 or the moving average does not match the weights.
+    """
+    path = Path(path)
+    suffix = known_suffix(path)
+    tensors = _flatten(checkpoint)
+    record = {"format_version": FORMAT_VERSION} | checkpoint.record.to_dict()
+    text = json.dumps(record | {"sha256": _digest(record, tensors)}, sort_keys=True)
+    with atomic_path(path) as temporary:
+        if suffix == ".ckpt":
+            _write_ckpt(temporary, tensors, text)
+        else:
+            from safetensors.numpy import save_file
+
+            # One key only: safetensors writes several in random order.
+            save_file(tensors, temporary, metadata={RECORD_KEY: text})
+        return file_sha256(temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: if the file is missing, damaged, or was not written by `save_checkpoint`.
+    """
+    path = Path(path)
+    tensors, text = read_tensors(path)
+    if text is None:
+        raise UserError(f"{path}: has no record of its architecture, so it was not written by cswin or is cut short; "
+                        "turn weights of other origin into a checkpoint with `cswin convert-weights`")  # fmt: skip
+    try:
+        record = json.loads(text)
+        version, checksum = record["format_version"], record.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is damaged (its record cannot be read); take another copy") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: has format version {version}, this cswin reads {FORMAT_VERSION}; "
+                        "read it with the version of cswin that wrote it")  # fmt: skip
+    if _digest(record, tensors) != checksum:
+        raise UserError(f"{path}: is damaged (its content does not match its checksum); take another copy")
+    try:
+        parsed = CheckpointRecord.from_dict(record)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    weights = {k: v for k, v in tensors.items() if not k.startswith(EMA_PREFIX)}
+    ema = {k.removeprefix(EMA_PREFIX): v for k, v in tensors.items() if k.startswith(EMA_PREFIX)}
+    return Checkpoint(parsed, weights, ema or None)
+
+
+def load_into(network: CSWin, weights: Mapping[str, np.ndarray], *, architecture_of_file: Architecture,
+              allow_new_head: bool = False, allow_new_resolution: bool = False,
+              source: str | Path = "the checkpoint") -> list[str]:  # fmt: skip
+    """Set a network's parameters; nothing is changed unless everything fits.
+
+    Args:
+        network: a CSWin.
+        weights: float32 arrays by parameter name.
+        architecture_of_file: what the weights belong to.
+        allow_new_head: the number of classes may differ; the head then keeps the network's own values.
+        allow_new_resolution: image_size and split_size may differ (no parameter's shape depends on them): fine-tuning at
+            another resolution. The function that the weights compute is another one then.
+        source: named in errors.
+
+    Returns:
+        Names of the parameters that kept the network's own values.
+
+    Raises:
+        UserError: if the architectures differ (with the keys) or parameters are missing, surplus or misshapen (with the names).
+    """
+    allowed = ({"num_classes"} if allow_new_head else set()) | ({"image_size", "split_size"} if allow_new_resolution else set())
+    differences = [d for d in architecture_of_file.differences(network.arch) if d.split(":")[0] not in allowed]
+    if differences:
+        raise UserError(f"{source}: holds another architecture than the network: " + "; ".join(differences))
+    parameters = {p.name: p for p in network.get_parameters()}
+    kept = list(HEAD) if architecture_of_file.num_classes != network.arch.num_classes else []
+    check_parameters({k: v.shape for k, v in weights.items() if k not in kept},
+                     {k: p.shape for k, p in parameters.items() if k not in kept}, source)  # fmt: skip
+    import mindspore as ms
+
+    for name, parameter in parameters.items():
+        if name not in kept:
+            parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name], np.float32)))
+    return kept
+
+
+def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str | Path) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        UserError: listing what is missing, surplus and misshapen.
+    """
+    problems = {
+        "missing": [f"{k} {tuple(wanted[k])}" for k in wanted if k not in found],
+        "surplus": [f"{k} {tuple(found[k])}" for k in found if k not in wanted],
+        "misshapen": [f"{k} {tuple(found[k])}, not {tuple(wanted[k])}"
+                      for k in wanted if k in found and tuple(found[k]) != tuple(wanted[k])],
+    }  # fmt: skip
+    lines = [f"{len(names)} {kind}:{_listing(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise UserError(f"{source}: its parameters do not fit the architecture, nothing was changed\n" + "\n".join(lines))
+
+
+def _listing(names: list[str]) -> str:
+    more = [f"… and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return "".join(f"\n  {name}" for name in names[:LISTED] + more)
+
+
+def known_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> str:
+    """The path's suffix in lower case.
+
+    Raises:
+        UserError: if it is none of `suffixes`.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: the suffix decides the format and must be one of {', '.join(suffixes)}")
+    return path.suffix.lower()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """All tensors of a `.ckpt` or `.safetensors` file, of any origin, and cswin's record as JSON text if there is one.
+
+    Raises:
+        UserError: if the file is missing or cannot be read as what its suffix says.
+    """
+    suffix = known_suffix(path)
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the path")
+    return _read_ckpt(path) if suffix == ".ckpt" else _read_safetensors(path)
+
+
+def _flatten(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Weights and moving average in one dictionary, sorted by name."""
+    weights, ema = checkpoint.weights, checkpoint.ema
+    if ema is not None and {k: v.shape for k, v in ema.items()} != {k: v.shape for k, v in weights.items()}:
+        raise ValueError("the moving average and the weights have different names or shapes")
+    tensors = weights | {EMA_PREFIX + k: v for k, v in (ema or {}).items()}
+    wrong = {k: str(v.dtype) for k, v in tensors.items() if v.dtype != np.float32}
+    if wrong:
+        raise ValueError(f"checkpoints hold float32, not {wrong}")
+    return {k: np.ascontiguousarray(tensors[k]) for k in sorted(tensors)}
+
+
+def _digest(record: dict, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the record and the tensors' names, types, shapes and contents, in the order of the names."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.data)
+    return digest.hexdigest()
+
+
+def _write_ckpt(path: Path, tensors: Mapping[str, np.ndarray], record: str) -> None:
+    import mindspore as ms
+
+    entries = [{"name": name, "data": ms.Tensor.from_numpy(value)} for name, value in tensors.items()]
+    ms.save_checkpoint(entries, str(path), append_dict={RECORD_KEY: record}, crc_check=True)
+
+
+def _read_ckpt(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    import mindspore as ms
+
+    try:
+        entries = ms.load_checkpoint(str(path), crc_check=_has_checksum(path))
+    except Exception as error:  # MindSpore raises many kinds, depending on where the damage is
+        raise UserError(f"{path}: cannot be read as a MindSpore checkpoint: it is damaged or something else; take another "
+                        "copy") from error  # fmt: skip
+    record = entries.pop(RECORD_KEY, None)
+    tensors = {name: _to_numpy(value) for name, value in entries.items() if isinstance(value, ms.Tensor)}
+    return tensors, record if isinstance(record, str) else None
+
+
+def _has_checksum(path: Path) -> bool:
+    """Whether a `.ckpt` ends with MindSpore's checksum (7 bytes of name, 10 of value)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 17))
+        return file.read(7) == b"crc_num"
+
+
+def _to_numpy(value) -> np.ndarray:
+    import mindspore as ms
+
+    return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            return tensors, (file.metadata() or {}).get(RECORD_KEY)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; take another "
+                        "copy") from error  # fmt: skip
