@@ -1,0 +1,25 @@
+"""Check a configuration file, or print what is generated from the typed settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def configure(parser):
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", metavar="FILE", type=Path, help="check a configuration file and print it resolved by stage")
+    what.add_argument("--schema", action="store_true", help="print the JSON schema (config/schema.json)")
+    what.add_argument("--reference", action="store_true", help="print the reference page (config/README.md)")
+
+
+def run(args):
+    from cswin.config import reference, resolve
+
+    if args.schema:
+        print(reference.schema_text(), end="")
+    elif args.reference:
+        print(reference.reference_text(), end="")
+    else:
+        settings = resolve.load_settings(args.check)
+        for name in settings.stages:
+            print(f"# {name}\n{resolve.dump(resolve.resolve_stage(settings, name))}")

@@ -1,0 +1,1 @@
+"""Settings: defined, typed, bounded and documented once (settings.py), resolved per stage (resolve.py)."""
