@@ -1,0 +1,180 @@
+"""One optimizer step as one compiled graph: forward, backward, reduction, unscaling, clipping, AdamW, EMA.
+
+All that changes from step to step (weights, moments, EMA, loss scale, counters) are parameters of the cell, so the host sends
+only the batch, reads nothing back, and a saved state is the cell's parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from cswin.config.settings import Optimizer
+from cswin.model.cswin import CSWin
+from cswin.train.loss import soft_cross_entropy
+
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+
+class AdamW(nn.Cell):
+    """AdamW (arXiv 1711.05101) equal to PyTorch's, with the moving average of the weights.
+
+    MindSpore's fused Adam kernel does the work; its own bias correction is switched off (powers of 0) and ours is folded into
+    rate and epsilon: lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps sqrt(1 - beta2^t). expm1 keeps the digits at small t.
+    """
+
+    def __init__(self, parameters: ParameterTuple, settings: Optimizer):
+        super().__init__()
+        self.parameters_ = parameters
+        self.moment1 = parameters.clone(prefix="moment1", init="zeros")
+        self.moment2 = parameters.clone(prefix="moment2", init="zeros")
+        self.ema = parameters.clone(prefix="ema", init="same")
+        self.updates = Parameter(Tensor(0, ms.float32), name="updates", requires_grad=False)  # exact up to 2^24
+        self.decays = tuple(settings.weight_decay if len(p.shape) >= 2 else 0.0 for p in parameters)
+        self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
+        self.log_beta1, self.log_beta2 = math.log(settings.beta1), math.log(settings.beta2)
+        self.ema_decay, self.ema_warmup = settings.ema_decay, settings.ema_warmup
+        self.adam = ops.Adam()
+        self.count = len(parameters)
+
+    def construct(self, gradients, lr):
+        t = self.updates + 1.0
+        root = ops.sqrt(-ops.expm1(t * self.log_beta2))
+        rate = lr * root / -ops.expm1(t * self.log_beta1)
+        ema_rate = 1.0 - self.ema_decay
+        if self.ema_warmup:
+            ema_rate = ops.maximum(ema_rate, 1.0 - t / (9.0 + t))
+        done = True
+        for i in range(self.count):
+            weight = self.parameters_[i]
+            if self.decays[i] > 0:
+                done = ops.depend(done, ops.assign(weight, weight * (1.0 - lr * self.decays[i])))
+            updated = self.adam(weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, self.beta1, self.beta2,
+                                self.eps * root, gradients[i])  # fmt: skip
+            done = ops.depend(done, updated)
+            average = self.ema[i]
+            done = ops.depend(done, ops.assign(average, average + ema_rate * (weight - average)))
+        return ops.depend(done, ops.assign(self.updates, t))
+
+
+def global_norm(gradients):
+    """Square root of the sum of all squares, float32."""
+    total = ops.zeros((), ms.float32)
+    for gradient in gradients:
+        total += ops.square(gradient).sum()
+    return ops.sqrt(total)
+
+
+class TrainStep(nn.Cell):
+    """A step on the global batch.
+
+    Args:
+        network: the model; its parameters are trained in place.
+        settings: optimizer section of the stage.
+        rates: learning rate of each update of the stage, float32; indexed by the updates done, so a skipped step skips the
+            schedule too.
+        devices: data-parallel workers; gradients are averaged over them.
+        accumulation: micro-batches whose gradients are averaged before the update.
+
+    Inputs of a call: images (B, C, H, W) float32, targets (B, classes) float32, drop path factors (2 * blocks, B) float32. With
+    accumulation above 1, call `accumulate` for all micro-batches but the last. Output: float32 vector of `OUTPUTS`.
+
+    A step whose loss or gradient is not finite changes nothing but the loss scale and its counters.
+    """
+
+    OUTPUTS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "skipped_in_a_row")
+
+    def __init__(self, network: CSWin, settings: Optimizer, rates: np.ndarray, devices: int = 1, accumulation: int = 1):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.weights = ParameterTuple(network.trainable_params())
+        self.optimizer = AdamW(self.weights, settings)
+        self.rates = Tensor(rates)
+        self.scaled = settings.amp_level != "O0" and settings.amp_dtype == "float16"
+        start_scale = settings.loss_scale if self.scaled else 1.0
+        self.loss_scale = _scalar(start_scale, "loss_scale")
+        self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the loss scale last moved
+        self.bad_steps = _scalar(0.0, "bad_steps")  # steps in a row that were skipped
+        self.scale_factor, self.scale_window = settings.loss_scale_factor, settings.loss_scale_window
+        self.clip_norm = settings.clip_norm
+        self.accumulation = accumulation
+        if accumulation > 1:
+            self.loss_sum = _scalar(0.0, "accumulated.loss")
+            self.sums = self.weights.clone(prefix="accumulated", init="zeros")
+        self.reduce = nn.DistributedGradReducer(self.weights, mean=True, degree=devices) if devices > 1 else None
+        self.all_reduce = ops.AllReduce() if devices > 1 else None
+        self.devices = devices
+        self.differentiate = ms.value_and_grad(self.scaled_loss, None, self.weights)
+
+    def scaled_loss(self, images, targets, drop_path):
+        """The loss times the loss scale."""
+        return soft_cross_entropy(self.network(images, drop_path), targets) * self.loss_scale
+
+    def accumulate(self, images, targets, drop_path):
+        """Add a micro-batch's gradients to the sums."""
+        loss, gradients = self.differentiate(images, targets, drop_path)
+        done = ops.assign_add(self.loss_sum, loss)
+        for i in range(len(self.sums)):
+            done = ops.depend(done, ops.assign_add(self.sums[i], gradients[i]))
+        return done
+
+    def construct(self, images, targets, drop_path):
+        loss, gradients = self.differentiate(images, targets, drop_path)
+        if self.accumulation > 1:
+            loss, gradients = self.take_sums(loss, gradients)
+        return self.update(loss, gradients)
+
+    def take_sums(self, loss, gradients):
+        """Sums with the last micro-batch; the accumulators are cleared."""
+        total_loss, total = loss + self.loss_sum, ()
+        done = ops.assign(self.loss_sum, ops.depend(ops.zeros((), ms.float32), total_loss))
+        for i in range(len(self.sums)):
+            gradient = gradients[i] + self.sums[i]
+            total += (gradient,)
+            done = ops.depend(done, ops.assign(self.sums[i], ops.depend(ops.zeros_like(self.sums[i]), gradient)))
+        return ops.depend(total_loss, done), total
+
+    def update(self, loss, gradients):
+        """Reduce over devices, unscale, clip, and apply unless something is not finite."""
+        if self.reduce is not None:
+            gradients = self.reduce(gradients)
+            loss = self.all_reduce(loss) / self.devices
+        scale = self.loss_scale.value()
+        unscale = 1.0 / (scale * self.accumulation)
+        loss = loss * unscale
+        norm = global_norm(gradients) * unscale
+        finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
+        lr = self.rates[ops.minimum(self.optimizer.updates, float(self.rates.shape[0] - 1)).astype(ms.int32)]
+        factor = unscale
+        if self.clip_norm is not None:
+            factor = unscale * ops.minimum(self.clip_norm / (norm + CLIP_EPSILON), ops.ones((), ms.float32))
+        if finite:
+            scaled = ()
+            for gradient in gradients:
+                scaled += (gradient * factor,)
+            self.optimizer(scaled, lr)
+        bad = self.count_step(finite)
+        skipped = 1.0 - finite.astype(ms.float32)
+        return ops.stack((loss, lr, norm, scale, skipped, bad))
+
+    def count_step(self, finite):
+        """Move the loss scale and the counters; returns the number of bad steps in a row."""
+        good = ops.select(finite, self.good_steps + 1.0, ops.zeros((), ms.float32))
+        bad = ops.select(finite, ops.zeros((), ms.float32), self.bad_steps + 1.0)
+        if self.scaled:
+            grow = good >= self.scale_window
+            smaller = ops.maximum(self.loss_scale / self.scale_factor, ops.ones((), ms.float32))
+            scale = ops.select(finite, self.loss_scale.value(), smaller)
+            scale = ops.select(grow, scale * self.scale_factor, scale)
+            good = ops.select(grow, ops.zeros((), ms.float32), good)
+            ops.assign(self.loss_scale, scale)
+        ops.assign(self.good_steps, good)
+        ops.assign(self.bad_steps, bad)
+        return bad
+
+
+def _scalar(value: float, name: str) -> Parameter:
+    return Parameter(Tensor(value, ms.float32), name=name, requires_grad=False)
