@@ -165,7 +165,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         UserError: if the file is missing, damaged, or was not written by `save_checkpoint`.
     """
     path = Path(path)
-    tensors, text = read_tensors(path)
+    return parse_checkpoint(path, *read_tensors(path))
+
+
+def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | None) -> Checkpoint:
+    """The checkpoint in what `read_tensors(path)` found; errors as `load_checkpoint`."""
     if text is None:
         raise UserError(f"{path}: has no record of its architecture, so it was not written by cswin or is cut short; "
                         "turn weights of other origin into a checkpoint with `cswin convert-weights`")  # fmt: skip

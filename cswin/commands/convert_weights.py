@@ -1,0 +1,71 @@
+"""Convert weights between PyTorch files (.pth, .pt, .tar), MindSpore checkpoints (.ckpt) and .safetensors.
+
+The suffixes decide the formats. PyTorch is not needed, and nothing that a file contains is executed. Architecture and classes
+are taken from the file's record or, where it has none, from the parameters' shapes; what shapes do not decide is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cswin.convert.architecture import Choice
+from cswin.convert.convert import WHICH, Options, convert_weights
+from cswin.errors import UserError
+from cswin.model.variants import VARIANTS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--which", choices=WHICH, default="auto",
+                        help="the weights to take: the moving average (ema), the trained ones (raw), both sets; auto: all that "
+                        "a checkpoint of cswin holds, of another file the moving average if there is one")  # fmt: skip
+    arch = parser.add_argument_group("architecture", "needed where shapes do not decide it (heads, stripes, image size)")
+    arch.add_argument("--arch", metavar="NAME", help=f"one of {', '.join(VARIANTS)}")
+    arch.add_argument("--image-size", type=int, metavar="PIXELS")
+    arch.add_argument("--split-size", type=int, nargs=4, metavar="N", help="stripe width of each stage, in tokens")
+    arch.add_argument("--num-heads", type=int, nargs=4, metavar="N", help="attention heads of each stage")
+    head = parser.add_argument_group("head")
+    head.add_argument("--new-head", type=int, metavar="N", help="replace the head by a fresh one of N classes")
+    head.add_argument("--seed", type=int, default=0, help="of the fresh head (default: 0)")
+    head.add_argument("--class-names", type=Path, metavar="FILE", help="one name per line, in the order of the outputs")
+    prep = parser.add_argument_group("preprocessing", "default: the record's; else ImageNet's, crop 0.9 (1.0 from 384 pixels)")
+    prep.add_argument("--crop-ratio", type=float, metavar="RATIO")
+    prep.add_argument("--mean", type=float, nargs="+", metavar="X", help="per channel, of values in [0, 1]")
+    prep.add_argument("--std", type=float, nargs="+", metavar="X")
+    prep.add_argument("--interpolation", choices=("bicubic", "bilinear"))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, and say what was written."""
+    given = {k: getattr(args, k) for k in ("crop_ratio", "mean", "std", "interpolation")}
+    split_size, num_heads = (tuple(v) if v else None for v in (args.split_size, args.num_heads))
+    options = Options(
+        which=args.which,
+        choice=Choice(args.arch, args.image_size, split_size, num_heads),
+        new_head=args.new_head,
+        seed=args.seed,
+        class_names=_names(args.class_names),
+        preprocessing={k: v for k, v in given.items() if v is not None},
+    )
+    written = convert_weights(args.input, args.output, options)
+    arch = written.record.architecture
+    numbers = sum(v.size for v in written.weights.values())
+    sets = "weights and their moving average" if written.ema is not None else "one set of weights"
+    print(f"{args.output}: {sets}, {numbers:,} parameters, {arch.num_classes} classes")
+    print("  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()))
+    origin = written.record.provenance["conversions"][-1].get("weights")
+    if origin:
+        print(f"  from {origin} of {args.input}")
+
+
+def _names(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of class names ({error})") from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,221 @@
+"""`cswin convert-weights`: weights from one file format and origin to another, with the record of what they belong to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cswin import checkpoint as ckpt
+from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing
+from cswin.convert import torch_file
+from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
+from cswin.convert.pickle_reader import TensorReference
+from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
+from cswin.errors import UserError
+from cswin.model.variants import Architecture
+from cswin.provenance import git_commit, versions
+
+Weights = dict[str, np.ndarray]
+RAW, EMA = "state_dict", "state_dict_ema"
+WHICH = ("auto", "ema", "raw", "both")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HEAD_STD = 0.02  # the authors' initialisation of linear layers
+MODULE = "module."  # what PyTorch's data parallel wrapper puts before every name
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for; None and empty: take it from the file.
+
+    Attributes:
+        which: `ema` or `raw`: that set alone; `both`: keep both sets; `auto`: everything that a checkpoint of cswin holds, and
+            of a PyTorch file the moving average where there is one.
+        choice: the architecture, where the shapes do not decide it.
+        new_head: replace the head by one of that many classes, initialised from `seed`.
+        class_names: of the outputs.
+        preprocessing: fields of `Preprocessing` that differ from the record's, or from ImageNet's.
+    """
+
+    which: str = "auto"
+    choice: Choice = Choice()
+    new_head: int | None = None
+    seed: int = 0
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Mapping = dataclasses.field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """A file's content: `weights` and perhaps `ema` as they shall be written, its record, and where they come from."""
+
+    weights: Weights
+    ema: Weights | None
+    record: CheckpointRecord | None
+    origin: dict
+
+
+def convert_weights(source: str | Path, target: str | Path, options: Options = Options()) -> Checkpoint:
+    """Read `source`, write `target`; the suffixes decide the formats (.pth, .pt, .tar: PyTorch; .ckpt; .safetensors).
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: if anything does not fit; nothing is written then.
+    """
+    source, target = Path(source), Path(target)
+    for path in (source, target):
+        ckpt.known_suffix(path, torch_file.SUFFIXES + ckpt.SUFFIXES)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target}: is the input file itself; give another name")
+    checkpoint = _complete(read_source(source, options.which), options, source)
+    if target.suffix.lower() in ckpt.SUFFIXES:
+        ckpt.save_checkpoint(target, checkpoint)
+    else:
+        content = {RAW: checkpoint.weights} | ({EMA: checkpoint.ema} if checkpoint.ema is not None else {})
+        record = json.dumps(checkpoint.record.to_dict(), sort_keys=True)
+        write_torch_file(target, content | {ckpt.RECORD_KEY: record})
+    return checkpoint
+
+
+def read_source(path: Path, which: str) -> Source:
+    """Weights of any file that can be converted, all float32.
+
+    Raises:
+        UserError: if the file cannot be read or does not hold the set that was asked for.
+    """
+    if path.suffix.lower() in torch_file.SUFFIXES:
+        with open_torch_file(path) as file:
+            return _read_torch(file, which)
+    tensors, text = ckpt.read_tensors(path)
+    if text is not None:
+        known = ckpt.parse_checkpoint(path, tensors, text)
+        weights, ema = _choose(known.weights, known.ema, "both" if which == "auto" and known.ema else which, path)
+        return Source(weights, ema, known.record, {})
+    weights = {k: _float32(k, v, path) for k, v in tensors.items() if not k.startswith(ckpt.EMA_PREFIX)}
+    ema = {k.removeprefix(ckpt.EMA_PREFIX): _float32(k, v, path) for k, v in tensors.items() if k not in weights}
+    weights, ema = _choose(weights or None, ema or None, which, path)
+    return Source(weights, ema, None, {})
+
+
+def _read_torch(file: TorchFile, which: str) -> Source:
+    content, path = file.content, file.path
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    raw, ema = content.get(RAW), content.get(EMA)
+    if raw is None and ema is None:
+        raw = content  # a bare dictionary of tensors
+    record = content.get(ckpt.RECORD_KEY)
+    known = None
+    if isinstance(record, str):
+        try:
+            known = CheckpointRecord.from_dict(json.loads(record))
+        except (ValueError, UserError) as error:
+            raise UserError(f"{path}: its {ckpt.RECORD_KEY} cannot be read ({error})") from error
+    keep_both = which == "auto" and known is not None and raw is not None and ema is not None
+    chosen, average = _choose(raw, ema, "both" if keep_both else which, path)
+    origin = {"weights": RAW if chosen is raw else EMA} if raw is not content else {}
+    origin |= {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
+    weights = _state_dict(file, chosen)
+    return Source(weights, None if average is None else _state_dict(file, average), known, origin)
+
+
+def _choose(raw, ema, which: str, path: Path) -> tuple:
+    """(weights, moving average to keep or None)."""
+    missing = [n for n, found in (("raw", raw), ("ema", ema)) if found is None and which in (n, "both")]
+    if missing:
+        raise UserError(f"{path}: has no {' and no '.join(missing)} weights, --which {which} cannot be met; "
+                        f"use --which {'ema' if raw is None else 'raw'}")  # fmt: skip
+    if which == "both":
+        return raw, ema
+    use_raw = which == "raw" or ema is None
+    return (raw if use_raw else ema), None
+
+
+def _state_dict(file: TorchFile, entries) -> Weights:
+    """Tensors by name; the prefix of a data parallel wrapper is taken off."""
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"{file.path}: its state dictionary is empty or not a dictionary")
+    foreign = [str(k) for k, v in entries.items() if not isinstance(k, str) or not isinstance(v, TensorReference)]
+    if foreign:
+        raise UserError(f"{file.path}: holds neither {RAW} nor {EMA} nor tensors alone: {', '.join(foreign[:20])} "
+                        "is not a tensor")  # fmt: skip
+    wrapped = all(k.startswith(MODULE) for k in entries)
+    return {k.removeprefix(MODULE) if wrapped else k: _float32(k, file.array(v), file.path) for k, v in entries.items()}
+
+
+def _float32(name: str, value: np.ndarray, path: Path) -> np.ndarray:
+    if value.dtype.kind != "f":
+        raise UserError(f"{path}: {name} holds {value.dtype}, no parameter of a CSWin does; check that it is the right file")
+    return np.ascontiguousarray(value, np.float32)
+
+
+def _complete(source: Source, options: Options, path: Path) -> Checkpoint:
+    """Weights with architecture, class names and preprocessing, all checked against each other."""
+    shapes = {k: v.shape for k, v in source.weights.items()}
+    arch = _architecture(source, shapes, options.choice, path)
+    sets = [source.weights] + ([] if source.ema is None else [source.ema])
+    if options.new_head is not None:
+        arch = arch.replace(num_classes=options.new_head)
+        head = _initial_head(arch, options.seed)
+        sets = [{k: v for k, v in weights.items() if k not in ckpt.HEAD} | head for weights in sets]
+    for weights in sets:
+        ckpt.check_parameters({k: v.shape for k, v in weights.items()}, parameter_shapes(arch), path)
+    provenance = dict(source.record.provenance) if source.record else {}
+    conversion = {
+        "file": path.name,
+        "sha256": ckpt.file_sha256(path),
+        "which": options.which,
+        "new_head": options.new_head,
+        "git": git_commit(),
+        "versions": versions(),
+    } | source.origin
+    provenance["conversions"] = [*provenance.get("conversions", []), conversion]
+    record = CheckpointRecord(
+        arch, _class_names(source, arch, options, path), _preprocessing(source, arch, options.preprocessing), provenance
+    )
+    return Checkpoint(record, sets[0], sets[1] if len(sets) == 2 else None)
+
+
+def _architecture(source: Source, shapes: dict, choice: Choice, path: Path) -> Architecture:
+    if source.record is None:
+        return infer_architecture(shapes, choice, str(path))
+    known = source.record.architecture
+    if choice != Choice():
+        asked = known.replace(**choice.changes())
+        if choice.arch is not None:
+            asked = infer_architecture(shapes, choice, str(path))
+        if asked != known:
+            raise UserError(f"{path}: says of itself what it is, and differs from what was asked for: "
+                            + "; ".join(known.differences(asked)))  # fmt: skip
+    return known
+
+
+def _initial_head(arch: Architecture, seed: int) -> Weights:
+    weight = np.random.default_rng(seed).normal(0.0, HEAD_STD, (arch.num_classes, arch.dims[3]))
+    return {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(arch.num_classes, np.float32)}
+
+
+def _class_names(source: Source, arch: Architecture, options: Options, path: Path) -> tuple[str, ...]:
+    if options.class_names is not None:
+        if len(options.class_names) != arch.num_classes:
+            raise UserError(f"{path}: has a head of {arch.num_classes} classes, {len(options.class_names)} names were given; "
+                            "a head of another size is replaced with --new-head N")  # fmt: skip
+        return options.class_names
+    if source.record is not None and options.new_head is None:
+        return source.record.class_names
+    return tuple(str(i) for i in range(arch.num_classes))
+
+
+def _preprocessing(source: Source, arch: Architecture, given: Mapping) -> Preprocessing:
+    if source.record is not None:
+        return dataclasses.replace(source.record.preprocessing, **given)
+    if arch.in_channels != 3 and not {"mean", "std"} <= set(given):
+        raise UserError(f"the network takes images of {arch.in_channels} channels: give --mean and --std")
+    usual = {"crop_ratio": 1.0 if arch.image_size >= 384 else 0.9, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return Preprocessing(**usual | dict(given), image_size=arch.image_size, channels=arch.in_channels)

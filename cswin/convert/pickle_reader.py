@@ -1,0 +1,152 @@
+"""Reading PyTorch's pickles without trusting them.
+
+A pickle is a program: it names functions and calls them. Here it can name the handful that describe tensors and plain
+containers, and each of those names stands for a function of this module that only writes down what it is given. Every other
+name is refused when it is read, before anything could be called. Nothing that a file names is imported or executed.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from cswin.errors import UserError
+
+# torch's storage classes -> NumPy's types, little-endian; bfloat16 has none and is read as its 16 bits.
+STORAGE_TYPES = {
+    "DoubleStorage": "f8",
+    "FloatStorage": "f4",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+class _Sealed:
+    """What a pickle must not change: its BUILD instruction is refused."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError(f"the file sets attributes of a {type(self).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType(_Sealed):
+    """A storage class by its NumPy type (a key of no meaning to pickle: it cannot be called)."""
+
+    dtype: str
+
+    __setstate__ = _Sealed.__setstate__
+
+
+@dataclass(frozen=True, slots=True)
+class StorageReference(_Sealed):
+    """A run of `length` numbers in the archive's record `key`."""
+
+    dtype: str
+    key: str
+    length: int
+
+    __setstate__ = _Sealed.__setstate__
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReference(_Sealed):
+    """A tensor as the file describes it, unchecked: a view of a storage, all counted in numbers, not bytes."""
+
+    storage: StorageReference
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    __setstate__ = _Sealed.__setstate__
+
+
+class PlainDict(dict):
+    """Stands for OrderedDict; drops the attributes that state dictionaries carry (`_metadata`)."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        """Ignore the state."""
+
+
+class _Function(_Sealed):
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable):
+        self._call = call
+
+    def __call__(self, *arguments):
+        return self._call(*arguments)
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_) -> TensorReference:
+    """torch._utils._rebuild_tensor_v2; requires_grad, hooks and metadata are of no interest."""
+    return TensorReference(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(tensor, *_) -> TensorReference:
+    """torch._utils._rebuild_parameter: the tensor inside."""
+    if not isinstance(tensor, TensorReference):
+        raise pickle.UnpicklingError("a parameter without a tensor")
+    return tensor
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    names: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): _Function(PlainDict),
+        ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+        ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
+    }
+    return names | {("torch", name): StorageType(dtype) for name, dtype in STORAGE_TYPES.items()}
+
+
+class RefusedName(UserError):
+    """The pickle asks for something that is neither a tensor nor a plain container; the message is its full name."""
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler that knows the allowed names only."""
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file, encoding="utf-8")
+        self._names = _allowed()
+
+    def find_class(self, module: str, name: str):
+        """What stands for a name, never the thing itself."""
+        if (module, name) not in self._names:
+            raise RefusedName(f"{module}.{name}")
+        return self._names[module, name]
+
+    def persistent_load(self, pid):
+        """torch's description of a storage: ("storage", class, record, device, length)."""
+        match pid:
+            case ("storage", StorageType(dtype=dtype), str(key), str(), int(length)):
+                return StorageReference(dtype, key, length)
+        raise pickle.UnpicklingError("a storage is described in an unknown way")
+
+
+def read_pickle(file: IO[bytes]) -> Any:
+    """The content: containers, numbers, strings and `TensorReference`s.
+
+    Raises:
+        RefusedName: if the pickle asks for anything else; nothing was executed.
+        ValueError: if it is not a valid pickle of that kind.
+    """
+    try:
+        return _Reader(file).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way
+        raise ValueError(f"not a readable pickle: {error}") from error

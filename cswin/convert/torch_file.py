@@ -1,0 +1,183 @@
+"""PyTorch's zip format (torch.save since PyTorch 1.6): one pickle, and one uncompressed record per storage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cswin.atomic import atomic_path
+from cswin.convert.pickle_reader import RefusedName, TensorReference, read_pickle
+from cswin.errors import UserError
+
+SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar
+ALIGNMENT = 64  # bytes; PyTorch maps the records into memory
+EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file
+
+
+class TorchFile:
+    """An open file.
+
+    Attributes:
+        content: what was saved, with a `TensorReference` in place of each tensor.
+    """
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile):
+        self.path, self._archive = path, archive
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UserError(f"{path}: is a zip file, but not one of torch.save; check that it is the right file")
+        self._root = pickles[0].removesuffix("data.pkl")
+        byteorder = f"{self._root}byteorder"
+        big = byteorder in archive.namelist() and self._read(byteorder).strip() == b"big"
+        self._order = ">" if big else "<"
+        try:
+            self.content: Any = read_pickle(io.BytesIO(self._read(pickles[0])))
+        except RefusedName as error:
+            raise UserError(f"{path}: asks for {error}, which is neither a tensor nor a plain container: refused, and nothing "
+                            "of the file was executed; save the state dictionary alone in PyTorch, "
+                            'torch.save({"state_dict_ema": …}, file)') from error  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); take another copy") from error
+
+    def _read(self, name: str) -> bytes:
+        """A record; zipfile compares its CRC-32."""
+        info = self._archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:  # could unpack to any size
+            raise UserError(f"{self.path}: {name} is compressed, torch.save does not do that; save it again in PyTorch")
+        try:
+            return self._archive.read(info)
+        except (RuntimeError, EOFError) as error:  # encrypted, or cut short
+            raise zipfile.BadZipFile(str(error)) from error
+
+    def array(self, reference: TensorReference) -> np.ndarray:
+        """The tensor in its own type, bfloat16 as float32; contiguous.
+
+        Raises:
+            UserError: if the description does not fit the file.
+        """
+        try:
+            view = self._view(reference)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.path}: is damaged ({error}); take another copy") from error
+        if reference.storage.dtype == "bfloat16":
+            return (view.astype("u4") << 16).view("f4")
+        return np.ascontiguousarray(view, view.dtype.newbyteorder("="))
+
+    def _view(self, reference: TensorReference) -> np.ndarray:
+        storage, shape, strides = reference.storage, reference.shape, reference.strides
+        dtype = np.dtype("u2" if storage.dtype == "bfloat16" else storage.dtype).newbyteorder(self._order)
+        data = self._read(f"{self._root}data/{storage.key}")
+        count = math.prod(shape)
+        # Strides of 0 could describe an array of any size; no state dictionary has them.
+        if len(shape) != len(strides) or min((reference.offset, *shape, *strides)) < 0 or count > storage.length:
+            raise ValueError("a tensor is larger than its storage")
+        last = reference.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if len(data) != storage.length * dtype.itemsize or (count and last >= storage.length):
+            raise ValueError("a tensor reaches beyond its storage")
+        if count == 0:
+            return np.zeros(shape, dtype)
+        flat = np.frombuffer(data, dtype)[reference.offset :]
+        return np.lib.stride_tricks.as_strided(flat, shape, [s * dtype.itemsize for s in strides], writeable=False)
+
+
+@contextlib.contextmanager
+def open_torch_file(path: str | Path) -> Iterator[TorchFile]:
+    """Open a file of torch.save; its tensors are read when they are asked for.
+
+    Raises:
+        UserError: if the file is missing, damaged, of the old format, or asks for more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; check the path")
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: is damaged or not in PyTorch's zip format (which PyTorch writes since 1.6); take another "
+                        "copy, or load and save it again with a current PyTorch") from error  # fmt: skip
+    with archive:
+        try:
+            yield TorchFile(path, archive)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}: is damaged ({error}); take another copy") from error
+
+
+def write_torch_file(path: str | Path, content: Mapping[str, str | Mapping[str, np.ndarray]]) -> None:
+    """Write what `torch.load(path, weights_only=True)` reads as a dictionary of strings and state dictionaries.
+
+    Args:
+        path: the new file, replaced at once or not at all; equal content gives equal bytes.
+        content: strings, and dictionaries of float32 arrays by name, which become CPU tensors.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    path = Path(path)
+    writer = _PickleWriter()
+    writer.content(content)
+    with atomic_path(path) as temporary, temporary.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        root = path.name.split(".")[0] or "archive"
+        records = {"data.pkl": writer.finish(), "byteorder": b"little"}
+        records |= {f"data/{key}": array.tobytes() for key, array in enumerate(writer.arrays)}
+        for name, data in (records | {"version": b"3\n"}).items():
+            info = zipfile.ZipInfo(f"{root}/{name}", EPOCH)
+            header = file.tell() + 30 + len(info.filename.encode())
+            # An extra field, as PyTorch writes it ("FB"), moves the record to the next multiple.
+            padding = -(header + 4) % ALIGNMENT
+            info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            archive.writestr(info, data)
+
+
+class _PickleWriter:
+    """Pickle instructions (protocol 2) for nested dictionaries of strings and tensors."""
+
+    def __init__(self):
+        self._parts = [pickle.PROTO + b"\x02"]
+        self.arrays: list[np.ndarray] = []
+
+    def finish(self) -> bytes:
+        return b"".join([*self._parts, pickle.STOP])
+
+    def content(self, value) -> None:
+        if isinstance(value, str):
+            data = value.encode()
+            self._parts.append(pickle.BINUNICODE + struct.pack("<I", len(data)) + data)
+        elif isinstance(value, int):
+            self._parts.append(pickle.LONG1 + b"\x08" + struct.pack("<q", value))
+        elif isinstance(value, Mapping):
+            self._parts.append(pickle.EMPTY_DICT + pickle.MARK)
+            for key, item in value.items():
+                self.content(key)
+                self.content(item)
+            self._parts.append(pickle.SETITEMS)
+        elif isinstance(value, tuple):
+            self._parts.append(pickle.MARK)
+            for item in value:
+                self.content(item)
+            self._parts.append(pickle.TUPLE)
+        else:
+            self._tensor(value)
+
+    def _tensor(self, array: np.ndarray) -> None:
+        """torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)."""
+        array = np.ascontiguousarray(array, "<f4")
+        self._parts += [pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK, pickle.MARK]
+        self.content("storage")
+        self._parts.append(pickle.GLOBAL + b"torch\nFloatStorage\n")
+        for item in (str(len(self.arrays)), "cpu", array.size):
+            self.content(item)
+        self._parts += [pickle.TUPLE, pickle.BINPERSID]
+        for item in (0, array.shape, tuple(s // 4 for s in array.strides)):
+            self.content(item)
+        hooks = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
+        self._parts += [pickle.NEWFALSE, hooks, pickle.TUPLE, pickle.REDUCE]
+        self.arrays.append(array)
