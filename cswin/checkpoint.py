@@ -42,7 +42,7 @@ class Preprocessing:
     Attributes:
         image_size: side of the square input, pixels.
         crop_ratio: the image's short side is resized to int(image_size / crop_ratio), then the centre is cropped.
-        mean, std: per channel, of values in [0, 1].
+        mean, std: per channel, of values in [0, 1]; three of them serve for grey images too (see `transforms.Normalise`).
         interpolation: of the resize, `bicubic` or `bilinear`.
         channels: 3 (RGB) or 1 (grey).
     """
@@ -58,7 +58,8 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = tuple(float(v) for v in getattr(self, name))
             object.__setattr__(self, name, values)
-            if len(values) != self.channels or not all(math.isfinite(v) for v in values):
+            fits = len(values) == self.channels or (len(values), self.channels) == (3, 1)
+            if not fits or not all(math.isfinite(v) for v in values):
                 raise UserError(f"preprocessing.{name}: {list(values)} must be {self.channels} finite numbers, one per channel")
         if min(self.std) <= 0:
             raise UserError(f"preprocessing.std: {list(self.std)} must be positive")

@@ -171,6 +171,7 @@ def test_record_must_fit_together():
         Preprocessing(32, 0.9, (0, 0, 0), (1, 0, 1))
     with pytest.raises(UserError, match="one per channel"):
         Preprocessing(32, 0.9, (0,), (1,), channels=3)
+    assert Preprocessing(32, 0.9, (0.1, 0.2, 0.3), (1, 1, 1), channels=1).mean == (0.1, 0.2, 0.3)
 
 
 def test_load_into_sets_every_parameter(example):

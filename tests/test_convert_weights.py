@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from cswin.checkpoint import CheckpointRecord, load_checkpoint, load_into, save_checkpoint
+from cswin.checkpoint import load_checkpoint, load_into
 from cswin.commands import convert_weights as command
 from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
 from cswin.convert.convert import Options, convert_weights
@@ -388,16 +388,14 @@ def test_command(tmp_path, capsys):
         command.run(parser.parse_args([files[0], str(tmp_path / "a.onnx")]))
 
 
-def test_grey_images_need_their_own_mean(tmp_path):
-    arch = VARIANTS["cswin_32_1121_digits_32"].replace(in_channels=1)
-    arrays = {k: np.zeros(s, np.float32) for k, s in parameter_shapes(arch).items()}
+def test_channels_other_than_an_images_need_their_own_mean(tmp_path):
+    """Such as two bands of a satellite."""
     from safetensors.numpy import save_file
 
-    save_file(arrays, tmp_path / "grey.safetensors")
-    with pytest.raises(UserError, match="1 channels: give --mean"):
-        convert_weights(tmp_path / "grey.safetensors", tmp_path / "a.safetensors")
-    given = {"mean": (0.1,), "std": (0.3,)}
-    written = convert_weights(tmp_path / "grey.safetensors", tmp_path / "a.safetensors", Options(preprocessing=given))
-    assert isinstance(written.record, CheckpointRecord) and written.record.preprocessing.channels == 1
-    assert written.record.architecture == arch
-    save_checkpoint(tmp_path / "again.safetensors", written)
+    arch = VARIANTS["cswin_32_1121_digits_32"].replace(in_channels=2)
+    save_file({k: np.zeros(s, np.float32) for k, s in parameter_shapes(arch).items()}, tmp_path / "bands.safetensors")
+    with pytest.raises(UserError, match="2 channels: give --mean"):
+        convert_weights(tmp_path / "bands.safetensors", tmp_path / "a.safetensors")
+    given = {"mean": (0.1, 0.2), "std": (0.3, 0.4)}
+    written = convert_weights(tmp_path / "bands.safetensors", tmp_path / "a.safetensors", Options(preprocessing=given))
+    assert written.record.preprocessing.channels == 2 and written.record.architecture == arch

@@ -16,6 +16,7 @@ from cswin.convert import torch_file
 from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
 from cswin.convert.pickle_reader import TensorReference
 from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
+from cswin.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.provenance import git_commit, versions
@@ -23,7 +24,6 @@ from cswin.provenance import git_commit, versions
 Weights = dict[str, np.ndarray]
 RAW, EMA = "state_dict", "state_dict_ema"
 WHICH = ("auto", "ema", "raw", "both")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD_STD = 0.02  # the authors' initialisation of linear layers
 MODULE = "module."  # what PyTorch's data parallel wrapper puts before every name
 
@@ -215,7 +215,7 @@ def _class_names(source: Source, arch: Architecture, options: Options, path: Pat
 def _preprocessing(source: Source, arch: Architecture, given: Mapping) -> Preprocessing:
     if source.record is not None:
         return dataclasses.replace(source.record.preprocessing, **given)
-    if arch.in_channels != 3 and not {"mean", "std"} <= set(given):
+    if arch.in_channels not in (1, 3) and not {"mean", "std"} <= set(given):
         raise UserError(f"the network takes images of {arch.in_channels} channels: give --mean and --std")
     usual = {"crop_ratio": 1.0 if arch.image_size >= 384 else 0.9, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return Preprocessing(**usual | dict(given), image_size=arch.image_size, channels=arch.in_channels)

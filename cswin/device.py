@@ -1,0 +1,30 @@
+"""Which device computes."""
+
+from __future__ import annotations
+
+import argparse
+
+from cswin.errors import UserError
+
+TARGETS = ("CPU", "Ascend")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--device-target` and `--device-id`, for `select_device`."""
+    parser.add_argument("--device-target", choices=TARGETS, default="CPU", help="what computes (default: CPU)")
+    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="which of several NPUs (default: 0)")
+
+
+def select_device(target: str = "CPU", device_id: int = 0) -> None:
+    """Make MindSpore compute there; to be called before anything else is computed.
+
+    Raises:
+        UserError: if this process cannot have the device, with MindSpore's reason.
+    """
+    import mindspore as ms
+
+    try:
+        ms.set_device(target, device_id if target != "CPU" else 0)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device {target} {device_id} cannot be used: {reason}") from error
