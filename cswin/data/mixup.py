@@ -1,0 +1,212 @@
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) as timm defines them, as a plan and its application.
+
+Samples are mixed within groups of fixed size, each group with its own reverse. The plan is drawn per group of the *global*
+batch; `local_rows` deals the pairs of partners out to micro-batches. So a batch is the same however it is split over devices
+and accumulation steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cswin.errors import UserError
+
+MODES = ("batch", "pair", "elem")
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """How each sample is mixed with its partner; arrays of one length.
+
+    lam (float64): the sample's own share; 1 leaves it as it is. For cutmix the share of the area outside of the clipped box.
+    box (n, 4) int32: top, bottom, left, right (exclusive) of the part that comes from the partner; zeros without cutmix.
+    is_cutmix (bool): whether the box, rather than the blend, is used.
+    """
+
+    lam: np.ndarray
+    box: np.ndarray
+    is_cutmix: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lam)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> MixPlan:
+        """The plan of the samples at `indices`, in that order."""
+        return MixPlan(self.lam[indices], self.box[indices], self.is_cutmix[indices])
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any sample is changed."""
+        return bool((self.lam != 1).any())
+
+    @staticmethod
+    def identity(size: int) -> MixPlan:
+        """A plan that mixes nothing."""
+        return MixPlan(np.ones(size), np.zeros((size, 4), np.int32), np.zeros(size, bool))
+
+    @staticmethod
+    def concatenate(plans: Sequence[MixPlan]) -> MixPlan:
+        """The plan of a global batch from those of its groups, in their order."""
+        return MixPlan(*(np.concatenate([getattr(plan, name) for plan in plans]) for name in ("lam", "box", "is_cutmix")))
+
+
+def plan_mixup(
+    rng: np.random.Generator,
+    group: int,
+    image_size: tuple[int, int],
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    prob: float,
+    switch_prob: float,
+    mode: str,
+) -> MixPlan:
+    """Draws how a group of `group` samples is mixed; the partner of sample i is sample group - 1 - i.
+
+    lam ~ Beta(alpha, alpha). Where both alphas are positive, cutmix is taken with `switch_prob`; an alpha of 0 turns its method
+    off. With probability 1 - `prob` nothing is mixed. One draw serves the group (`batch`), a pair of partners (`pair`) or a
+    sample (`elem`). `image_size` is (height, width) in pixels.
+
+    Raises UserError for an odd group that could be mixed, an unknown mode, or numbers out of range.
+    """
+    if mode not in MODES:
+        raise UserError(f"mixup_mode is {mode!r}: choose one of {', '.join(MODES)}")
+    for name, value in (("mixup_prob", prob), ("switch_prob", switch_prob)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}: give a probability from 0 to 1")
+    for name, value in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)):
+        if value < 0:
+            raise UserError(f"{name} is {value}: give the alpha of its Beta distribution, or 0 to turn it off")
+    if prob == 0 or (mixup_alpha == 0 and cutmix_alpha == 0):
+        return MixPlan.identity(group)
+    _require_even(group)
+
+    draws = {"batch": 1, "pair": group // 2, "elem": group}[mode]
+    plan = _draw(rng, draws, image_size, mixup_alpha, cutmix_alpha, prob, switch_prob)
+    if mode == "batch":
+        return plan.rows(np.zeros(group, np.intp))
+    if mode == "pair":
+        first = np.arange(draws)
+        return plan.rows(np.concatenate([first, first[::-1]]))
+    return plan
+
+
+def _draw(
+    rng: np.random.Generator,
+    count: int,
+    image_size: tuple[int, int],
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    prob: float,
+    switch_prob: float,
+) -> MixPlan:
+    both = mixup_alpha > 0 and cutmix_alpha > 0
+    is_cutmix = rng.random(count) < switch_prob if both else np.full(count, cutmix_alpha > 0)
+    # Beta is undefined at 0: the method that is off borrows the other's alpha for numbers that nobody reads.
+    blend = rng.beta(mixup_alpha or cutmix_alpha, mixup_alpha or cutmix_alpha, count)
+    cut = rng.beta(cutmix_alpha or mixup_alpha, cutmix_alpha or mixup_alpha, count)
+    boxes = _boxes(rng, cut, image_size)
+
+    is_mixed = rng.random(count) < prob
+    is_cutmix &= is_mixed
+    boxes[~is_cutmix] = 0
+    outside = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (image_size[0] * image_size[1])
+    lam = np.where(is_cutmix, outside, np.where(is_mixed, blend, 1.0))
+    return MixPlan(lam, boxes, is_cutmix)
+
+
+def _boxes(rng: np.random.Generator, lam: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4) of share 1 - lam and the image's aspect ratio about a uniform centre, clipped at the image's border."""
+    edges = []
+    for length in image_size:
+        half = (length * np.sqrt(1 - lam)).astype(np.int32) // 2
+        centre = rng.integers(0, length, size=len(lam), dtype=np.int32)
+        edges += [np.maximum(centre - half, 0), np.minimum(centre + half, length)]
+    return np.stack(edges, axis=1).astype(np.int32)
+
+
+def local_rows(global_batch: int, group: int, parts: int, *, mixed: bool = True) -> np.ndarray:
+    """Which positions of the global batch each of `parts` equal micro-batches holds: (parts, global_batch / parts) int64.
+
+    Groups are consecutive runs of `group` positions. The pairs of partners are dealt out in order, and a micro-batch lists the
+    first partners of its pairs and then the second ones backwards: reversing a micro-batch therefore always meets the partner,
+    whether it holds part of a group, one group (then in its natural order) or several.
+
+    With `mixed=False` (nothing is mixed, partners do not matter) the rows are consecutive and any sizes that divide will do.
+    """
+    if min(global_batch, group, parts) < 1:
+        raise UserError(f"global_batch {global_batch}, mixup_group {group} and {parts} micro-batches must all be 1 or more")
+    if global_batch % parts:
+        raise UserError(f"a global_batch of {global_batch} cannot be split into {parts} equal micro-batches")
+    size = global_batch // parts
+    if not mixed:
+        return np.arange(global_batch).reshape(parts, size)
+    _require_even(group)
+    if global_batch % group:
+        raise UserError(
+            f"global_batch {global_batch} is not a multiple of mixup_group {group}: choose a mixup_group that divides it"
+        )
+    if size % 2:
+        raise UserError(
+            f"a micro-batch of {size} cannot hold whole pairs: choose an even batch_size, or turn mixup and cutmix off"
+        )
+    starts = np.arange(0, global_batch, group)[:, None]
+    first = (starts + np.arange(group // 2)).reshape(parts, size // 2)
+    second = (starts + group - 1 - np.arange(group // 2)).reshape(parts, size // 2)
+    return np.concatenate([first, second[:, ::-1]], axis=1)
+
+
+def _require_even(group: int) -> None:
+    if group % 2:
+        raise UserError(f"mixup_group is {group}: mixing pairs each sample with another, so it must be even")
+
+
+def one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:
+    """Targets (B, num_classes) float32: smoothing / num_classes everywhere, plus 1 - smoothing at the label."""
+    labels = np.asarray(labels)
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise UserError(f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes (from 0)")
+    off = smoothing / num_classes
+    targets = np.full((len(labels), num_classes), off, dtype=np.float32)
+    targets[np.arange(len(labels)), labels] = 1.0 - smoothing + off
+    return targets
+
+
+def apply_mixup(
+    images: np.ndarray, labels: np.ndarray, plan: MixPlan, num_classes: int, smoothing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 **in place**, labels (B,) integers, plan of B rows.
+
+    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; its target is
+    lam * y_j + (1 - lam) * y_{B-1-j} with smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
+
+    Raises UserError where lengths differ or where the middle sample of an odd batch is to be mixed.
+    """
+    size = len(images)
+    if not size == len(labels) == len(plan):
+        raise UserError(f"{size} images, {len(labels)} labels and a plan of {len(plan)} rows do not belong together")
+    targets = one_hot(labels, num_classes, smoothing)
+    if not plan.mixes:
+        return images, targets
+    if size % 2:
+        raise UserError(f"a batch of {size} cannot be mixed: choose an even batch_size, or turn mixup and cutmix off")
+    for j in range(size // 2):
+        k = size - 1 - j
+        original = images[j].copy()
+        _mix(images[j], images[k], plan, j)
+        _mix(images[k], original, plan, k)
+    own = plan.lam.astype(np.float32)[:, None]
+    other = (1 - plan.lam).astype(np.float32)[:, None]
+    return images, targets * own + targets[::-1] * other
+
+
+def _mix(image: np.ndarray, partner: np.ndarray, plan: MixPlan, row: int) -> None:
+    if plan.is_cutmix[row]:
+        top, bottom, left, right = plan.box[row]
+        image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    elif plan.lam[row] != 1:
+        image *= np.float32(plan.lam[row])
+        image += partner * np.float32(1 - plan.lam[row])
