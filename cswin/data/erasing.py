@@ -1,0 +1,98 @@
+"""Random erasing (Zhong et al., arXiv 1708.04896) as timm defines it: after normalisation, normal noise as the fill."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from cswin.errors import UserError
+
+MODES = ("pixel", "const", "rand")
+_TRIES = 10
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class RandomErasing:
+    """Erases boxes of a normalised image.
+
+    With probability `prob` an image gets 1 to `count` boxes (uniform). The area of each is a uniform share, `min_area` to
+    `max_area`, of the image's, divided by the number of boxes; its aspect ratio (height / width) is log-uniform between
+    `min_aspect` and its inverse. A box that does not fit is drawn again, up to ten times, and then left out.
+
+    Fill, by `mode`: `pixel` standard normal noise for each value, `rand` one standard normal colour for each box, `const` zero,
+    which is the mean colour.
+    """
+
+    def __init__(
+        self,
+        prob: float,
+        mode: str = "pixel",
+        count: int = 1,
+        *,
+        min_area: float = 0.02,
+        max_area: float = 1 / 3,
+        min_aspect: float = 0.3,
+    ) -> None:
+        if mode not in MODES:
+            raise UserError(f"erase_mode is {mode!r}: choose one of {', '.join(MODES)}")
+        if not 0 <= prob <= 1:
+            raise UserError(f"erase_prob is {prob}: give a probability from 0 to 1")
+        if count < 1:
+            raise UserError(f"erase_count is {count}: give 1 or more; for no erasing set erase_prob to 0")
+        if not 0 < min_area <= max_area <= 1 or not 0 < min_aspect <= 1:
+            raise UserError(
+                f"erasing wants 0 < min_area <= max_area <= 1 and 0 < min_aspect <= 1, not {min_area}, {max_area}, {min_aspect}"
+            )
+        self.prob, self.mode, self.count = prob, mode, count
+        self.min_area, self.max_area = min_area, max_area
+        self.log_aspect = math.log(1 / min_aspect)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> list[Box]:
+        """The boxes for an image of `height` x `width` pixels; an empty list leaves it as it is."""
+        if rng.random() >= self.prob:
+            return []
+        count = int(rng.integers(1, self.count + 1)) if self.count > 1 else 1
+        boxes = (self._draw_box(rng, height, width, height * width / count) for _ in range(count))
+        return [box for box in boxes if box is not None]
+
+    def _draw_box(self, rng: np.random.Generator, height: int, width: int, area: float) -> Box | None:
+        for _ in range(_TRIES):
+            box_area = rng.uniform(self.min_area, self.max_area) * area
+            aspect = math.exp(rng.uniform(-self.log_aspect, self.log_aspect))
+            box_height = round(math.sqrt(box_area * aspect))
+            box_width = round(math.sqrt(box_area / aspect))
+            if box_height < height and box_width < width:
+                top = int(rng.integers(0, height - box_height, endpoint=True))
+                left = int(rng.integers(0, width - box_width, endpoint=True))
+                return Box(top, left, box_height, box_width)
+        return None
+
+    def apply(self, image: np.ndarray, boxes: list[Box], rng: np.random.Generator) -> np.ndarray:
+        """Fills `boxes` of `image` (C, H, W) float32 in place, later boxes over earlier ones, and returns it."""
+        channels = image.shape[0]
+        for top, left, height, width in boxes:
+            if self.mode == "pixel":
+                fill = rng.standard_normal((channels, height, width), dtype=np.float32)
+            elif self.mode == "rand":
+                fill = rng.standard_normal((channels, 1, 1), dtype=np.float32)
+            else:
+                fill = np.float32(0)
+            image[:, top : top + height, left : left + width] = fill
+        return image
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draws and fills; `image` (C, H, W) float32 is changed in place and returned."""
+        return self.apply(image, self.draw(rng, *image.shape[1:]), rng)
+
+    def __str__(self) -> str:
+        return f"erase up to {self.count} box(es) with {self.mode} fill at probability {self.prob:g}"
