@@ -1,0 +1,249 @@
+"""RandAugment: each operation equals timm's golden images, each draw follows its distribution, the syntax is timm's."""
+
+import json
+import math
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from cswin.data.randaugment import INCREASING, OPERATIONS, PLAIN, Operation, RandAugment
+from cswin.errors import UserError
+
+MEAN_FILL = (124, 116, 104)
+RECIPE = "rand-m9-mstd0.5-inc1"
+DRAWS = 20_000
+
+
+def parse(text, interpolation="bicubic", fill=MEAN_FILL):
+    return RandAugment.parse(text, mean_fill=fill, interpolation=interpolation)
+
+
+def drawn(text, count=DRAWS, seed=0, **options):
+    augment, rng = parse(text, **options), np.random.default_rng(seed)
+    return [augment.draw(rng) for _ in range(count)]
+
+
+def load_golden():
+    with np.load(Path(__file__).parent / "data" / "randaugment_ops.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays, json.loads(str(arrays["cases"]))
+
+
+@pytest.mark.parametrize("name", INCREASING)
+def test_operation_equals_golden(name):
+    arrays, cases = load_golden()
+    augment = parse(RECIPE)
+    image = Image.fromarray(arrays["image"])
+    cases = [case for case in cases if case["op"] == name]
+    assert len(cases) == 12
+    for case in cases:
+        argument = OPERATIONS[name].argument(case["magnitude"], case["sign"])
+        np.testing.assert_allclose(argument, case["args"], rtol=1e-15)
+        if case["result"] is not None:
+            operation = Operation(name, case["magnitude"], argument, augment.filters[0])
+            np.testing.assert_array_equal(
+                np.asarray(augment.apply(image, [operation])), arrays[case["result"]], err_msg=str(case)
+            )
+
+
+def test_posterize_keeps_one_bit_at_full_magnitude():
+    """Pillow refuses 0 bits; the golden file has no result there."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([pixels] * 3, axis=2))
+    assert OPERATIONS["PosterizeIncreasing"].argument(10.0, 1) == (0,)
+    for name, magnitude in (("PosterizeIncreasing", 10.0), ("Posterize", 0.0)):
+        argument = OPERATIONS[name].argument(magnitude, 1)
+        result = np.asarray(parse(RECIPE).apply(image, [Operation(name, magnitude, argument)]))
+        np.testing.assert_array_equal(result[..., 0], pixels & 0x80)
+
+
+@pytest.mark.parametrize(
+    ("name", "magnitude", "expected"),
+    [
+        ("Posterize", 4.0, (1,)),
+        ("Posterize", 10.0, (4,)),
+        ("Solarize", 0.0, (0,)),
+        ("Solarize", 9.0, (230,)),
+        ("Color", 0.0, (0.1,)),
+        ("Contrast", 5.0, (1.0,)),
+        ("Brightness", 10.0, (1.9,)),
+        ("Sharpness", 9.0, (1.72,)),
+    ],
+)
+def test_arguments_of_the_plain_operations(name, magnitude, expected):
+    for sign in (1, -1):
+        assert OPERATIONS[name].argument(magnitude, sign) == pytest.approx(expected)
+
+
+def test_operations_beyond_full_magnitude():
+    """mmax above 10 stretches every range; the enhancements stop at 0.1, posterize at 1 bit."""
+    assert OPERATIONS["ColorIncreasing"].argument(15.0, -1) == (0.1,)
+    assert OPERATIONS["Rotate"].argument(20.0, -1) == (-60.0,)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    augment = parse(RECIPE)
+    for name in {*INCREASING, *PLAIN}:
+        operation = Operation(name, 20.0, OPERATIONS[name].argument(20.0, 1), augment.filters[0])
+        assert augment.apply(image, [operation]).size == (8, 8)
+
+
+def test_operations_are_drawn_evenly_and_by_halves():
+    counts = Counter(operation.name for operations in drawn(RECIPE) for operation in operations)
+    assert set(counts) == set(INCREASING)
+    assert len(INCREASING) == 15
+    assert stats.chisquare([counts[name] for name in INCREASING]).pvalue > 1e-3
+    lengths = np.bincount([len(operations) for operations in drawn(RECIPE, seed=1)], minlength=3)
+    assert stats.chisquare(lengths, stats.binom(2, 0.5).pmf(range(3)) * DRAWS).pvalue > 1e-3
+
+
+def test_operations_are_drawn_with_replacement():
+    pairs = [operations for operations in drawn("rand-m9-p1-inc1") if len(operations) == 2]
+    assert len(pairs) == DRAWS
+    same = sum(first.name == second.name for first, second in pairs)
+    assert stats.binomtest(same, DRAWS, 1 / 15).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("text", "layers", "prob"), [("rand-n3-p0.2", 3, 0.2), ("rand-n1-p1", 1, 1.0), ("rand-p0", 2, 0.0)])
+def test_number_and_probability(text, layers, prob):
+    lengths = [len(operations) for operations in drawn(text)]
+    assert max(lengths) <= layers
+    assert np.mean(lengths) == pytest.approx(layers * prob, abs=4 * math.sqrt(layers * prob * (1 - prob) / DRAWS) + 1e-12)
+
+
+def magnitudes(text, **options):
+    return np.array([operation.magnitude for operations in drawn(text, **options) for operation in operations])
+
+
+def test_magnitude_is_a_clipped_normal():
+    values = magnitudes("rand-m9-mstd0.5-inc1-p1")
+    normal = stats.norm(9, 0.5)
+    assert stats.binomtest(int((values == 10).sum()), len(values), normal.sf(10)).pvalue > 1e-3
+    inside = values[(values > 0) & (values < 10)]
+    assert len(inside) + (values == 10).sum() == len(values)
+    assert stats.kstest(inside, lambda x: normal.cdf(x) / normal.cdf(10)).pvalue > 1e-3
+
+
+def test_magnitude_is_clipped_at_both_ends():
+    values = magnitudes("rand-m1-mstd2-mmax2-p1")
+    normal = stats.norm(1, 2)
+    assert stats.binomtest(int((values == 0).sum()), len(values), normal.cdf(0)).pvalue > 1e-3
+    assert stats.binomtest(int((values == 2).sum()), len(values), normal.sf(2)).pvalue > 1e-3
+    assert (values.min(), values.max()) == (0, 2)
+
+
+def test_magnitude_is_uniform_for_a_large_deviation():
+    values = magnitudes("rand-m8-mstd101-p1")
+    assert stats.kstest(values, stats.uniform(0, 8).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("rand-m7", 7.0), ("rand", 10.0), ("rand-m12", 10.0), ("rand-m12-mmax20", 12.0)]
+)
+def test_magnitude_without_noise(text, expected):
+    assert set(magnitudes(text, count=500)) == {expected}
+
+
+def test_signs_are_fair_and_arguments_follow():
+    operations = [operation for operations in drawn("rand-m9-mstd0.5-inc1-p1") for operation in operations]
+    for name in INCREASING:
+        arguments = [(operation.magnitude, *operation.argument) for operation in operations if operation.name == name]
+        if name in ("AutoContrast", "Equalize", "Invert"):
+            assert {len(argument) for argument in arguments} == {1}
+            continue
+        magnitude, argument = np.array(arguments).T
+        if name in ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"):
+            full, start, direction = {
+                "PosterizeIncreasing": (4, 4, -1),
+                "SolarizeIncreasing": (256, 256, -1),
+                "SolarizeAdd": (110, 0, 1),
+            }[name]
+            np.testing.assert_array_equal(argument, start + direction * np.floor(magnitude / 10 * full))
+            continue
+        centre = 1.0 if "Increasing" in name else 0.0
+        full = 0.9 if centre else {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3}.get(name, 0.45)
+        np.testing.assert_allclose(np.abs(argument - centre), magnitude / 10 * full, atol=1e-12)
+        assert stats.binomtest(int((argument > centre).sum()), len(argument), 0.5).pvalue > 1e-3
+
+
+def test_filters():
+    def filters(interpolation):
+        operations = [operation for operations in drawn(RECIPE, interpolation=interpolation) for operation in operations]
+        plain = {operation.resample for operation in operations if not OPERATIONS[operation.name].geometric}
+        assert plain == {None}
+        return Counter(operation.resample for operation in operations if OPERATIONS[operation.name].geometric)
+
+    assert set(filters("bicubic")) == {Image.Resampling.BICUBIC}
+    assert set(filters("bilinear")) == {Image.Resampling.BILINEAR}
+    either = filters("random")
+    assert set(either) == {Image.Resampling.BICUBIC, Image.Resampling.BILINEAR}
+    assert stats.binomtest(either[Image.Resampling.BICUBIC], either.total(), 0.5).pvalue > 1e-3
+
+
+def test_inc_chooses_the_operations():
+    assert parse("rand-m9-inc1").operations == INCREASING
+    assert parse("rand-m9-inc0").operations == parse("rand-m9").operations == PLAIN
+    assert set(INCREASING) - set(PLAIN) == {
+        "PosterizeIncreasing", "SolarizeIncreasing", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing",
+        "SharpnessIncreasing",
+    }  # fmt: skip
+    assert set(PLAIN) <= set(OPERATIONS)
+
+
+def test_greyscale_equals_the_colour_result_of_a_grey_image():
+    """Except for Color, which leaves grey as it is in both."""
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8))
+    colour = Image.merge("RGB", [grey] * 3)
+    one, three = parse(RECIPE, fill=(100,)), parse(RECIPE, fill=(100, 100, 100))
+    for name in INCREASING:
+        operation = Operation(name, 6.0, OPERATIONS[name].argument(6.0, -1), one.filters[0])
+        result = one.apply(grey, [operation])
+        assert result.mode == "L"
+        np.testing.assert_array_equal(np.asarray(result), np.asarray(three.apply(colour, [operation]))[..., 0], err_msg=name)
+
+
+def test_same_numbers_same_image_after_pickling():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    augment = parse("rand-m9-mstd0.5-inc1-p1-n4")
+    again = pickle.loads(pickle.dumps(augment))
+    before = image.tobytes()
+    for seed in range(20):
+        first, second = augment(image, np.random.default_rng(seed)), again(image, np.random.default_rng(seed))
+        assert first.tobytes() == second.tobytes()
+        assert first.mode == "RGB"
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("augmix-m3", "does not start with rand"),
+        ("rand-m9.5", "m wants a whole number, not '9.5'"),
+        ("rand-m", "m wants a whole number"),
+        ("rand-mstdinf", "'mstdinf' is not known"),
+        ("rand-mstd0.5.5", "mstd wants a number"),
+        ("rand-n0", "n wants a whole number from 1"),
+        ("rand-mmax0", "mmax wants a whole number from 1"),
+        ("rand-p1.5", "p wants a probability"),
+        ("rand-inc2", "inc wants 0 or 1"),
+        ("rand-x3", "'x3' is not known"),
+        ("rand-m9-", "'' is not known"),
+        ("rand-M9", "'M9' is not known"),
+        ("rand-m9-m8", "m is given twice"),
+        ("rand-m9-w0", "weighted sets"),
+        ("rand-m9-tweights", "weighted sets"),
+    ],
+)
+def test_malformed_strings_are_refused(text, problem):
+    with pytest.raises(UserError) as error:
+        parse(text)
+    assert repr(text) in str(error.value)
+    assert problem in str(error.value)
+
+
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(UserError, match="'lanczos'.*bilinear, bicubic, random"):
+        parse(RECIPE, interpolation="lanczos")
