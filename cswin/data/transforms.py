@@ -1,0 +1,292 @@
+"""From the bytes of an image file to a network's input, for training and for evaluation.
+
+Decode, crop, flip, augment, normalise, erase. Everything up to normalisation happens on 8-bit Pillow images. No orientation is
+read from EXIF, as in every published ImageNet figure.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cswin.data.erasing import RandomErasing
+from cswin.data.randaugment import FILTERS, RandAugment
+from cswin.errors import BadImage, UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's conversion from RGB to L
+_TRIES = 10
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as the crop still has this many times the pixels of the result on each side.
+# At 2 a photograph differs from the full decode by about 1 of 255 levels on average (tests/test_transforms.py bounds it); at 1
+# by 2 to 4, and edges by 20 and more.
+_DCT_RESERVE = 2
+_DCT_SCALES = (8, 4, 2)
+
+
+class CropBox(NamedTuple):
+    """A rectangle in pixels of the original image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@contextmanager
+def _bad_image_for_pillow_errors(data: bytes) -> Iterator[None]:
+    """Pillow's plugins raise many kinds of exceptions on broken files; all of them mean the same to us."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+        raise BadImage(f"image of {len(data)} bytes does not decode: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"image of {len(data)} bytes is refused: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header alone; pixels are decoded by `_load`."""
+    if not data:
+        raise BadImage("image is empty (0 bytes)")
+    with _bad_image_for_pillow_errors(data):
+        return Image.open(io.BytesIO(data))
+
+
+def _load(image: Image.Image, data: bytes, mode: str) -> Image.Image:
+    """Decodes and converts to `mode`, RGB or L."""
+    with _bad_image_for_pillow_errors(data):
+        image.load()
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion would clip at 255.
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise BadImage(
+                f"image has 32 bits per value (mode {image.mode}) and so no defined white: store it with 8 or 16 bits"
+            )
+        elif image.mode in ("P", "PA", "LA", "RGBA"):
+            # Over RGBA, because that is how Pillow reads a palette with transparency; the colours under it are kept.
+            image = image.convert("RGBA").convert("RGB")
+        elif mode == "L" and image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        return image if image.mode == mode else image.convert(mode)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decodes an image file to RGB: JPEG (also CMYK and greyscale), PNG (also palette and 16 bit), and what else Pillow reads.
+
+    Transparency is dropped. Raises BadImage, with the reason, for a file that is empty, cut off, broken or no image.
+    """
+    return _load(_open(data), data, "RGB")
+
+
+class RandomResizedCrop:
+    """The random resized crop of torchvision: a crop of random area and aspect ratio, resized to a square.
+
+    The area is a uniform share of the image's between the two of `scale`, the aspect ratio (width / height) log-uniform between
+    the two of `ratio`, the place uniform. A crop that does not fit is drawn again; after ten tries the largest central crop
+    whose aspect ratio is allowed is taken.
+    """
+
+    def __init__(self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> None:
+        for name, (low, high), limit in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
+            if not 0 < low <= high <= limit:
+                raise UserError(
+                    f"{name} is [{low}, {high}]: give two numbers, 0 < from <= to" + (" <= 1" if limit == 1 else "")
+                )
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.log_ratio = tuple(math.log(value) for value in ratio)
+
+    def draw(self, rng: np.random.Generator, width: int, height: int) -> CropBox:
+        """The crop of an image of `width` x `height` pixels."""
+        for _ in range(_TRIES):
+            area = rng.uniform(*self.scale) * width * height
+            aspect = math.exp(rng.uniform(*self.log_ratio))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(rng.integers(0, height - crop_height, endpoint=True))
+                left = int(rng.integers(0, width - crop_width, endpoint=True))
+                return CropBox(left, top, crop_width, crop_height)
+        return self.central(width, height)
+
+    def central(self, width: int, height: int) -> CropBox:
+        """The largest central crop with an allowed aspect ratio."""
+        low, high = self.ratio
+        crop_width, crop_height = width, height
+        if width / height < low:
+            crop_height = round(width / low)
+        elif width / height > high:
+            crop_width = round(height * high)
+        return CropBox((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
+
+    def __str__(self) -> str:
+        return "crop {:g} to {:g} of the area at aspect ratio {:.4g} to {:.4g}".format(*self.scale, *self.ratio)
+
+
+def dct_scale(box: CropBox, size: int) -> int:
+    """By how much a JPEG may be shrunk while decoding (1, 2, 4 or 8) so that `box` still has pixels to spare for `size`."""
+    return next((s for s in _DCT_SCALES if min(box.width, box.height) >= _DCT_RESERVE * s * size), 1)
+
+
+def crop_and_resize(image: Image.Image, box: CropBox, size: int, resample: Image.Resampling, shrunk: int = 1) -> Image.Image:
+    """The part `box` (pixels of the original) as `size` x `size`, of an image that was decoded at 1/`shrunk`."""
+    left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
+    if shrunk > 1:
+        return image.resize((size, size), resample, box=(left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
+    # Not resize(box=...): that would let the filter see beyond the crop, which torchvision's does not.
+    return image.crop((left, top, right, bottom)).resize((size, size), resample)
+
+
+class Normalise:
+    """(value / 255 - mean) / std, as one multiplication and one addition on the transposed 8-bit image.
+
+    `mean` and `std` have one value for each channel, in the unit 0 to 1. Three values serve for greyscale too: weighted as
+    Pillow weights red, green and blue (exact for the mean; for the deviation where the three vary together).
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        mean, std = (_per_channel(name, values, channels) for name, values in (("mean", mean), ("std", std)))
+        if std.min() <= 0:
+            raise UserError(f"std is {std.tolist()}: every value must be above 0")
+        self.fill = tuple(min(255, round(255 * value)) for value in mean.tolist())
+        self.factor = (1 / (255 * std)).astype(np.float32)[:, None, None]
+        self.offset = (-mean / std).astype(np.float32)[:, None, None]
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """(C, H, W) float32, contiguous, of an RGB or L image."""
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        result = np.empty(pixels.shape, np.float32)
+        np.multiply(pixels, self.factor, out=result)
+        result += self.offset
+        return result
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> np.ndarray:
+    if len(values) == 3 and channels == 1:
+        values = [float(np.dot(LUMA, values))]
+    if len(values) != channels:
+        raise UserError(f"{name} has {len(values)} values for {channels} channels: give {channels}")
+    return np.array(values, dtype=np.float64)
+
+
+def _mode(channels: int) -> str:
+    if channels not in (1, 3):
+        raise UserError(f"in_channels is {channels}: images have 1 (greyscale) or 3 (RGB)")
+    return "L" if channels == 1 else "RGB"
+
+
+def _filter(interpolation: str) -> Image.Resampling:
+    if interpolation not in FILTERS:
+        raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}")
+    return FILTERS[interpolation]
+
+
+class TrainTransform:
+    """The training pipeline: random resized crop, horizontal flip, RandAugment, normalisation, random erasing.
+
+    `size` is the side of the result in pixels, `channels` 3 (RGB) or 1 (greyscale, converted before the crop). `rand_augment`
+    is a string in timm's syntax, or None. Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        channels: int = 3,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        hflip: float = 0.5,
+        rand_augment: str | None = None,
+        erase_prob: float = 0.0,
+        erase_mode: str = "pixel",
+        erase_count: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if not 0 <= hflip <= 1:
+            raise UserError(f"hflip is {hflip}: give a probability from 0 to 1")
+        self.size, self.mode, self.resample, self.hflip = size, _mode(channels), _filter(interpolation), hflip
+        self.crop = RandomResizedCrop(scale, ratio)
+        self.normalise = Normalise(mean, std, channels)
+        self.augment = None
+        if rand_augment:
+            self.augment = RandAugment.parse(rand_augment, mean_fill=self.normalise.fill, interpolation=interpolation)
+        self.erase = RandomErasing(erase_prob, erase_mode, erase_count)
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+        """The file `data`, augmented by the numbers of `rng`: (channels, size, size) float32. Raises BadImage."""
+        image = self.flip(self.decode_crop(data, rng), rng)
+        if self.augment is not None:
+            image = self.augment(image, rng)
+        return self.erase(self.normalise(image), rng)
+
+    def decode_crop(self, data: bytes, rng: np.random.Generator) -> Image.Image:
+        """The drawn crop, `size` x `size`; the crop is drawn from the header, so that no more than it needs is decoded."""
+        image = _open(data)
+        box = self.crop.draw(rng, *image.size)
+        shrunk = dct_scale(box, self.size) if image.format == "JPEG" else 1
+        if shrunk > 1:
+            image.draft(None, (image.width // shrunk, image.height // shrunk))
+        return crop_and_resize(_load(image, data, self.mode), box, self.size, self.resample, shrunk)
+
+    def flip(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The image, or with probability `hflip` its mirror image."""
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.hflip else image
+
+    def __str__(self) -> str:
+        steps = [str(self.crop), f"resize to {self.size} x {self.size}", f"flip at probability {self.hflip:g}"]
+        steps += [str(self.augment)] if self.augment else []
+        return "; ".join([*steps, "normalise", str(self.erase)])
+
+
+class EvalTransform:
+    """The evaluation pipeline: shorter side to int(size / crop_ratio), centre crop, normalisation.
+
+    Rounding is that of torchvision's Resize and CenterCrop; the file is always decoded in full, so that figures compare.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        crop_ratio: float = 0.9,
+        channels: int = 3,
+        interpolation: str = "bicubic",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if not 0 < crop_ratio <= 1:
+            raise UserError(f"crop_ratio is {crop_ratio}: give the share of the shorter side that is kept, above 0 and up to 1")
+        self.size, self.crop_ratio = size, crop_ratio
+        self.mode, self.resample = _mode(channels), _filter(interpolation)
+        self.short_side = int(size / crop_ratio)
+        self.normalise = Normalise(mean, std, channels)
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """The file `data` as (channels, size, size) float32. Raises BadImage."""
+        return self.normalise(self.resize_crop(_load(_open(data), data, self.mode)))
+
+    def resize_crop(self, image: Image.Image) -> Image.Image:
+        """The central part of `image`, `size` x `size`."""
+        width, height = image.size
+        short = self.short_side
+        if width <= height:
+            width, height = short, int(short * height / width)
+        else:
+            width, height = int(short * width / height), short
+        if image.size != (width, height):
+            image = image.resize((width, height), self.resample)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def __str__(self) -> str:
+        return f"resize the shorter side to {self.short_side}; crop the centre, {self.size} x {self.size}; normalise"

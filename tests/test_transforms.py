@@ -1,0 +1,395 @@
+"""The pipelines: decoding of odd files, crops by torchvision's definition, normalisation by its formula."""
+
+import io
+import math
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_sample_image
+
+from cswin.data.rng import sample_rng
+from cswin.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropBox,
+    EvalTransform,
+    Normalise,
+    RandomResizedCrop,
+    TrainTransform,
+    crop_and_resize,
+    dct_scale,
+    decode_rgb,
+)
+from cswin.errors import BadImage, UserError
+
+DRAWS = 20_000
+NO_NORM = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # the result is then the 8-bit values themselves
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Something like a photograph: smooth shapes, edges and some grain."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    values = 128 + sum(
+        rng.uniform(10, 40, 3) / f * np.sin(2 * np.pi * f * (np.cos(a) * x + np.sin(a) * y) + rng.uniform(0, 6))[..., None]
+        for f, a in ((f, rng.uniform(0, 6)) for f in (1, 2, 3, 5, 8, 13, 21))
+    )
+    values[(x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.03] += rng.uniform(-80, 80, 3)
+    values += rng.normal(0, 4, (height, width, 1))
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(image) -> np.ndarray:
+    return np.asarray(image).astype(np.int64)
+
+
+# Decoding
+
+
+def test_decodes_jpeg_and_png():
+    image = photo(60, 40)
+    assert decode_rgb(encode(image)).tobytes() == image.tobytes()
+    jpeg = decode_rgb(encode(image, "JPEG", quality=95))
+    assert (jpeg.mode, jpeg.size) == ("RGB", (60, 40))
+    assert np.abs(pixels(jpeg) - pixels(image)).mean() < 4
+
+
+def test_decodes_cmyk_jpeg():
+    image = photo(64, 48)
+    decoded = decode_rgb(encode(image.convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert decoded.mode == "RGB"
+    assert np.abs(pixels(decoded) - pixels(image)).mean() < 4
+
+
+def test_decodes_grey_palette_and_transparency():
+    image = photo(20, 16)
+    grey = image.convert("L")
+    assert decode_rgb(encode(grey)).tobytes() == grey.convert("RGB").tobytes()
+    palette = image.quantize(32)
+    assert decode_rgb(encode(palette)).tobytes() == palette.convert("RGB").tobytes()
+    assert decode_rgb(encode(palette, transparency=bytes(range(32)))).tobytes() == palette.convert("RGB").tobytes()
+    assert decode_rgb(encode(image.convert("RGBA"))).tobytes() == image.tobytes()
+    assert decode_rgb(encode(grey.convert("LA"))).tobytes() == grey.convert("RGB").tobytes()
+    bilevel = image.convert("1")
+    assert decode_rgb(encode(bilevel)).tobytes() == bilevel.convert("RGB").tobytes()
+
+
+def test_16_bit_grey_keeps_its_high_byte():
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    decoded = pixels(decode_rgb(encode(Image.fromarray(values))))
+    np.testing.assert_array_equal(decoded, np.repeat((values >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_and_orientation_change_nothing():
+    plain = encode(photo(32, 24), "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    for data in (
+        encode(photo(32, 24), "JPEG", exif=exif),
+        encode(photo(32, 24), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+    ):
+        assert data != plain
+        assert decode_rgb(data).tobytes() == decode_rgb(plain).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"no image at all", "cannot identify"),
+        (encode(photo(64, 64), "JPEG")[:900], "truncated"),
+        (encode(photo(64, 64), "PNG")[:900], "truncated"),
+        (encode(photo(64, 64), "JPEG")[:30], "does not decode"),
+        (encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32 bits"),
+    ],
+)
+def test_bad_files_are_refused_with_their_reason(data, reason):
+    for use in (decode_rgb, EvalTransform(8), lambda data: TrainTransform(8)(data, np.random.default_rng(0))):
+        with pytest.raises(BadImage, match=reason):
+            use(data)
+
+
+def test_huge_images_are_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadImage, match="refused"):
+        decode_rgb(encode(photo(40, 40)))
+
+
+# The random resized crop
+
+
+def crops(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), size=(500, 375), count=DRAWS, seed=0) -> np.ndarray:
+    crop, rng = RandomResizedCrop(scale, ratio), np.random.default_rng(seed)
+    return np.array([crop.draw(rng, *size) for _ in range(count)])
+
+
+def test_crop_area_aspect_and_place_where_everything_fits():
+    side = 4000
+    left, top, width, height = crops((0.1, 0.5), (3 / 4, 4 / 3), (side, side)).T
+    assert stats.kstest(width * height / side**2, stats.uniform(0.1, 0.4).cdf).pvalue > 1e-3
+    assert stats.kstest(np.log(width / height), stats.uniform(math.log(3 / 4), 2 * math.log(4 / 3)).cdf).pvalue > 1e-3
+    for start, length in ((left, width), (top, height)):
+        assert stats.kstest(start / (side - length), "uniform").pvalue > 1e-3
+
+
+def test_crop_of_the_recipe_is_the_distribution_of_those_that_fit():
+    """Against a vectorised rejection sampler, with rounding: width and height of the crops of a 500 x 375 image."""
+    left, top, width, height = crops().T
+    assert min(left.min(), top.min()) >= 0
+    assert (left + width).max() <= 500
+    assert (top + height).max() <= 375
+    rng = np.random.default_rng(9)
+    area, aspect = rng.uniform(0.08, 1, 400_000) * 500 * 375, np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 400_000))
+    reference = np.stack([np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))])
+    reference = reference[:, (reference[0] <= 500) & (reference[1] <= 375)]
+    for ours, theirs in zip((width, height), reference, strict=True):
+        assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    assert stats.ks_2samp(width / height, reference[0] / reference[1]).pvalue > 1e-3
+    free = top[height < 375] / (375 - height[height < 375])
+    assert np.mean(free) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "expected"),
+    [
+        ((100, 10), (3 / 4, 4 / 3), (43, 0, 13, 10)),  # too wide: round(10 * 4 / 3) pixels from (100 - 13) // 2
+        ((10, 100), (3 / 4, 4 / 3), (0, 43, 10, 13)),
+        ((100, 90), (1.0, 2.0), (0, 0, 100, 90)),
+    ],
+)
+def test_fallback_is_the_largest_central_crop(size, ratio, expected):
+    assert RandomResizedCrop((1.0, 1.0), ratio).central(*size) == expected
+
+
+def test_fallback_after_ten_tries():
+    """The whole of a very wide image at an aspect ratio near 1 never fits."""
+    assert {tuple(crop) for crop in crops((1.0, 1.0), (3 / 4, 4 / 3), (100, 10), 200)} == {(43, 0, 13, 10)}
+    # Half of an 11 x 5 image fits at some ratios alone: the share of fallbacks is that of ten misses in a row.
+    scale, ratio, size = (0.7, 1.0), (1.0, 3.0), (300, 150)
+    drawn = crops(scale, ratio, size)
+    rng = np.random.default_rng(1)
+    area, aspect = rng.uniform(*scale, 400_000) * 45000, np.exp(rng.uniform(0, math.log(3), 400_000))
+    fits = (np.rint(np.sqrt(area * aspect)) <= 300) & (np.rint(np.sqrt(area / aspect)) <= 150)
+    fallbacks = (drawn == (0, 0, 300, 150)).all(axis=1).sum()
+    assert stats.binomtest(int(fallbacks), DRAWS, (1 - fits.mean()) ** 10).pvalue > 1e-3
+
+
+def test_whole_image_when_scale_and_ratio_are_one():
+    assert {tuple(crop) for crop in crops((1.0, 1.0), (1.0, 1.0), (32, 32), 100)} == {(0, 0, 32, 32)}
+
+
+def bicubic_weights(length: int, size: int) -> np.ndarray:
+    """Antialiased bicubic resampling (a = -0.5) as a (size, length) matrix, in float64."""
+    scale = length / size
+    support = max(scale, 1.0)
+    centres = (np.arange(size) + 0.5) * scale
+    x = np.abs((np.arange(length) + 0.5 - centres[:, None]) / support)
+    weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("box", [CropBox(5, 3, 90, 61), CropBox(0, 0, 20, 30), CropBox(40, 20, 32, 32)])
+def test_crop_and_resize_equals_the_formula(box):
+    """The filter must not see beyond the crop."""
+    image = photo(100, 80)
+    result = pixels(crop_and_resize(image, box, 32, Image.Resampling.BICUBIC))
+    part = pixels(image)[box.top : box.top + box.height, box.left : box.left + box.width]
+    expected = np.einsum("yh,xw,hwc->yxc", bicubic_weights(box.height, 32), bicubic_weights(box.width, 32), part)
+    assert np.abs(result - np.clip(expected, 0, 255)).max() <= 1.5  # 8 bits after each of the two passes
+
+
+# Decoding at a reduced scale
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        ((500, 375), 1),
+        ((895, 2000), 1),
+        ((896, 2000), 2),
+        ((1791, 1800), 2),
+        ((1792, 1792), 4),
+        ((3584, 4000), 8),
+        ((9000, 9000), 8),
+    ],
+)
+def test_reduced_decoding_leaves_twice_the_pixels(shape, scale):
+    assert dct_scale(CropBox(0, 0, *shape), 224) == scale
+
+
+@pytest.mark.parametrize("shrunk", [2, 4, 8])
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_reduced_decoding_stays_within_its_tolerance(name, shrunk):
+    """Photographs at the smallest reserve: mean difference up to 2 of 255 levels, 99 % of the values within 10."""
+    photograph = Image.fromarray(load_sample_image(name)[:421, :633])  # odd sizes, so that the geometry is tested as well
+    data = encode(photograph, "JPEG", quality=92)
+    full = decode_rgb(data)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        size = int(rng.integers(200, 400)) // (2 * shrunk)
+        side = 2 * shrunk * size
+        assert dct_scale(CropBox(0, 0, side, side), size) == shrunk
+        box = CropBox(int(rng.integers(0, 633 - side)), int(rng.integers(0, 421 - side)), side, side)
+        reduced = Image.open(io.BytesIO(data))
+        reduced.draft(None, (633 // shrunk, 421 // shrunk))
+        assert reduced.size == (-(-633 // shrunk), -(-421 // shrunk))
+        exact = pixels(crop_and_resize(full, box, size, Image.Resampling.BICUBIC))
+        difference = np.abs(pixels(crop_and_resize(reduced, box, size, Image.Resampling.BICUBIC, shrunk)) - exact)
+        assert difference.mean() < 2
+        assert np.quantile(difference, 0.99) <= 10
+
+
+def test_training_decodes_large_jpegs_reduced_and_others_in_full(monkeypatch):
+    decoded = []
+    transform = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    monkeypatch.setattr(
+        "cswin.data.transforms.crop_and_resize",
+        lambda image, *arguments: decoded.append(image.size) or crop_and_resize(image, *arguments),
+    )
+    image = photo(160, 160)
+    results = [transform.decode_crop(encode(image, kind), np.random.default_rng(0)) for kind in ("JPEG", "PNG")]
+    assert decoded == [(40, 40), (160, 160)]
+    assert np.abs(pixels(results[0]) - pixels(results[1])).mean() < 3
+
+
+# Normalisation
+
+
+def test_normalisation_equals_the_formula():
+    image = photo(40, 30)
+    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(image)
+    expected = ((pixels(image) / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
+    assert result.dtype == np.float32
+    assert result.shape == (3, 30, 40)
+    assert result.flags.c_contiguous
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+
+
+def test_greyscale_normalisation():
+    grey = photo(40, 30).convert("L")
+    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 1)(grey)
+    mean, std = (np.dot((0.299, 0.587, 0.114), values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    np.testing.assert_allclose(result, ((pixels(grey) / 255 - mean) / std)[None], atol=1e-6)
+    np.testing.assert_allclose(Normalise((0.2,), (0.5,), 1)(grey), ((pixels(grey) / 255 - 0.2) / 0.5)[None], atol=1e-6)
+
+
+def test_fill_is_the_mean_colour():
+    assert TrainTransform(8, rand_augment="rand-m9").augment.fill == (124, 116, 104)
+    assert TrainTransform(8, rand_augment="rand-m9", mean=(1.0, 0.5, 0.0)).augment.fill == (255, 128, 0)
+    assert TrainTransform(8, rand_augment="rand-m9", channels=1).augment.fill == (117,)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "shape", "resized", "corner"),
+    [
+        (224, 0.9, (500, 375), (330, 248), (53, 12)),  # int(248 * 500 / 375) = 330
+        (224, 0.9, (375, 501), (248, 331), (12, 54)),  # (331 - 224) / 2 = 53.5 rounds to even, 54
+        (384, 1.0, (640, 480), (512, 384), (64, 0)),
+        (224, 0.875, (300, 300), (256, 256), (16, 16)),
+        (32, 1.0, (32, 32), (32, 32), (0, 0)),
+    ],
+)
+def test_evaluation_is_resize_and_centre_crop(size, ratio, shape, resized, corner):
+    image = photo(*shape)
+    left, top = corner
+    expected = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    result = EvalTransform(size, crop_ratio=ratio, **NO_NORM)(encode(image))
+    assert result.flags.c_contiguous
+    np.testing.assert_allclose(result, pixels(expected).transpose(2, 0, 1), atol=1e-4)
+
+
+def test_evaluation_in_greyscale_and_bilinear():
+    image = photo(50, 40)
+    expected = image.convert("L").resize((40, 32), Image.Resampling.BILINEAR).crop((4, 0, 36, 32))
+    transform = EvalTransform(32, crop_ratio=1.0, channels=1, interpolation="bilinear", mean=(0.0,), std=(1 / 255,))
+    np.testing.assert_allclose(transform(encode(image)), pixels(expected)[None], atol=1e-4)
+
+
+# The training pipeline as a whole
+
+
+def test_training_without_randomness_is_resize():
+    image = photo(48, 48)
+    transform = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, **NO_NORM)
+    expected = pixels(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    np.testing.assert_allclose(transform(encode(image), np.random.default_rng(0)), expected, atol=1e-4)
+    flipped = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=1.0, **NO_NORM)
+    np.testing.assert_allclose(flipped(encode(image), np.random.default_rng(0)), expected[..., ::-1], atol=1e-4)
+
+
+def test_flip_rate():
+    ramp = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(2, axis=0))
+    transform, rng = TrainTransform(2, hflip=0.3), np.random.default_rng(0)
+    results = Counter(transform.flip(ramp, rng).tobytes() for _ in range(DRAWS))
+    assert set(results) == {bytes([0, 255] * 2), bytes([255, 0] * 2)}
+    assert stats.binomtest(results[bytes([255, 0] * 2)], DRAWS, 0.3).pvalue > 1e-3
+
+
+def test_training_is_its_steps_in_order():
+    """Crop, flip, RandAugment, normalise, erase, all from one stream."""
+    transform = TrainTransform(24, rand_augment="rand-m9-mstd0.5-inc1-p1", erase_prob=1.0)
+    data = encode(photo(50, 40))
+    for index in range(10):
+        rng = sample_rng(1, 2, index)
+        box = transform.crop.draw(rng, 50, 40)
+        image = crop_and_resize(photo(50, 40), box, 24, Image.Resampling.BICUBIC)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        expected = transform.erase(transform.normalise(transform.augment(image, rng)), rng)
+        assert transform(data, sample_rng(1, 2, index)).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_same_numbers_same_result_after_pickling(channels):
+    transform = TrainTransform(20, channels=channels, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5)
+    again = pickle.loads(pickle.dumps(transform))
+    seen = set()
+    for index in range(8):
+        data = encode(photo(50, 40), "JPEG")
+        result = transform(data, sample_rng(1, 0, index))
+        assert (result.shape, result.dtype, result.flags.c_contiguous) == ((channels, 20, 20), np.float32, True)
+        assert result.tobytes() == again(data, sample_rng(1, 0, index)).tobytes()
+        seen.add(result.tobytes())
+    assert len(seen) == 8
+
+
+def test_pipelines_describe_themselves():
+    text = str(TrainTransform(224, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.25))
+    for part in ("0.08 to 1 of the area", "224 x 224", "flip at probability 0.5", "RandAugment: 2 of 15", "probability 0.25"):
+        assert part in text
+    assert "shorter side to 248" in str(EvalTransform(224))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainTransform(8, hflip=2.0), "hflip is 2.0"),
+        (lambda: TrainTransform(8, scale=(0.0, 1.0)), "scale is"),
+        (lambda: TrainTransform(8, scale=(0.5, 1.1)), "scale is"),
+        (lambda: TrainTransform(8, ratio=(2.0, 1.0)), "ratio is"),
+        (lambda: TrainTransform(8, interpolation="nearest"), "interpolation is 'nearest'"),
+        (lambda: TrainTransform(8, channels=4), "in_channels is 4"),
+        (lambda: TrainTransform(8, rand_augment="rand-q3"), "rand-q3"),
+        (lambda: TrainTransform(8, mean=(0.5, 0.5)), "mean has 2 values for 3 channels"),
+        (lambda: EvalTransform(8, std=(1.0, 0.0, 1.0)), "std is"),
+        (lambda: EvalTransform(8, crop_ratio=1.2), "crop_ratio is 1.2"),
+        (lambda: EvalTransform(8, crop_ratio=0.0), "crop_ratio is 0.0"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
