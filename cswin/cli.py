@@ -12,6 +12,7 @@ from cswin.errors import UserError
 
 # Command -> what it does; the code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
+    "predict": "the most probable classes of image files",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
     "data": "make, extract, convert, verify and inspect datasets",

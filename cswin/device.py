@@ -16,15 +16,18 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def select_device(target: str = "CPU", device_id: int = 0) -> None:
-    """Make MindSpore compute there; to be called before anything else is computed.
+    """Make MindSpore compute there; to be called before anything is computed, again only with the same device.
 
     Raises:
         UserError: if this process cannot have the device, with MindSpore's reason.
     """
     import mindspore as ms
 
+    wanted = (target, 0 if target == "CPU" else device_id)
     try:
-        ms.set_device(target, device_id if target != "CPU" else 0)
+        ms.set_device(*wanted)
     except (RuntimeError, ValueError) as error:
+        if tuple(ms.get_current_device()) == wanted:  # MindSpore refuses any change after the first kernel
+            return
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device {target} {device_id} cannot be used: {reason}") from error

@@ -1,0 +1,133 @@
+"""Classify image files: the most probable classes of each, on the screen, as CSV or as JSON lines.
+
+Files that cannot be read are reported one by one and do not stop the rest; the exit code is 1 if there were any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from cswin.device import add_device_arguments, select_device
+from cswin.errors import UserError
+
+SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+MOST_WORKERS = 16
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="folders are searched at any depth")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of the screen")
+    parser.add_argument("--format", choices=("screen", "csv", "jsonl"),
+                        help="default: by the suffix of --output, .csv or .jsonl; else screen")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core, at most 16)")
+    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
+    parser.add_argument("--ignore-exif", action="store_true",
+                        help="do not turn images upright by their EXIF orientation (as in training and evaluation)")  # fmt: skip
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; 0, or 1 if a file could not be read."""
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from cswin.atomic import atomic_path
+    from cswin.checkpoint import load_checkpoint
+    from cswin.predict import Classifier, ImageReader, find_images, predict
+
+    _check(args)
+    paths = find_images(args.paths)
+    select_device(args.device_target, args.device_id)
+    checkpoint = load_checkpoint(args.checkpoint)
+    preprocessing = checkpoint.record.preprocessing
+    if args.crop_ratio is not None:
+        preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
+    reader = ImageReader(preprocessing, upright=not args.ignore_exif)
+    classifier = Classifier(checkpoint, min(args.batch, len(paths)))
+    workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
+    failed = 0
+    with ExitStack() as stack:
+        out = sys.stdout
+        if args.output:
+            temporary = stack.enter_context(atomic_path(args.output))
+            out = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+        write = WRITERS[kind](out)
+        predictions = predict(paths, classifier, reader, args.top_k, workers)
+        # Results scrolling by on a terminal are progress enough; a bar would be torn apart by them.
+        hidden = None if args.output or not sys.stdout.isatty() else True
+        for prediction in tqdm(predictions, total=len(paths), unit="image", disable=hidden, file=sys.stderr):
+            if prediction.error:
+                failed += 1
+                tqdm.write(f"{shown(prediction.path)}: {prediction.error}", file=sys.stderr)
+            write(prediction)
+    if failed:
+        print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, value in (("--top-k", args.top_k), ("--batch", args.batch), ("--workers", args.workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} must be at least 1")
+
+
+def shown(path: Path) -> str:
+    """A path as text that can always be printed: bytes that are no UTF-8 appear as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def screen_writer(out: IO[str]) -> Callable:
+    """Writes each prediction as a small table; files that failed are on stderr already."""
+
+    def write(prediction) -> None:
+        if prediction.error is None:
+            print(shown(prediction.path), file=out)
+            for guess in prediction.guesses:
+                print(f"  {100 * guess.probability:6.2f} %  {guess.name}", file=out)
+
+    return write
+
+
+def csv_writer(out: IO[str]) -> Callable:
+    """Writes one row per class, and one with an error per file that failed."""
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["file", "rank", "class", "name", "probability", "error"])
+
+    def write(prediction) -> None:
+        if prediction.error is not None:
+            rows.writerow([shown(prediction.path), "", "", "", "", prediction.error])
+        for rank, guess in enumerate(prediction.guesses, 1):
+            rows.writerow([shown(prediction.path), rank, guess.label, guess.name, f"{guess.probability:.6g}", ""])
+
+    return write
+
+
+def jsonl_writer(out: IO[str]) -> Callable:
+    """Writes one object per file: `file`, and `top` (a list of `class`, `name`, `probability`) or `error`."""
+
+    def write(prediction) -> None:
+        entry: dict = {"file": shown(prediction.path)}
+        if prediction.error is not None:
+            entry["error"] = prediction.error
+        else:
+            entry["top"] = [{"class": g.label, "name": g.name, "probability": g.probability} for g in prediction.guesses]
+        print(json.dumps(entry, ensure_ascii=False), file=out)
+
+    return write
+
+
+WRITERS = {"screen": screen_writer, "csv": csv_writer, "jsonl": jsonl_writer}

@@ -1,0 +1,203 @@
+"""Prediction on image files: every file gets its classes or its own error message, none stops the rest."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.special import softmax
+
+from cswin.checkpoint import Checkpoint, Preprocessing, load_into
+from cswin.data.transforms import EvalTransform, decode_rgb
+from cswin.errors import BadImage, UserError
+
+ORIENTATION = 0x0112  # EXIF tag
+MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
+# EXIF orientation -> what brings the image upright (the EXIF standard's table of the tag).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class that an image may show: its number, its name, its probability."""
+
+    label: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found for a file: the best classes, most probable first, or `error`: why there are none."""
+
+    path: Path
+    guesses: tuple[Guess, ...] = ()
+    error: str | None = None
+
+
+class ImageReader:
+    """Image files to network inputs, as the checkpoint's preprocessing says.
+
+    Args:
+        preprocessing: of the checkpoint.
+        upright: turn images as their EXIF orientation says, the way viewers show them. Training and evaluation, as all published
+            ImageNet figures, ignore it: choose False to compare with those.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, upright: bool = True):
+        p = preprocessing
+        if p.channels not in (1, 3):
+            raise UserError(f"the network takes images of {p.channels} channels, image files have 1 or 3")
+        self.transform = EvalTransform(p.image_size, crop_ratio=p.crop_ratio, channels=p.channels, mean=p.mean, std=p.std,
+                                       interpolation=p.interpolation)  # fmt: skip
+        self.upright = upright
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """The file as (channels, size, size) float32.
+
+        Raises:
+            BadImage: if it cannot be read or decoded.
+        """
+        if path.exists() and not path.is_file():
+            raise BadImage("is not a regular file")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from error
+        image = decode_rgb(data)
+        if self.upright:
+            image = image if (turn := UPRIGHT.get(_orientation(data))) is None else image.transpose(turn)
+        image = image if image.mode == self.transform.mode else image.convert(self.transform.mode)
+        short, long = sorted(image.size)
+        if self.transform.short_side**2 * long / short > MOST_PIXELS:
+            raise BadImage(f"image is {image.width} x {image.height} pixels: too narrow to be resized to a short side of "
+                           f"{self.transform.short_side} pixels")  # fmt: skip
+        return self.transform.normalise(self.transform.resize_crop(image))
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 (upright) where there is none; damaged metadata do not spoil an image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser raises what its input makes it raise
+        return 1
+
+
+class Classifier:
+    """A checkpoint's network, compiled once for one batch size.
+
+    Args:
+        checkpoint: the moving average is used where there is one.
+        batch_size: of the compiled graph; smaller batches are padded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, batch_size: int):
+        import mindspore as ms
+
+        from cswin.model.cswin import CSWin
+
+        arch = checkpoint.record.architecture
+        network = CSWin(arch)
+        network.set_train(False)
+        load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
+        self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
+
+        @ms.jit
+        def forward(images):
+            return network(images)
+
+        self._tensor, self._forward = ms.Tensor, forward
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(n, C, H, W) float32, n up to the batch size -> (n, classes) float64."""
+        n = len(images)
+        padding = np.zeros((self.batch_size - n, *images.shape[1:]), np.float32)
+        logits = self._forward(self._tensor(np.concatenate([images, padding]))).asnumpy()[:n]
+        return softmax(logits.astype(np.float64), axis=1)
+
+    def guesses(self, images: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
+        """The best classes of each image; equal ones in the order of their numbers."""
+        probabilities = self.probabilities(images)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        return [
+            tuple(Guess(int(label), self.class_names[label], float(row[label])) for label in labels)
+            for row, labels in zip(probabilities, best, strict=True)
+        ]
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are given, and what lies in folders, at any depth, under a suffix that Pillow reads; each once, folders in
+    sorted order. Hidden files and folders inside are left out.
+
+    Raises:
+        UserError: if a folder holds no image at all.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        files = list(_images_in(given)) if given.is_dir() else [given]
+        if not files:
+            raise UserError(f"{given}: holds no image; files are recognised by suffixes such as .jpg and .png")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    known = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in known.items() if kind in Image.OPEN}
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(root) / name
+
+
+def predict(
+    paths: Iterable[Path], classifier: Classifier, reader: ImageReader, top_k: int, workers: int
+) -> Iterator[Prediction]:
+    """One prediction per path, in their order; while the network computes a batch, threads decode the next ones.
+
+    Args:
+        paths: files.
+        top_k: classes per image.
+        workers: decoding threads.
+    """
+    paths = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def submit() -> list[tuple[Path, Future]]:
+            return [(path, pool.submit(reader, path)) for path in islice(paths, classifier.batch_size)]
+
+        pending = submit()
+        while pending:
+            batch, pending = pending, submit()
+            yield from _predict_batch(batch, classifier, top_k)
+
+
+def _predict_batch(batch: list[tuple[Path, Future]], classifier: Classifier, top_k: int) -> list[Prediction]:
+    images, results = [], []
+    for path, future in batch:
+        try:
+            images.append(future.result())
+            results.append(Prediction(path))
+        except BadImage as error:
+            results.append(Prediction(path, error=str(error)))
+        except Exception as error:  # whatever a strange file brings about, the other files are read
+            results.append(Prediction(path, error=f"cannot be decoded: {type(error).__name__}: {error}"))
+    guesses = iter(classifier.guesses(np.stack(images), top_k)) if images else iter(())
+    return [result if result.error else Prediction(result.path, next(guesses)) for result in results]
