@@ -29,9 +29,15 @@ def schema_text() -> str:
 
 def reference_text() -> str:
     """The reference page, Markdown."""
-    lines = ["# Settings", "", "Generated from `cswin/config/settings.py` by `cswin config --reference`; do not edit.", "",
-             "Keys without a default must be given. A section can be changed in part from the command line, as in",
-             "`snakemake --config 'schedule={base_lr: 0.0005}'`, with the same checks.", ""]  # fmt: skip
+    lines = [
+        "# Settings",
+        "",
+        "Generated from `cswin/config/settings.py` by `cswin config --reference`; do not edit.",
+        "",
+        "Keys without a default must be given. A section can be changed in part from the command line, as in",
+        "`snakemake --config 'schedule={base_lr: 0.0005}'`, with the same checks.",
+        "",
+    ]
     definitions = json_schema()["$defs"]
     lines += _table("Top level", Settings, json_schema())
     for name, field in Settings.model_fields.items():
@@ -43,7 +49,14 @@ def reference_text() -> str:
 
 
 def _table(title: str, kind: type[BaseModel], schema: dict) -> list[str]:
-    rows = [f"## {title}", "", " ".join((kind.__doc__ or "").split()), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    rows = [
+        f"## {title}",
+        "",
+        " ".join((kind.__doc__ or "").split()),
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     for name, field in kind.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -65,8 +78,11 @@ def _type(schema: dict) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "$ref" in schema:
         return f"keys of {schema['$ref'].rsplit('/', 1)[1].lower()}"
-    bounds = [f"{sign} {schema[key]}" for key, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"),
-                                                       ("maximum", "≤")) if key in schema]  # fmt: skip
+    bounds = [
+        f"{sign} {schema[key]}"
+        for key, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
+        if key in schema
+    ]
     kind = schema.get("type", "")
     if kind == "array":
         kind = f"list of {schema.get('maxItems', '')} {_type(schema['items'])}"

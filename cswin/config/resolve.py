@@ -47,10 +47,28 @@ class StageConfig(Section):
         return self.architecture.image_size
 
 
+class Expectations(Section):
+    """What a run's results are compared with."""
+
+    run: str
+    paper_top1: float | None
+    stages: dict[str, float | None]  # reported top-1 by stage, in order
+
+
+def expectations(settings: Settings) -> Expectations:
+    """The run's stages and what was reported for them."""
+    stages = {name: stage.reported_top1 for name, stage in settings.stages.items()}
+    return Expectations(run=settings.run, paper_top1=settings.paper_top1, stages=stages)
+
+
 def architecture(model: Model, num_classes: int) -> Architecture:
     """The architecture of a model section, with what the section changes."""
-    changes = {"image_size": model.image_size, "in_channels": model.in_channels, "split_size": model.split_size,
-               "num_heads": model.num_heads}  # fmt: skip
+    changes = {
+        "image_size": model.image_size,
+        "in_channels": model.in_channels,
+        "split_size": model.split_size,
+        "num_heads": model.num_heads,
+    }
     return variant(model.arch).replace(num_classes=num_classes, **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -97,11 +115,19 @@ def resolve_stage(settings: Settings, name: str) -> StageConfig:
     stage, names = settings.stages[name], list(settings.stages)
     position = names.index(name)
     sections = {key: _merged(settings, stage, name, key) for key in STAGE_SECTIONS}
-    return StageConfig(run=settings.run, stage=name, previous=names[position - 1] if position else None,
-                       seed=settings.seed, num_classes=settings.data.classes,
-                       pretrained=None if position else settings.pretrained,
-                       carry=stage.carry, carry_weights=stage.carry_weights,
-                       start_epoch=stage.start_epoch, epochs=stage.epochs, **sections)  # fmt: skip
+    return StageConfig(
+        run=settings.run,
+        stage=name,
+        previous=names[position - 1] if position else None,
+        seed=settings.seed,
+        num_classes=settings.data.classes,
+        pretrained=None if position else settings.pretrained,
+        carry=stage.carry,
+        carry_weights=stage.carry_weights,
+        start_epoch=stage.start_epoch,
+        epochs=stage.epochs,
+        **sections,
+    )
 
 
 def dump(section: Section) -> str:
@@ -117,6 +143,11 @@ def load_stage(path: Path) -> StageConfig:
 def load_runtime(path: Path) -> Runtime:
     """A resolved runtime file."""
     return _load_section(Runtime, path)
+
+
+def load_expectations(path: Path) -> Expectations:
+    """A resolved file of expectations."""
+    return _load_section(Expectations, path)
 
 
 def _load_section(kind: type[Section], path: Path):
@@ -186,29 +217,41 @@ def _check_stages(settings: Settings) -> list[str]:
     problems = []
     for name, stage in settings.stages.items():
         if stage.epochs <= stage.start_epoch:
-            problems.append(f"stages.{name}.epochs: {stage.epochs} must be above start_epoch {stage.start_epoch}; it is the "
-                            "stage's end on the whole schedule, not its length")  # fmt: skip
+            problems.append(
+                f"stages.{name}.epochs: {stage.epochs} must be above start_epoch {stage.start_epoch}; it is the "
+                "stage's end on the whole schedule, not its length"
+            )
     first_name, first = next(iter(settings.stages.items()))
     if first.start_epoch != 0:
-        problems.append(f"stages.{first_name}.start_epoch: {first.start_epoch} must be 0 in the first stage; to start from a "
-                        "checkpoint use `pretrained`")  # fmt: skip
+        problems.append(
+            f"stages.{first_name}.start_epoch: {first.start_epoch} must be 0 in the first stage; to start from a "
+            "checkpoint use `pretrained`"
+        )
     for (before_name, before), (name, stage) in itertools.pairwise(settings.stages.items()):
         if stage.start_epoch != before.epochs:
-            problems.append(f"stages.{name}.start_epoch: {stage.start_epoch} must be {before.epochs}, the end of {before_name}; "
-                            "otherwise epochs are repeated or left out")  # fmt: skip
+            problems.append(
+                f"stages.{name}.start_epoch: {stage.start_epoch} must be {before.epochs}, the end of {before_name}; "
+                "otherwise epochs are repeated or left out"
+            )
     lengths = {n: cosine_length(resolve_stage(settings, n).schedule, s.epochs) for n, s in settings.stages.items()}
     for name, length in lengths.items():
         if length != lengths[first_name]:
-            problems.append(f"stages.{name}: epochs - cool_length - tail_length - over_length leaves a cosine phase of {length} "
-                            f"epochs, but {first_name} has {lengths[first_name]}; the stages continue one schedule, so add the "
-                            "difference to epochs or take it from the phases")  # fmt: skip
+            problems.append(
+                f"stages.{name}: epochs - cool_length - tail_length - over_length leaves a cosine phase of {length} "
+                f"epochs, but {first_name} has {lengths[first_name]}; the stages continue one schedule, so add the "
+                "difference to epochs or take it from the phases"
+            )
     return problems
 
 
 def _check_data(settings: Settings) -> list[str]:
     """Each source has its paths, and no other source's."""
-    needed = {"digits": (), "archive": ("archive",), "ilsvrc2012": ("train_archive", "val_archive", "devkit"),
-              "folder": ("folder",)}  # fmt: skip
+    needed = {
+        "digits": (),
+        "archive": ("archive",),
+        "ilsvrc2012": ("train_archive", "val_archive", "devkit"),
+        "folder": ("folder",),
+    }
     data, problems = settings.data, []
     for key in ("archive", "train_archive", "val_archive", "devkit", "folder"):
         value, wanted = getattr(data, key), key in needed[data.source]
@@ -227,9 +270,11 @@ def _check_runtime(settings: Settings) -> list[str]:
     for name in settings.stages:
         wanted = resolve_stage(settings, name).optimizer.global_batch
         if wanted != product:
-            problems.append(f"optimizer.global_batch: {wanted} is not runtime.batch_size x devices x accumulation = "
-                            f"{run.batch_size} x {run.devices} x {run.accumulation} = {product}; change accumulation or "
-                            "batch_size (the learning rate is never scaled in silence)")  # fmt: skip
+            problems.append(
+                f"optimizer.global_batch: {wanted} is not runtime.batch_size x devices x accumulation = "
+                f"{run.batch_size} x {run.devices} x {run.accumulation} = {product}; change accumulation or "
+                "batch_size (the learning rate is never scaled in silence)"
+            )
     return problems
 
 
@@ -239,9 +284,11 @@ def _check_stage(config: StageConfig) -> list[str]:
     prefix = f"stages.{config.stage}"
     cosine = cosine_length(schedule, config.epochs)
     if cosine < max(1, schedule.warmup_length):
-        problems.append(f"{prefix}.epochs: {config.epochs} - cool {schedule.cool_length} - tail {schedule.tail_length} - over "
-                        f"{schedule.over_length} leaves {cosine} epochs for warm-up ({schedule.warmup_length}) and cosine; raise "
-                        "epochs or shorten a phase")  # fmt: skip
+        problems.append(
+            f"{prefix}.epochs: {config.epochs} - cool {schedule.cool_length} - tail {schedule.tail_length} - over "
+            f"{schedule.over_length} leaves {cosine} epochs for warm-up ({schedule.warmup_length}) and cosine; raise "
+            "epochs or shorten a phase"
+        )
     try:
         _ = config.architecture
     except UserError as error:
@@ -249,25 +296,29 @@ def _check_stage(config: StageConfig) -> list[str]:
     if augment.mixup or augment.cutmix:
         group, batch = augment.mixup_group, config.optimizer.global_batch
         if group % 2 or batch % group:
-            problems.append(f"augment.mixup_group: {group} must be even and divide optimizer.global_batch {batch}; each image is "
-                            "mixed with its partner in the group")  # fmt: skip
+            problems.append(
+                f"augment.mixup_group: {group} must be even and divide optimizer.global_batch {batch}; each image is "
+                "mixed with its partner in the group"
+            )
     for key in ("scale", "ratio"):
         low, high = getattr(augment, key)
         if not 0 < low <= high or (key == "scale" and high > 1):
-            problems.append(f"augment.{key}: [{low}, {high}] must be two positive numbers in ascending order"
-                            + (" up to 1" if key == "scale" else ""))  # fmt: skip
+            problems.append(
+                f"augment.{key}: [{low}, {high}] must be two positive numbers in ascending order"
+                + (" up to 1" if key == "scale" else "")
+            )
     if min(augment.std) <= 0:
         problems.append(f"augment.std: {augment.std} must be positive")
     if augment.rand_augment:
-        problems += _check_rand_augment(augment, config)
+        problems += _check_rand_augment(augment)
     return problems
 
 
-def _check_rand_augment(augment: Augment, config: StageConfig) -> list[str]:
+def _check_rand_augment(augment: Augment) -> list[str]:
     from cswin.data.randaugment import RandAugment
 
     try:
-        RandAugment.parse(augment.rand_augment, mean_fill=(0, 0, 0), interpolation="bicubic", image_size=32)
+        RandAugment.parse(augment.rand_augment, mean_fill=(0, 0, 0))
     except UserError as error:
         return [f"augment.rand_augment: {error}"]
     return []

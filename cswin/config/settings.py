@@ -37,9 +37,12 @@ class Data(Section):
 
     name: Name = Field("imagenet", description="Name of the dataset; its files live in `<directory>/<name>/`.")
     directory: str = Field("data", description="Folder of all datasets.")
-    source: Source = Field("archive", description="`digits`: the embedded handwritten digits. `archive`: one tar or tar.gz with "
+    source: Source = Field(
+        "archive",
+        description="`digits`: the embedded handwritten digits. `archive`: one tar or tar.gz with "
         "train/ and val/ by class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: an "
-        "extracted folder with train/ and val/ by class.")  # fmt: skip
+        "extracted folder with train/ and val/ by class.",
+    )
     archive: str | None = Field(None, description="The archive of source `archive`.")
     train_archive: str | None = Field(None, description="ILSVRC2012_img_train.tar, of source `ilsvrc2012`.")
     val_archive: str | None = Field(None, description="ILSVRC2012_img_val.tar, of source `ilsvrc2012`.")
@@ -49,8 +52,12 @@ class Data(Section):
     expect_train: Count | None = Field(None, description="Training images promised; another count is refused. Empty: any.")
     expect_val: Count | None = Field(None, description="Validation images promised; another count is refused. Empty: any.")
     shard_mb: Count = Field(1024, description="Target size of a MindRecord shard in MiB.")
-    on_bad_image: Literal["fail", "skip"] = Field("fail", description="What to do with files that do not decode: `fail` lists "
-        "them and stops, `skip` lists them and leaves them out.")  # fmt: skip
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of the order in which rows are stored.")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail",
+        description="What to do with files that do not decode: `fail` lists "
+        "them and stops, `skip` lists them and leaves them out.",
+    )
     keep_images: bool = Field(True, description="Keep the extracted images after conversion.")
 
 
@@ -58,12 +65,16 @@ class Model(Section):
     """The network."""
 
     arch: str = Field("cswin_64_24322_small_224_report", description="Name of the architecture (`cswin profile --list`).")
-    image_size: Count | None = Field(None, description="Side of the input in pixels, divisible by 32. Empty: the architecture's.")
+    image_size: Count | None = Field(
+        None, description="Side of the input in pixels, divisible by 32. Empty: the architecture's."
+    )
     in_channels: Literal[1, 3] | None = Field(None, description="1: greyscale, 3: RGB. Empty: the architecture's.")
-    split_size: Annotated[list[int], Field(min_length=4, max_length=4)] | None = Field(None,
-        description="Stripe widths of the four stages. Empty: the architecture's.")  # fmt: skip
-    num_heads: Annotated[list[int], Field(min_length=4, max_length=4)] | None = Field(None,
-        description="Attention heads of the four stages. Empty: the architecture's.")  # fmt: skip
+    split_size: Annotated[list[int], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="Stripe widths of the four stages. Empty: the architecture's."
+    )
+    num_heads: Annotated[list[int], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="Attention heads of the four stages. Empty: the architecture's."
+    )
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.4, description="Drop path rate of the last block; linear from 0.")
 
 
@@ -76,15 +87,20 @@ class Augment(Section):
     hflip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="RandAugment in timm's string syntax. Empty: none.")
     erase_prob: Fraction = Field(0.25, description="Probability of random erasing.")
-    erase_mode: Literal["pixel", "const", "rand"] = Field("pixel", description="Fill: normal noise per pixel, zero, or one colour.")
+    erase_mode: Literal["pixel", "const", "rand"] = Field(
+        "pixel", description="Fill: normal noise per pixel, zero, or one colour."
+    )
     erase_count: Count = Field(1, description="Largest number of erased boxes.")
     mixup: NonNegative = Field(0.8, description="Alpha of mixup's Beta distribution; 0: no mixup.")
     cutmix: NonNegative = Field(1.0, description="Alpha of cutmix's Beta distribution; 0: no cutmix.")
     mixup_prob: Fraction = Field(1.0, description="Probability that a batch (or element) is mixed at all.")
     switch_prob: Fraction = Field(0.5, description="Probability of cutmix where both are on.")
     mixup_mode: Literal["batch", "pair", "elem"] = Field("batch", description="Draw once per group, per pair, or per element.")
-    mixup_group: Count = Field(128, description="Images that share one draw in mode `batch` and are mixed with their reverse: "
-        "the report's batch per device. Part of the recipe, so that batches are the same for any number of devices.")  # fmt: skip
+    mixup_group: Count = Field(
+        128,
+        description="Images that share one draw in mode `batch` and are mixed with their reverse: "
+        "the report's batch per device. Part of the recipe, so that batches are the same for any number of devices.",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Label smoothing.")
     mean: Triple = Field([0.485, 0.456, 0.406], description="Mean of the normalisation, RGB, of values in 0 to 1.")
     std: Triple = Field([0.229, 0.224, 0.225], description="Standard deviation of the normalisation, RGB.")
@@ -93,18 +109,25 @@ class Augment(Section):
 class Optimizer(Section):
     """AdamW, clipping, EMA and mixed precision."""
 
-    global_batch: Count = Field(1024, description="Images per optimizer step over all devices. Must equal runtime.batch_size x "
-        "runtime.devices x runtime.accumulation; nothing is scaled in silence.")  # fmt: skip
+    global_batch: Count = Field(
+        1024,
+        description="Images per optimizer step over all devices. Must equal runtime.batch_size x "
+        "runtime.devices x runtime.accumulation; nothing is scaled in silence.",
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the first moment.")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Decay of the second moment.")
     eps: Positive = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegative = Field(0.05, description="Decoupled weight decay of parameters with 2 or more dimensions.")
     clip_norm: Positive | None = Field(5.0, description="Largest global gradient norm. Empty: no clipping.")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.99992, description="Decay of the weights' moving average per step.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99992, description="Decay of the weights' moving average per step."
+    )
     ema_warmup: bool = Field(False, description="Use min(ema_decay, (1 + step) / (10 + step)) as the decay.")
-    amp_level: Literal["O0", "O1", "O2"] = Field("O1", description="Mixed precision: O0 none, O1 products in low precision, O2 "
-        "the stream between them too.", json_schema_extra={"remedy": "write O1 with the letter O; YAML reads 01 as the "
-        "number 1"})  # fmt: skip
+    amp_level: Literal["O0", "O1", "O2"] = Field(
+        "O1",
+        description="Mixed precision: O0 none, O1 products in low precision, O2 the stream between them too.",
+        json_schema_extra={"remedy": "write O1 with the letter O; YAML reads 01 as the number 1"},
+    )
     amp_dtype: Literal["float16", "bfloat16"] = Field("float16", description="The low precision format.")
     loss_scale: Positive = Field(1024.0, description="Loss scale at the start (float16 only).")
     loss_scale_factor: Annotated[float, Field(gt=1)] = Field(2.0, description="Factor by which the loss scale moves.")
@@ -120,8 +143,11 @@ class Schedule(Section):
     min_lr: NonNegative = Field(0.00001, description="Learning rate at the end of the cosine.")
     warmup_length: Epochs = Field(20, description="Epochs of linear warm-up.")
     warmup_lr: NonNegative = Field(0.000001, description="Learning rate at the first step of warm-up.")
-    cosine_from: Literal["warmup", "start"] = Field("warmup", description="Where the cosine begins: after warm-up (the report), "
-        "or at epoch 0, so that the peak stays below base_lr (the paper's code).")  # fmt: skip
+    cosine_from: Literal["warmup", "start"] = Field(
+        "warmup",
+        description="Where the cosine begins: after warm-up (the report), "
+        "or at epoch 0, so that the peak stays below base_lr (the paper's code).",
+    )
     per: Literal["step", "epoch"] = Field("step", description="Change the learning rate at each step or at each epoch.")
     cool_length: Epochs = Field(0, description="Epochs of the first constant phase.")
     cool_lr: NonNegative = Field(0.00001, description="Its learning rate.")
@@ -134,13 +160,17 @@ class Schedule(Section):
 class Evaluation(Section):
     """Validation while training and at the end of a stage."""
 
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Centre crop: the shorter side is resized to "
-        "int(image_size / crop_ratio).")  # fmt: skip
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Centre crop: the shorter side is resized to int(image_size / crop_ratio)."
+    )
     every: Count = Field(1, description="Epochs between two validations; the last epoch of a stage is always validated.")
     select: Literal["best", "last"] = Field("best", description="Which epoch becomes the stage's checkpoint.")
     select_by: Literal["raw", "ema"] = Field("ema", description="Whose top-1 decides which epoch is the best.")
-    select_on: Literal["val", "minival"] = Field("val", description="The images that decide: the validation set (optimistic: it is "
-        "also reported) or a part of the training set held out for it.")  # fmt: skip
+    select_on: Literal["val", "minival"] = Field(
+        "val",
+        description="The images that decide: the validation set (optimistic: it is "
+        "also reported) or a part of the training set held out for it.",
+    )
     minival_images: Count = Field(10000, description="Size of the held-out part, with select_on minival.")
 
 
@@ -149,10 +179,15 @@ class Stage(Section):
 
     start_epoch: Epochs = Field(description="First epoch on the whole schedule; must be the end of the stage before.")
     epochs: Count = Field(description="End of the stage on the whole schedule (exclusive).")
-    carry: Literal["weights", "all"] = Field("weights", description="What the stage takes from the one before: weights only (the "
-        "report; moments, EMA and loss scale start anew) or everything, as if training had not been cut.")  # fmt: skip
+    carry: Literal["weights", "all"] = Field(
+        "weights",
+        description="What the stage takes from the one before: weights only (the "
+        "report; moments, EMA and loss scale start anew) or everything, as if training had not been cut.",
+    )
     carry_weights: Literal["raw", "ema"] = Field("raw", description="Which weights, with carry: weights.")
-    reported_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(None, description="Top-1 that the report gives, per cent.")
+    reported_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Top-1 that the report gives, per cent."
+    )
     schedule: partial("Schedule") = Field({}, description="Keys of schedule for this stage alone.")
     optimizer: partial("Optimizer") = Field({}, description="Keys of optimizer for this stage alone.")
     augment: partial("Augment") = Field({}, description="Keys of augment for this stage alone.")
@@ -169,10 +204,14 @@ class Runtime(Section):
     accumulation: Count = Field(1, description="Forward passes per optimizer step.")
     eval_batch_size: Count = Field(128, description="Images per device and forward pass in evaluation.")
     workers: Annotated[int, Field(ge=1, le=512)] = Field(8, description="Workers that decode and augment, per device.")
-    worker_kind: Literal["thread", "process"] = Field("process", description="Threads (little memory) or processes (many cores).")
+    worker_kind: Literal["thread", "process"] = Field(
+        "process", description="Threads (little memory) or processes (many cores)."
+    )
     prefetch: Count = Field(4, description="Batches made ahead of the device.")
     log_every: Count = Field(50, description="Steps between two reads of the loss from the device.")
-    save_minutes: Positive = Field(15.0, description="Minutes between two saves of the training state; each epoch saves as well.")
+    save_minutes: Positive = Field(
+        15.0, description="Minutes between two saves of the training state; each epoch saves as well."
+    )
     keep_states: Annotated[int, Field(ge=2)] = Field(3, description="Training states kept.")
     lease_timeout: Positive = Field(300.0, description="Seconds without heartbeat after which another host's lease is dead.")
 
@@ -182,10 +221,14 @@ class Settings(Section):
 
     run: Name = Field("imagenet", description="Name of the run: everything it makes is in results/<run>/.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(42, description="Seed of everything random.")
-    pretrained: str | None = Field(None, description="Checkpoint from which the first stage starts (fine-tuning). The head is "
-        "replaced where the number of classes differs.")  # fmt: skip
-    paper_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(None, description="Published top-1 in per cent, drawn as a "
-        "line and compared with.")  # fmt: skip
+    pretrained: str | None = Field(
+        None,
+        description="Checkpoint from which the first stage starts (fine-tuning). The head is "
+        "replaced where the number of classes differs.",
+    )
+    paper_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Published top-1 in per cent, drawn as a line and compared with."
+    )
     data: Data = Field(Data(), description=Data.__doc__)
     model: Model = Field(Model(), description=Model.__doc__)
     augment: Augment = Field(Augment(), description=Augment.__doc__)

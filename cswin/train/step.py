@@ -52,8 +52,9 @@ class AdamW(nn.Cell):
             weight = self.parameters_[i]
             if self.decays[i] > 0:
                 done = ops.depend(done, ops.assign(weight, weight * (1.0 - lr * self.decays[i])))
-            updated = self.adam(weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, self.beta1, self.beta2,
-                                self.eps * root, gradients[i])  # fmt: skip
+            updated = self.adam(
+                weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, self.beta1, self.beta2, self.eps * root, gradients[i]
+            )
             done = ops.depend(done, updated)
             average = self.ema[i]
             done = ops.depend(done, ops.assign(average, average + ema_rate * (weight - average)))
@@ -74,8 +75,8 @@ class TrainStep(nn.Cell):
     Args:
         network: the model; its parameters are trained in place.
         settings: optimizer section of the stage.
-        rates: learning rate of each update of the stage, float32; indexed by the updates done, so a skipped step skips the
-            schedule too.
+        rates: learning rate of each update of the stage, float32; indexed by the updates done in it, so a skipped step skips
+            the schedule too.
         devices: data-parallel workers; gradients are averaged over them.
         accumulation: micro-batches whose gradients are averaged before the update.
 
@@ -98,6 +99,7 @@ class TrainStep(nn.Cell):
         self.loss_scale = _scalar(start_scale, "loss_scale")
         self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the loss scale last moved
         self.bad_steps = _scalar(0.0, "bad_steps")  # steps in a row that were skipped
+        self.schedule_step = _scalar(0.0, "schedule_step")  # updates done in this stage
         self.scale_factor, self.scale_window = settings.loss_scale_factor, settings.loss_scale_window
         self.clip_norm = settings.clip_norm
         self.accumulation = accumulation
@@ -113,6 +115,7 @@ class TrainStep(nn.Cell):
         """The loss times the loss scale."""
         return soft_cross_entropy(self.network(images, drop_path), targets) * self.loss_scale
 
+    @ms.jit
     def accumulate(self, images, targets, drop_path):
         """Add a micro-batch's gradients to the sums."""
         loss, gradients = self.differentiate(images, targets, drop_path)
@@ -121,6 +124,7 @@ class TrainStep(nn.Cell):
             done = ops.depend(done, ops.assign_add(self.sums[i], gradients[i]))
         return done
 
+    @ms.jit
     def construct(self, images, targets, drop_path):
         loss, gradients = self.differentiate(images, targets, drop_path)
         if self.accumulation > 1:
@@ -147,7 +151,7 @@ class TrainStep(nn.Cell):
         loss = loss * unscale
         norm = global_norm(gradients) * unscale
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
-        lr = self.rates[ops.minimum(self.optimizer.updates, float(self.rates.shape[0] - 1)).astype(ms.int32)]
+        lr = self.rates[ops.minimum(self.schedule_step, float(self.rates.shape[0] - 1)).astype(ms.int32)]
         factor = unscale
         if self.clip_norm is not None:
             factor = unscale * ops.minimum(self.clip_norm / (norm + CLIP_EPSILON), ops.ones((), ms.float32))
@@ -156,6 +160,7 @@ class TrainStep(nn.Cell):
             for gradient in gradients:
                 scaled += (gradient * factor,)
             self.optimizer(scaled, lr)
+            ops.assign_add(self.schedule_step, ops.ones((), ms.float32))
         bad = self.count_step(finite)
         skipped = 1.0 - finite.astype(ms.float32)
         return ops.stack((loss, lr, norm, scale, skipped, bad))

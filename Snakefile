@@ -1,0 +1,45 @@
+# CSWin Transformer training: archives -> manifest -> MindRecord -> stages -> evaluation -> results/final_acc.csv
+from snakemake.utils import min_version, validate
+
+min_version("9.0")
+
+if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged with it
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+
+
+validate(config, "config/schema.json", set_default=False)
+
+
+container: "docker://python:3.11-slim"
+
+
+localrules:
+    all,
+    final_acc,
+    stage_config,
+    runtime_config,
+    expectations_config,
+
+
+rule all:
+    input:
+        "results/final_acc.csv",
+    default_target: True
+
+
+include: f"rules/sources/{SETTINGS.data.source}.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/results.smk"
+
+
+onstart:
+    print(guide())
+
+
+onsuccess:
+    accept_stages()

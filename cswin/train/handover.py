@@ -1,0 +1,97 @@
+"""What a stage begins with: fresh weights, a pretrained checkpoint, or the stage before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from cswin.checkpoint import HEAD, load_checkpoint
+from cswin.config.resolve import StageConfig
+from cswin.errors import UserError
+from cswin.train.state import StateFolder
+
+STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to a stage, never carried
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is put into the training step before its first step.
+
+    Attributes:
+        weights: by parameter name; names that are left out keep their initial values.
+        everything: moments, EMA, loss scale and update count by parameter name (carry: all).
+        record: what was carried from where, for the stage's history.
+    """
+
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    everything: Mapping[str, np.ndarray] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=lambda: {"carry": "nothing", "from": "fresh weights"})
+
+    def apply(self, parameters: Mapping[str, ms.Parameter], names: list[str]) -> None:
+        """Set the training step's parameters; without a carried EMA, it starts at the weights."""
+        for name, value in {**self.weights, **self.everything}.items():
+            parameters[name].set_data(ms.Tensor(value))
+        if not self.everything:
+            for name in names:
+                parameters[f"ema.{name}"].set_data(ms.Tensor(parameters[name].asnumpy()))
+
+
+def prepare_start(config: StageConfig, previous: Path | None) -> Start:
+    """The start of a stage.
+
+    Args:
+        config: the stage.
+        previous: checkpoint of the stage before (beside it the folder state/, for carry: all), or the pretrained one.
+
+    Raises:
+        UserError: if the checkpoint belongs to another architecture or the state that is to be carried is missing.
+    """
+    if previous is None:
+        return Start()
+    if config.previous and config.carry == "all":
+        return _everything(config, previous)
+    checkpoint = load_checkpoint(previous)
+    which = config.carry_weights if config.previous else "ema"
+    weights = checkpoint.best_weights() if which == "ema" else checkpoint.weights
+    weights, left_out = _fitting(config, previous, checkpoint.record.architecture, weights)
+    return Start(
+        weights,
+        record={
+            "carry": "weights",
+            "which": which,
+            "from": str(previous),
+            "new": left_out,
+            "anew": ["moments", "EMA", "loss scale"],
+        },
+    )
+
+
+def _fitting(config: StageConfig, path: Path, found, weights: Mapping[str, np.ndarray]):
+    """The weights that go into the network, and the names of those that do not (a pretrained head of other classes)."""
+    arch = config.architecture
+    free = ("image_size", "split_size", "num_classes") if not config.previous else ("image_size", "split_size")
+    differences = [d for d in found.differences(arch) if d.split(":")[0] not in free]
+    if differences:
+        raise UserError(f"{path}: holds another architecture than {config.model.arch}: " + "; ".join(differences))
+    left_out = list(HEAD) if found.num_classes != arch.num_classes else []
+    return {name: value for name, value in weights.items() if name not in left_out}, left_out
+
+
+def _everything(config: StageConfig, previous: Path) -> Start:
+    """All that the stage before ended with, from its last state."""
+    folder = previous.parent / "state"
+    state = StateFolder(folder, keep=2, say=print).load()
+    if state is None:
+        raise UserError(
+            f"{folder}: no training state; stages.{config.stage}.carry: all needs the state that {config.previous} ended "
+            f"with. Train it again (snakemake --forcerun train_{config.previous}) or use carry: weights"
+        )
+    carried = {k: v for k, v in state.arrays.items() if not k.startswith("best.") and k not in STAGE_COUNTERS}
+    return Start(
+        everything=carried, record={"carry": "all", "from": str(folder), "step": state.step, "anew": list(STAGE_COUNTERS)}
+    )

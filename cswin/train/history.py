@@ -1,0 +1,58 @@
+"""The history of a stage: JSON lines, one per step and one per epoch, each exactly once.
+
+Lines written after the last saved state are cut off when training goes on from it, so no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cswin.errors import UserError
+
+
+class History:
+    """Append-only JSON lines.
+
+    Args:
+        path: the file.
+        size: bytes that belong to the state from which training goes on; what follows them is cut off.
+    """
+
+    def __init__(self, path: Path, size: int = 0):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        if path.stat().st_size < size:
+            raise UserError(
+                f"{path}: shorter than when the state was saved ({size} bytes); restore it from a copy, or delete the "
+                "state folder beside it to train the stage again"
+            )
+        self._file.truncate(size)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, rows: Iterable[dict]) -> None:
+        """Write rows and hand them to the operating system."""
+        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        self._file.flush()
+
+    def size(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_history(path: Path) -> list[dict]:
+    """All whole rows; a last line that is still being written is left out."""
+    rows = []
+    with Path(path).open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,32 @@
+"""The identity of a stage's computation: what a saved state must match to be continued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cswin.checkpoint import file_sha256
+from cswin.config.resolve import StageConfig
+from cswin.provenance import versions
+
+VERSIONS = ("mindspore", "numpy", "pillow")  # what computes batches and steps
+
+
+def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) -> dict[str, Any]:
+    """Everything that decides the stage's result. The run's name does not, and nothing in `Runtime` does."""
+    found = versions()
+    return {
+        "config": config.model_dump(mode="json", exclude={"run"}),
+        "manifest": manifest_hash,
+        "input_checkpoint": file_sha256(input_checkpoint) if input_checkpoint else None,
+        "versions": {name: found.get(name) for name in VERSIONS},
+    }
+
+
+def differences(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Lines 'key: saved value, now value' of every leaf that differs."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in [*wanted, *(k for k in saved if k not in wanted)]:
+            lines += differences(saved.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if saved == wanted else [f"{prefix}: was {saved!r}, is now {wanted!r}"]

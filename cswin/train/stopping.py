@@ -1,0 +1,63 @@
+"""When to stop early: signals and a time limit."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+
+from cswin.errors import UserError
+
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: stopped on request, state saved, the same command goes on
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopping:
+    """Answers, after each step, whether training is to stop.
+
+    Args:
+        max_runtime: seconds from now after which the process must have ended, None for no limit.
+
+    The time kept back for the last save is three times the longest save so far (`took`), at least 5 s or 5 % of the limit.
+    """
+
+    def __init__(self, max_runtime: float | None):
+        self.signal_name: str | None = None
+        self.started, self.max_runtime = time.monotonic(), max_runtime
+        self.reserve = min(5.0, 0.05 * max_runtime) if max_runtime else 0.0
+        self._last_asked = self.started
+
+    def listen(self) -> None:
+        """Take the signals over; a second SIGINT ends the process at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def took(self, seconds: float) -> None:
+        """A save took this long."""
+        self.reserve = max(self.reserve, 3 * seconds)
+
+    def __call__(self) -> str | None:
+        """The reason to stop, or None."""
+        now = time.monotonic()
+        since_last, self._last_asked = now - self._last_asked, now
+        if self.signal_name:
+            return f"asked to stop by {self.signal_name}"
+        if self.max_runtime and now + since_last + self.reserve > self.started + self.max_runtime:
+            return f"the time limit of {self.max_runtime:.0f} s is near"
+        return None
+
+    def _on_signal(self, number, frame) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `90`, `45m`, `11h`, `2d`, `HH:MM:SS` or Slurm's `D-HH:MM:SS`."""
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text):
+        return float(match[1]) * units[match[2]]
+    if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    raise UserError(f"max-runtime: {text!r} is not a duration; write 90, 45m, 11h, 2d, HH:MM:SS or D-HH:MM:SS")

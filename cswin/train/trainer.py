@@ -1,0 +1,257 @@
+"""The training of one stage: start or resume, loop, save, validate, finish. Read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import mindspore as ms
+import numpy as np
+
+from cswin.checkpoint import Checkpoint
+from cswin.config.resolve import StageConfig
+from cswin.config.settings import Runtime
+from cswin.data.dataset import Dataset, read_rows
+from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
+from cswin.data.rng import drop_path_rng, init_rng
+from cswin.errors import UserError
+from cswin.evaluate import Evaluator
+from cswin.model.cswin import CSWin, initialise
+from cswin.model.drop_path import drop_path_factors, drop_path_rates
+from cswin.model.precision import precision
+from cswin.train.attempts import Attempt
+from cswin.train.handover import Start
+from cswin.train.history import History
+from cswin.train.schedule import learning_rates
+from cswin.train.state import State, StateFolder
+from cswin.train.step import TrainStep
+
+WEIGHT_SETS = ("raw", "ema")
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state; `str()` says why."""
+
+
+@dataclass
+class Best:
+    """The epoch that would become the stage's checkpoint, were the stage to end now."""
+
+    epoch: int
+    figures: dict
+    weights: dict[str, np.ndarray]  # raw weights, and the EMA's behind "ema."
+
+
+class Trainer:
+    """One stage.
+
+    Args:
+        config: what to compute.
+        runtime: how fast.
+        dataset: the images.
+        start: what the stage begins with, see `handover`.
+        folder: the stage's folder: state/ and history.jsonl are made here.
+        fingerprint: identity of the stage, see `identity`; a state of another identity is set aside.
+        stop: asked after each step; a reason to stop, or None.
+        progress: makes a progress display for (steps of the stage, steps done); see `cswin.progress`.
+        say: receives lines for the log.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        runtime: Runtime,
+        dataset: Dataset,
+        start: Start,
+        folder: Path,
+        fingerprint: dict,
+        stop: Callable[[], str | None],
+        progress,
+        say: Callable[[str], None],
+    ):
+        self.config, self.runtime, self.dataset, self.folder = config, runtime, dataset, Path(folder)
+        self.fingerprint, self.stop, self.progress, self.say = fingerprint, stop, progress, say
+        self.loader = TrainLoader(dataset, config, runtime)
+        self.per_epoch = self.loader.steps_per_epoch
+        if self.per_epoch == 0:
+            raise UserError(
+                f"optimizer.global_batch: {config.optimizer.global_batch} is more than the {len(self.loader.positions)} "
+                "training images; lower it (and runtime.batch_size)"
+            )
+        self.first_step, self.last_step = config.start_epoch * self.per_epoch, config.epochs * self.per_epoch
+        formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
+        network = CSWin(config.architecture, formats)
+        network.set_train()
+        initialise(network, init_rng(config.seed))
+        rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
+        self.train_step = TrainStep(network, config.optimizer, rates, accumulation=runtime.accumulation)
+        self.parameters = {p.name: p for p in self.train_step.get_parameters() if not p.name.startswith("accumulated")}
+        self.names = [p.name for p in network.get_parameters()]
+        self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size)
+        self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
+        self.states = StateFolder(self.folder / "state", runtime.keep_states, say)
+        self.start, self.best, self.epochs_done = start, None, config.start_epoch
+
+    def run(self, attempt: Attempt) -> Best:
+        """Train to the end of the stage.
+
+        Raises:
+            Interrupted: if asked to stop; the state is saved.
+            UserError: if training cannot go on (the loss is not finite, the disk is full); the last good state is whole.
+        """
+        step = self._resume_or_begin()
+        attempt.resumed(step, self.first_step)
+        self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
+        try:
+            for epoch in range(self.epochs_done, self.config.epochs):
+                self._train_epoch(epoch, step)
+                step = (epoch + 1) * self.per_epoch
+                self._validate(epoch)
+                self.epochs_done = epoch + 1
+                self._save(step)
+        finally:
+            self.states.wait()
+            self.history.close()
+            self.display.close()
+        return self.best
+
+    def _train_epoch(self, epoch: int, step: int) -> None:
+        """The steps of an epoch from `step` (on the whole schedule) to its end."""
+        pending, waited, started = [], 0.0, time.monotonic()
+        batches = iter(self.loader.epoch(epoch, step - epoch * self.per_epoch))
+        while True:
+            asked = time.monotonic()
+            micro_batches = next(batches, None)
+            waited += time.monotonic() - asked
+            if micro_batches is None:
+                break
+            pending.append(self._step(micro_batches, epoch, step))
+            step += 1
+            reason = self.stop()
+            due = time.monotonic() - self.saved > 60 * self.runtime.save_minutes
+            if len(pending) == self.runtime.log_every or step % self.per_epoch == 0 or due or reason:
+                self._log(pending, epoch, step, time.monotonic() - started, waited)
+                pending, waited, started = [], 0.0, time.monotonic()
+            if reason:
+                self._interrupt(reason, step)
+            if due and step % self.per_epoch:
+                self._save(step)
+
+    def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
+        """One optimizer step; nothing is read back from the device."""
+        rng = drop_path_rng(self.config.seed, epoch, step - epoch * self.per_epoch)
+        factors = drop_path_factors(self.drop_path_rates, self.config.optimizer.global_batch, rng)
+        inputs = [(ms.Tensor(b.images), ms.Tensor(b.targets), ms.Tensor(factors[:, b.columns])) for b in micro_batches]
+        for batch in inputs[:-1]:
+            self.train_step.accumulate(*batch)
+        return self.train_step(*inputs[-1])
+
+    def _log(self, pending: list[ms.Tensor], epoch: int, step: int, seconds: float, waited: float) -> None:
+        """Read the figures of the last steps from the device, write them to the history, stop where they make no sense."""
+        rate = len(pending) * self.config.optimizer.global_batch / seconds
+        rows = []
+        for number, values in enumerate(pending, step - len(pending) + 1):
+            figures = dict(zip(TrainStep.OUTPUTS, map(float, values.asnumpy()), strict=True))
+            finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
+            rows.append({"kind": "step", "step": number, "epoch": epoch, **finite})
+        rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds}
+        self.history.append(rows)
+        self.display.update(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
+        bad = figures["skipped_in_a_row"]
+        if bad >= self.config.optimizer.max_bad_steps:
+            raise UserError(
+                f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}); the last good "
+                f"state is in {self.states.path}. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level "
+                "O0"
+            )
+
+    def _validate(self, epoch: int) -> None:
+        """Evaluate raw and EMA weights where it is due; remember the best epoch."""
+        settings = self.config.evaluation
+        if (epoch + 1) % settings.every and epoch + 1 != self.config.epochs:
+            return
+        split, positions = self._validation_rows()
+        task, figures = EvalTask(eval_transform(self.config)), {}
+        for which in WEIGHT_SETS:
+            rows = read_rows(self.dataset, split, positions)
+            batches = self._unless_stopped(eval_batches(rows, task, self.runtime), (epoch + 1) * self.per_epoch)
+            predictions = self.evaluator.run(self._weights(which), batches)
+            figures[which] = predictions.figures()
+        self.history.append(
+            [{"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on, **figures}]
+        )
+        key = settings.select_by
+        if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
+            weights = {name: self.parameters[name].asnumpy().copy() for name in self.names}
+            weights |= {f"ema.{name}": self.parameters[f"ema.{name}"].asnumpy().copy() for name in self.names}
+            self.best = Best(epoch, figures, weights)
+        self.say(
+            f"epoch {epoch}: top1 raw {figures['raw']['top1']:.2f} EMA {figures['ema']['top1']:.2f} "
+            f"(best: epoch {self.best.epoch}, {key} {self.best.figures[key]['top1']:.2f})"
+        )
+
+    def _unless_stopped(self, batches: Iterator, step: int) -> Iterator:
+        """The same batches; validation is not finished when training is asked to stop: it is done again on resumption."""
+        for batch in batches:
+            if reason := self.stop():
+                self._interrupt(reason, step)
+            yield batch
+
+    def _interrupt(self, reason: str, step: int) -> NoReturn:
+        self._save(step, background=False)
+        raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
+
+    def _validation_rows(self) -> tuple[str, np.ndarray]:
+        if self.config.evaluation.select_on == "val":
+            return "val", np.arange(self.dataset.images("val"))
+        return "train", training_positions(self.dataset.images("train"), self.config)[1]
+
+    def _weights(self, which: str) -> dict[str, ms.Tensor]:
+        prefix = "ema." if which == "ema" else ""
+        return {name: ms.Tensor(self.parameters[prefix + name].asnumpy()) for name in self.names}
+
+    def _resume_or_begin(self) -> int:
+        """Put the newest state, or the stage's start, into the training step. Returns the step to go on from."""
+        self.saved = time.monotonic()
+        state = self.states.load()
+        if state is None:
+            self.start.apply(self.parameters, self.names)
+            self.history = History(self.folder / "history.jsonl")
+            self.history.append([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **self.start.record}])
+            self._save(self.first_step, background=False)
+            return self.first_step
+        for name, parameter in self.parameters.items():
+            parameter.set_data(ms.Tensor(state.arrays[name]))
+        self.epochs_done = state.meta["epochs_done"]
+        if state.meta["best"]:
+            best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
+            self.best = Best(**state.meta["best"], weights=best)
+        self.history = History(self.folder / "history.jsonl", state.meta["history_bytes"])
+        self.say(f"going on from step {state.step} of {self.last_step}")
+        return state.step
+
+    def _save(self, step: int, background: bool = True) -> None:
+        arrays = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
+        best = None
+        if self.best is not None:
+            arrays |= {f"best.{name}": value for name, value in self.best.weights.items()}
+            best = {"epoch": self.best.epoch, "figures": self.best.figures}
+        meta = {
+            "fingerprint": self.fingerprint,
+            "history_bytes": self.history.size(),
+            "epochs_done": self.epochs_done,
+            "best": best,
+        }
+        self.states.save(State(step, arrays, meta), background)
+        self.saved, self.step = time.monotonic(), step
+
+
+def checkpoint_of(best: Best, record) -> Checkpoint:
+    """The stage's checkpoint from its best epoch."""
+    weights = {k: v for k, v in best.weights.items() if not k.startswith("ema.")}
+    ema = {k.removeprefix("ema."): v for k, v in best.weights.items() if k.startswith("ema.")}
+    return Checkpoint(record, weights, ema)

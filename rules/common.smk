@@ -1,0 +1,94 @@
+"""What the rules share: the checked settings, paths, and small functions for inputs and parameters."""
+
+import json
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
+from cswin.errors import UserError
+
+try:
+    SETTINGS = parse_settings(config)
+except UserError as error:
+    raise WorkflowError(f"The configuration is refused:\n{error}") from None
+
+RUN = f"results/{SETTINGS.run}"
+DATA = f"{SETTINGS.data.directory}/{SETTINGS.data.name}"
+STAGES = list(SETTINGS.stages)
+
+
+def stage_text(wildcards):
+    """The resolved configuration of a stage; a change elsewhere in the configuration does not change it."""
+    return dump(resolve_stage(SETTINGS, wildcards.stage))
+
+
+def previous_checkpoint(stage):
+    """What a stage starts from: a list with one checkpoint, or none."""
+    before = resolve_stage(SETTINGS, stage).previous
+    if before:
+        return [f"{RUN}/{before}/checkpoint.safetensors"]
+    return [SETTINGS.pretrained] if SETTINGS.pretrained else []
+
+
+def previous_record(stage):
+    """The record of the stage before: small, compared by content."""
+    before = resolve_stage(SETTINGS, stage).previous
+    return [f"{RUN}/{before}/record.json"] if before else []
+
+
+def optional(flag, values):
+    """`flag value` on a command line where there is a value, else nothing."""
+    values = values if isinstance(values, (list, tuple)) else [values]
+    return " ".join(f"{flag} {value}" for value in values if value is not None)
+
+
+def images_folder():
+    """Where the images are, train/ and val/ by class."""
+    return SETTINGS.data.folder if SETTINGS.data.source == "folder" else f"{DATA}/images"
+
+
+def images_receipt():
+    """The note that extraction is complete; a folder of one's own has none."""
+    return [] if SETTINGS.data.source == "folder" else [f"{DATA}/extracted.json"]
+
+
+def promised():
+    """What the manifest is checked against, and how shards are cut."""
+    data = SETTINGS.data
+    values = {
+        "--expect-train": data.expect_train,
+        "--expect-val": data.expect_val,
+        "--expect-classes": data.classes,
+        "--on-bad-image": data.on_bad_image,
+        "--report": f"{DATA}/bad_images.csv",
+        "--shard-mb": data.shard_mb,
+        "--seed": data.seed,
+    }
+    return " ".join(optional(flag, value) for flag, value in values.items() if value is not None)
+
+
+def shard_receipts(wildcards):
+    """Receipts of all shards; how many there are is known once the manifest is."""
+    summary = json.loads(Path(checkpoints.manifest.get().output.summary).read_text())
+    return [
+        f"{DATA}/shards/{split}-{shard:05d}.json"
+        for split, facts in summary["splits"].items()
+        for shard in range(facts["shards"])
+    ]
+
+
+def guide():
+    """What a person sees first."""
+    return (
+        f"run {SETTINGS.run}: {', '.join(STAGES)}; table: results/final_acc.csv, everything else: {RUN}/\n"
+        "one stage again: --forcerun train_<stage>; only so far: --until train_<stage>; plan: -n; other run: --configfile FILE"
+    )
+
+
+def accept_stages():
+    """The workflow has succeeded: repeating a stage from now on means from nothing."""
+    from cswin.train.state import accept
+
+    for stage in STAGES:
+        accept(Path(RUN, stage, "state"))

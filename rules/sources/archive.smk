@@ -1,0 +1,13 @@
+# One tar or tar.gz with train/ and val/ by class: the report's imagenet.tar.gz.
+rule extract:
+    input:
+        archive=ancient(SETTINGS.data.archive),
+    output:
+        receipt=f"{DATA}/extracted.json",
+    params:
+        images=f"{DATA}/images",
+    log:
+        f"{DATA}/logs/extract.log",
+    threads: 8
+    shell:
+        "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"

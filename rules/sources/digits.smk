@@ -1,0 +1,21 @@
+# The embedded digits, packed like ImageNet in the report.
+rule digits_archive:
+    output:
+        f"{DATA}/digits.tar.gz",
+    log:
+        f"{DATA}/logs/digits_archive.log",
+    shell:
+        "cswin data digits --output {output} > {log} 2>&1"
+
+
+rule extract:
+    input:
+        archive=ancient(f"{DATA}/digits.tar.gz"),
+    output:
+        receipt=f"{DATA}/extracted.json",
+    params:
+        images=f"{DATA}/images",
+    log:
+        f"{DATA}/logs/extract.log",
+    shell:
+        "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"

@@ -1,0 +1,62 @@
+# Configuration files are the only way by which settings reach the trainer. Snakemake compares them by content.
+rule stage_config:
+    output:
+        f"{RUN}/config/{{stage}}.yaml",
+    params:
+        text=stage_text,
+    log:
+        f"{RUN}/logs/config_{{stage}}.log",
+    wildcard_constraints:
+        stage="|".join(STAGES),
+    shell:
+        "printf '%s' {params.text:q} > {output} 2> {log}"
+
+
+rule runtime_config:
+    output:
+        f"{RUN}/config/runtime.yaml",
+    params:
+        text=dump(SETTINGS.runtime),
+    log:
+        f"{RUN}/logs/config_runtime.log",
+    shell:
+        "printf '%s' {params.text:q} > {output} 2> {log}"
+
+
+rule expectations_config:
+    output:
+        f"{RUN}/config/expectations.yaml",
+    params:
+        text=dump(expectations(SETTINGS)),
+    log:
+        f"{RUN}/logs/config_expectations.log",
+    shell:
+        "printf '%s' {params.text:q} > {output} 2> {log}"
+
+
+# Training state lives in {RUN}/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
+# What only changes speed, and files above 1 MB (compared by date), are ancient: they are never a reason to train again.
+for stage in STAGES:
+
+    rule:
+        name:
+            f"train_{stage}"
+        input:
+            config=f"{RUN}/config/{stage}.yaml",
+            runtime=ancient(f"{RUN}/config/runtime.yaml"),
+            manifest=f"{DATA}/manifest.json",
+            dataset=ancient(f"{DATA}/dataset.json"),
+            record=previous_record(stage),
+            previous=ancient(previous_checkpoint(stage)),
+        output:
+            record=f"{RUN}/{stage}/record.json",
+            checkpoint=f"{RUN}/{stage}/checkpoint.safetensors",
+        params:
+            folder=f"{RUN}/{stage}",
+            previous=optional("--previous", previous_checkpoint(stage)),
+        log:
+            f"{RUN}/logs/train_{stage}.log",
+        threads: SETTINGS.runtime.devices * SETTINGS.runtime.workers
+        shell:
+            "cswin train --config {input.config} --runtime {input.runtime} --dataset {input.dataset} "
+            "--output {params.folder} --log {log} {params.previous}"
