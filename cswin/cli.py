@@ -13,6 +13,7 @@ from cswin.errors import UserError
 # Command -> what it does; the code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
     "predict": "the most probable classes of image files",
+    "export": "write a checkpoint's network as ONNX or MINDIR",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
     "data": "make, extract, convert, verify and inspect datasets",

@@ -1,0 +1,34 @@
+"""Write a checkpoint's network for another runtime: ONNX (.onnx, any batch) or MindSpore's MINDIR (.mindir, a fixed batch).
+
+After writing, the file is run on random images and compared with the network: what differs is not kept. Preprocessing, class
+names, input and output are described in a JSON file beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cswin.device import add_device_arguments, select_device
+from cswin.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("output", type=Path, metavar="FILE", help="NAME.onnx or NAME.mindir")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time in a .mindir (default: 1)")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, check, and say what was found."""
+    from cswin.checkpoint import load_checkpoint
+    from cswin.export.export import export
+
+    if args.batch < 1:
+        raise UserError(f"--batch: {args.batch} must be at least 1")
+    select_device(args.device_target, args.device_id)
+    written = export(load_checkpoint(args.checkpoint), args.output, args.batch)
+    print(f"{written.path}: its logits differ from the network's by {written.difference:.1e} at most")
+    print(f"{written.description}: preprocessing, class names, input and output")

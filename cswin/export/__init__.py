@@ -1,0 +1,1 @@
+"""Export of a checkpoint's network to other runtimes."""

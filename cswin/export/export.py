@@ -1,0 +1,143 @@
+"""`cswin export`: the network in another runtime's format, checked against the original, its preprocessing beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cswin import checkpoint as ckpt
+from cswin.atomic import atomic_path
+from cswin.checkpoint import Checkpoint
+from cswin.errors import UserError
+
+if TYPE_CHECKING:
+    from cswin.model.cswin import CSWin
+
+SUFFIXES = (".onnx", ".mindir")
+TOLERANCE = 1e-5  # of the logits, relative to the largest: what the project asks of every port, see tests/test_model_golden.py
+SEED = 0  # of the check's random images
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the file, the description beside it, and the largest difference of a logit in the check."""
+
+    path: Path
+    description: Path
+    difference: float
+
+
+def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exported:
+    """Write a network with its best weights (the moving average where there is one) as ONNX or MINDIR, by the suffix.
+
+    Beside the file, under its name and `.json`, lies what a user of the file must know: input and output, preprocessing,
+    class names, architecture.
+
+    Args:
+        checkpoint: the network.
+        path: the new file.
+        batch_size: of a MINDIR, whose shapes are fixed; in ONNX the batch is free.
+
+    Raises:
+        UserError: if the suffix is unknown, a package is missing, or what was written does not compute the network's logits;
+            nothing is left then.
+    """
+    path = Path(path)
+    suffix = ckpt.known_suffix(path, SUFFIXES)
+    network = _network(checkpoint)  # imports MindSpore, which cannot be imported after onnx (both set up protobuf)
+    if suffix == ".onnx":
+        _require_onnx()
+    description = path.with_name(f"{path.name}.json")
+    with atomic_path(path) as temporary, atomic_path(description) as beside:
+        if suffix == ".onnx":
+            _write_onnx(checkpoint, temporary)
+            difference = max(_difference(network, _run_onnx(temporary), n) for n in (1, 3))
+        else:
+            _write_mindir(network, temporary, batch_size)
+            difference = _difference(network, _run_mindir(temporary), batch_size)
+        if not difference <= TOLERANCE:
+            raise UserError(f"{path}: not written, because its logits differ from the network's by {difference:.1e}, more than "
+                            f"{TOLERANCE:.0e} of the largest; please report this with the checkpoint")  # fmt: skip
+        beside.write_text(json.dumps(_describe(checkpoint, suffix, batch_size), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return Exported(path, description, difference)
+
+
+def _network(checkpoint: Checkpoint) -> CSWin:
+    from cswin.model.cswin import CSWin
+
+    arch = checkpoint.record.architecture
+    network = CSWin(arch)
+    network.set_train(False)
+    ckpt.load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
+    return network
+
+
+def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
+    """What a user of the file needs to feed it and to read its answer."""
+    arch = checkpoint.record.architecture
+    batch = "any" if suffix == ".onnx" else batch_size
+    return {
+        "input": {
+            "name": "images",
+            "shape": [batch, arch.in_channels, arch.image_size, arch.image_size],
+            "dtype": "float32",
+            "layout": "NCHW, RGB" if arch.in_channels == 3 else "NCHW",
+            "values": "(pixel / 255 - mean) / std, per channel",
+        },
+        "output": {"name": "logits", "shape": [batch, arch.num_classes], "dtype": "float32", "probabilities": "softmax"},
+        "resize": "short side to int(image_size / crop_ratio), then the centre image_size x image_size",
+    } | checkpoint.record.to_dict()
+
+
+def _difference(network: CSWin, run, n: int) -> float:
+    """Largest difference of a logit on n random images, relative to the largest logit."""
+    import mindspore as ms
+
+    arch = network.arch
+    images = np.random.default_rng(SEED).standard_normal((n, arch.in_channels, arch.image_size, arch.image_size), np.float32)
+    wanted = network(ms.Tensor(images)).asnumpy()
+    return float(np.abs(run(images) - wanted).max() / max(1e-6, np.abs(wanted).max()))
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export to ONNX needs the package {error.name}: pip install 'cswin[export]'") from error
+
+
+def _write_onnx(checkpoint: Checkpoint, path: Path) -> None:
+    import onnx
+
+    from cswin.export.onnx_graph import onnx_model
+
+    record = checkpoint.record
+    metadata = {ckpt.RECORD_KEY: json.dumps(record.to_dict(), sort_keys=True)}
+    onnx.save(onnx_model(record.architecture, checkpoint.best_weights(), metadata), str(path))
+
+
+def _run_onnx(path: Path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _write_mindir(network: CSWin, path: Path, batch_size: int) -> None:
+    import mindspore as ms
+
+    arch = network.arch
+    images = ms.Tensor(np.zeros((batch_size, arch.in_channels, arch.image_size, arch.image_size), np.float32))
+    ms.export(network, images, file_name=str(path), file_format="MINDIR")
+
+
+def _run_mindir(path: Path):
+    import mindspore as ms
+
+    graph = ms.nn.GraphCell(ms.load(str(path)))
+    return lambda images: graph(ms.Tensor(images)).asnumpy()
