@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cswin.model.cswin import CSWin
 
 SUFFIXES = (".ckpt", ".safetensors")
+PYTORCH_SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar; see cswin.convert
 RECORD_KEY = "cswin_record"
 EMA_PREFIX = "ema."
 FORMAT_VERSION = 1
@@ -166,6 +167,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         UserError: if the file is missing, damaged, or was not written by `save_checkpoint`.
     """
     path = Path(path)
+    if path.suffix.lower() in PYTORCH_SUFFIXES:
+        raise UserError(f"{path}: is a PyTorch file; turn it into a checkpoint with `cswin convert-weights`")
     return parse_checkpoint(path, *read_tensors(path))
 
 
@@ -225,7 +228,8 @@ def load_into(network: CSWin, weights: Mapping[str, np.ndarray], *, architecture
 
     for name, parameter in parameters.items():
         if name not in kept:
-            parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name], np.float32)))
+            # Into the parameter's own memory: a compiled graph does not notice new memory (set_data).
+            ms.ops.assign(parameter, ms.Tensor(np.ascontiguousarray(weights[name], np.float32)))
     return kept
 
 

@@ -132,7 +132,12 @@ def test_a_changed_record_is_refused(tmp_path, example):
 
 def test_foreign_missing_and_misnamed_files(tmp_path, example):
     ms.save_checkpoint(network_of(), str(tmp_path / "foreign.ckpt"))
-    for name, message in (("foreign.ckpt", "convert-weights"), ("none.ckpt", "is not a file"), ("a.pth", "suffix")):
+    for name, message in (
+        ("foreign.ckpt", "convert-weights"),
+        ("none.ckpt", "is not a file"),
+        ("a.pth", "convert-weights"),
+        ("a.npz", "suffix"),
+    ):
         with pytest.raises(UserError, match=message):
             load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="suffix"):
@@ -179,6 +184,21 @@ def test_load_into_sets_every_parameter(example):
     assert load_into(network, example.weights, architecture_of_file=ARCH) == []
     for key, value in values(network).items():
         np.testing.assert_array_equal(value, example.weights[key])
+
+
+def test_load_into_reaches_a_compiled_graph(example):
+    network = network_of(seed=1)
+
+    @ms.jit
+    def forward(images):
+        return network(images)
+
+    images = ms.Tensor(np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32))
+    before = forward(images).asnumpy()
+    load_into(network, example.weights, architecture_of_file=ARCH)
+    wanted = network_of()(images).asnumpy()
+    assert np.abs(before - wanted).max() > 1e-3
+    np.testing.assert_allclose(forward(images).asnumpy(), wanted, atol=1e-5)
 
 
 def refused(network, weights, architecture, message, **options):

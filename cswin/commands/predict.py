@@ -42,11 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict; 0, or 1 if a file could not be read."""
     import dataclasses
 
-    from tqdm import tqdm
-
     from cswin.atomic import atomic_path
     from cswin.checkpoint import load_checkpoint
     from cswin.predict import Classifier, ImageReader, find_images, predict
+    from cswin.progress import Console
 
     _check(args)
     paths = find_images(args.paths)
@@ -61,19 +60,23 @@ def run(args: argparse.Namespace) -> int:
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
     failed = 0
     with ExitStack() as stack:
+        console = stack.enter_context(Console())
         out = sys.stdout
         if args.output:
             temporary = stack.enter_context(atomic_path(args.output))
             out = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
         write = WRITERS[kind](out)
-        predictions = predict(paths, classifier, reader, args.top_k, workers)
         # Results scrolling by on a terminal are progress enough; a bar would be torn apart by them.
-        hidden = None if args.output or not sys.stdout.isatty() else True
-        for prediction in tqdm(predictions, total=len(paths), unit="image", disable=hidden, file=sys.stderr):
+        progress = None
+        if args.output or not sys.stdout.isatty():
+            progress = stack.enter_context(console.progress("predict", len(paths), "images"))
+        for prediction in predict(paths, classifier, reader, args.top_k, workers):
             if prediction.error:
                 failed += 1
-                tqdm.write(f"{shown(prediction.path)}: {prediction.error}", file=sys.stderr)
+                console.say(f"{shown(prediction.path)}: {prediction.error}")
             write(prediction)
+            if progress:
+                progress.update(1)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if failed else 0

@@ -12,7 +12,6 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing
-from cswin.convert import torch_file
 from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
 from cswin.convert.pickle_reader import TensorReference
 from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
@@ -70,7 +69,7 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
-        ckpt.known_suffix(path, torch_file.SUFFIXES + ckpt.SUFFIXES)
+        ckpt.known_suffix(path, ckpt.PYTORCH_SUFFIXES + ckpt.SUFFIXES)
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the input file itself; give another name")
     checkpoint = _complete(read_source(source, options.which), options, source)
@@ -89,7 +88,7 @@ def read_source(path: Path, which: str) -> Source:
     Raises:
         UserError: if the file cannot be read or does not hold the set that was asked for.
     """
-    if path.suffix.lower() in torch_file.SUFFIXES:
+    if path.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
         with open_torch_file(path) as file:
             return _read_torch(file, which)
     tensors, text = ckpt.read_tensors(path)

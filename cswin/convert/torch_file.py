@@ -18,7 +18,6 @@ from cswin.atomic import atomic_path
 from cswin.convert.pickle_reader import RefusedName, TensorReference, read_pickle
 from cswin.errors import UserError
 
-SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar
 ALIGNMENT = 64  # bytes; PyTorch maps the records into memory
 EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file
 
