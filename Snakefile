@@ -3,7 +3,9 @@ from snakemake.utils import min_version, validate
 
 min_version("9.0")
 
-if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged with it
+if (
+    not workflow.overwrite_configfiles
+):  # --configfile replaces the embedded default, it is not merged with it
 
     configfile: "config/config.yaml"
 
@@ -26,9 +28,9 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         "results/final_acc.csv",
-    default_target: True
 
 
 include: f"rules/sources/{SETTINGS.data.source}.smk"

@@ -12,11 +12,16 @@ from cswin.errors import UserError
 
 # Command -> what it does; the code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
-    "predict": "the most probable classes of image files",
-    "export": "write a checkpoint's network as ONNX or MINDIR",
+    "data": "make, extract, convert, verify and inspect datasets",
+    "train": "train a stage, or go on where it was interrupted",
+    "evaluate": "evaluate a checkpoint: every image exactly once",
+    "table": "write the results table of a run",
+    "curves": "draw the curves of a run",
+    "predict": "name what is on images",
+    "export": "write a checkpoint as ONNX or MINDIR",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
-    "data": "make, extract, convert, verify and inspect datasets",
+    "config": "check a configuration; print the schema or the reference page",
 }
 
 

@@ -45,7 +45,9 @@ def optional(flag, values):
 
 def images_folder():
     """Where the images are, train/ and val/ by class."""
-    return SETTINGS.data.folder if SETTINGS.data.source == "folder" else f"{DATA}/images"
+    return (
+        SETTINGS.data.folder if SETTINGS.data.source == "folder" else f"{DATA}/images"
+    )
 
 
 def images_receipt():
@@ -65,7 +67,9 @@ def promised():
         "--shard-mb": data.shard_mb,
         "--seed": data.seed,
     }
-    return " ".join(optional(flag, value) for flag, value in values.items() if value is not None)
+    return " ".join(
+        optional(flag, value) for flag, value in values.items() if value is not None
+    )
 
 
 def shard_receipts(wildcards):

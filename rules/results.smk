@@ -23,10 +23,10 @@ rule table:
         settings=f"{RUN}/config/expectations.yaml",
     output:
         csv=f"{RUN}/final_acc.csv",
-    params:
-        run=RUN,
     log:
         f"{RUN}/logs/table.log",
+    params:
+        run=subpath(output.csv, parent=True),
     shell:
         "cswin table {params.run} --settings {input.settings} --output {output.csv} > {log} 2>&1"
 
@@ -37,10 +37,10 @@ rule curves:
         settings=f"{RUN}/config/expectations.yaml",
     output:
         f"{RUN}/curves.png",
-    params:
-        run=RUN,
     log:
         f"{RUN}/logs/curves.log",
+    params:
+        run=subpath(output[0], parent=True),
     shell:
         "cswin curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
 

@@ -2,12 +2,12 @@
 rule stage_config:
     output:
         f"{RUN}/config/{{stage}}.yaml",
-    params:
-        text=stage_text,
     log:
         f"{RUN}/logs/config_{{stage}}.log",
     wildcard_constraints:
         stage="|".join(STAGES),
+    params:
+        text=stage_text,
     shell:
         "printf '%s' {params.text:q} > {output} 2> {log}"
 
@@ -15,10 +15,10 @@ rule stage_config:
 rule runtime_config:
     output:
         f"{RUN}/config/runtime.yaml",
-    params:
-        text=dump(SETTINGS.runtime),
     log:
         f"{RUN}/logs/config_runtime.log",
+    params:
+        text=dump(SETTINGS.runtime),
     shell:
         "printf '%s' {params.text:q} > {output} 2> {log}"
 
@@ -26,10 +26,10 @@ rule runtime_config:
 rule expectations_config:
     output:
         f"{RUN}/config/expectations.yaml",
-    params:
-        text=dump(expectations(SETTINGS)),
     log:
         f"{RUN}/logs/config_expectations.log",
+    params:
+        text=dump(expectations(SETTINGS)),
     shell:
         "printf '%s' {params.text:q} > {output} 2> {log}"
 
@@ -51,12 +51,12 @@ for stage in STAGES:
         output:
             record=f"{RUN}/{stage}/record.json",
             checkpoint=f"{RUN}/{stage}/checkpoint.safetensors",
-        params:
-            folder=f"{RUN}/{stage}",
-            previous=optional("--previous", previous_checkpoint(stage)),
         log:
             f"{RUN}/logs/train_{stage}.log",
         threads: SETTINGS.runtime.devices * SETTINGS.runtime.workers
+        params:
+            folder=subpath(output.record, parent=True),
+            previous=optional("--previous", previous_checkpoint(stage)),
         shell:
             "cswin train --config {input.config} --runtime {input.runtime} --dataset {input.dataset} "
             "--output {params.folder} --log {log} {params.previous}"

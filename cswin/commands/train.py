@@ -21,10 +21,11 @@ def configure(parser):
 
 
 def run(args):
-    from cswin.progress import train_progress
+    from cswin.progress import Console, TrainProgress
     from cswin.train.stage import StageFiles, run_stage
     from cswin.train.stopping import parse_duration
 
     limit = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
-    return run_stage(files, limit, train_progress, lambda line: print(line, flush=True))
+    with Console(args.log) as console:
+        return run_stage(files, limit, lambda total, done: TrainProgress(console, total, done), console.say)

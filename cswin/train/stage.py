@@ -14,6 +14,7 @@ from cswin.checkpoint import CheckpointRecord, Preprocessing, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.data.dataset import Dataset
 from cswin.data.loader import normalisation
+from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
 from cswin.train.attempts import Attempt
@@ -49,7 +50,7 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
     """Train a stage, or go on where it was interrupted.
 
     Args:
-        progress: function that gives a progress display for (total steps, steps done, steps per epoch).
+        progress: function that gives a progress display for (steps of the stage, steps done).
         say: receives lines for the log.
 
     Returns:
@@ -69,6 +70,7 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         raise UserError(
             f"stage {config.stage} starts from {config.previous or config.pretrained}: give its checkpoint (--previous)"
         )
+    select_device(runtime.device_target)
     stopping = Stopping(max_runtime)
     with Lease(files.folder, runtime.lease_timeout):
         stopping.listen()

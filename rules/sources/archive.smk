@@ -4,10 +4,10 @@ rule extract:
         archive=ancient(SETTINGS.data.archive),
     output:
         receipt=f"{DATA}/extracted.json",
-    params:
-        images=f"{DATA}/images",
     log:
         f"{DATA}/logs/extract.log",
     threads: 8
+    params:
+        images=f"{DATA}/images",
     shell:
         "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"

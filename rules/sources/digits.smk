@@ -13,9 +13,9 @@ rule extract:
         archive=ancient(f"{DATA}/digits.tar.gz"),
     output:
         receipt=f"{DATA}/extracted.json",
-    params:
-        images=f"{DATA}/images",
     log:
         f"{DATA}/logs/extract.log",
+    params:
+        images=f"{DATA}/images",
     shell:
         "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"

@@ -6,11 +6,11 @@ rule extract:
         devkit=ancient(SETTINGS.data.devkit),
     output:
         receipt=f"{DATA}/extracted.json",
-    params:
-        images=f"{DATA}/images",
     log:
         f"{DATA}/logs/extract.log",
     threads: 8
+    params:
+        images=f"{DATA}/images",
     shell:
         "cswin data extract-ilsvrc --train-archive {input.train} --val-archive {input.val} --devkit {input.devkit} "
         "--output {params.images} --receipt {output.receipt} --log {log}"

@@ -1,0 +1,32 @@
+# make demo: the whole pipeline on the embedded digits. make test: all tests. Both set everything up in .venv first.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && command -v $(p))))
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 8 results/final_acc.csv
+	@echo "table: results/final_acc.csv   picture: results/digits/curves.png"
+
+test: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest
+
+lint: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	ruff check . && ruff format --check . && snakefmt --check Snakefile rules && snakemake --lint
+
+# One resolver run over everything; requirements.txt holds every version.
+$(STAMP): pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 was found (MindSpore 2.8.0 has no packages for others). Install one, for"; \
+	  echo "example 'apt-get install python3.11 python3.11-venv', or name it: make PYTHON=/path/to/python3.11 demo"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv package"; \
+	  echo "(Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,dev]'
+	$(BIN)/python -m pip check
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake
