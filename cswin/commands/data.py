@@ -1,0 +1,180 @@
+"""Make, extract, convert, verify and inspect datasets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    _configure_sources(steps)
+    _configure_manifest(steps)
+    _configure_convert(steps)
+    _configure_checks(steps)
+
+
+def _step(steps, name: str, function, summary: str) -> argparse.ArgumentParser:
+    parser = steps.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(function=function)
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write messages and progress to this file too")
+    return parser
+
+
+def _configure_sources(steps) -> None:
+    digits = _step(steps, "digits", _digits, "write the embedded handwritten digits as a tar.gz in ImageNet's layout")
+    digits.add_argument("--output", type=Path, required=True, metavar="FILE")
+
+    extract = _step(steps, "extract", _extract, "extract a tar or tar.gz with train/ and val/ by class")
+    extract.add_argument("--archive", type=Path, required=True, metavar="FILE")
+    _extraction_outputs(extract)
+
+    ilsvrc = _step(steps, "extract-ilsvrc", _extract_ilsvrc, "extract the official files of ILSVRC2012")
+    ilsvrc.add_argument("--train-archive", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_train.tar")
+    ilsvrc.add_argument("--val-archive", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_val.tar")
+    ilsvrc.add_argument("--devkit", type=Path, required=True, metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz")
+    _extraction_outputs(ilsvrc)
+
+
+def _extraction_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that gets train/ and val/")
+    parser.add_argument("--receipt", type=Path, required=True, metavar="FILE", help="JSON file, written when all is there")
+
+
+def _configure_manifest(steps) -> None:
+    parser = _step(steps, "manifest", _manifest, "check every image and list it")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with train/ and val/ by class")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="rows (CSV, gzip), beside the summary")
+    parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="counts, class names, hash (JSON)")
+    parser.add_argument("--expect-train", type=_count, metavar="N", help="training images promised")
+    parser.add_argument("--expect-val", type=_count, metavar="N", help="validation images promised")
+    parser.add_argument("--expect-classes", type=_count, metavar="N", help="classes promised")
+    parser.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="default: %(default)s")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="list of bad images with reasons (CSV)")
+    parser.add_argument(
+        "--shard-mb", type=_count, default=1024, metavar="N", help="target size of a shard in MiB (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of the rows (default: %(default)s)")
+    parser.add_argument("--workers", type=_count, metavar="N", help="threads (default: one per core)")
+
+
+def _configure_convert(steps) -> None:
+    convert = _step(steps, "convert", _convert, "write one MindRecord shard and read it back")
+    convert.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with train/ and val/ by class")
+    convert.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="rows of the manifest")
+    convert.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
+    convert.add_argument("--split", choices=("train", "val"), required=True)
+    convert.add_argument("--shard", type=int, required=True, metavar="N", help="from 0")
+    convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="SPLIT-NNNNN.mindrecord")
+
+    dataset = _step(steps, "dataset", _dataset, "collect the shards' receipts into dataset.json")
+    dataset.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
+    dataset.add_argument("--shards-dir", type=Path, required=True, metavar="DIR")
+    dataset.add_argument("--output", type=Path, required=True, metavar="FILE", help="dataset.json")
+    dataset.add_argument("--remove-images", type=Path, metavar="DIR", help="extracted images to remove afterwards")
+
+
+def _configure_checks(steps) -> None:
+    verify = _step(steps, "verify", _verify, "read a whole dataset and compare it with its manifest")
+    verify.add_argument("dataset", type=Path, metavar="DATASET", help="dataset.json")
+
+    inspect = _step(steps, "inspect", _inspect, "counts, sizes, and a contact sheet of random samples")
+    inspect.add_argument("dataset", type=Path, metavar="DATASET", help="dataset.json")
+    inspect.add_argument("--output", type=Path, metavar="FILE", help="contact sheet (PNG)")
+    inspect.add_argument("--samples", type=_count, default=64, metavar="N", help="default: %(default)s")
+    inspect.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default: %(default)s)")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int | None:
+    from cswin.errors import UserError
+    from cswin.progress import Console
+
+    with Console(args.log) as console:
+        try:
+            return args.function(args, console)
+        except UserError as error:
+            console.record(f"cswin data {args.step}: {error}")
+            raise
+
+
+def _digits(args, console) -> None:
+    from cswin.data.digits import write_digits
+
+    write_digits(args.output)
+    console.say(f"digits: wrote {args.output}")
+
+
+def _extract(args, console) -> None:
+    from cswin.data.archive import extract_archive
+
+    extract_archive(args.archive, args.output, args.receipt, console)
+
+
+def _extract_ilsvrc(args, console) -> None:
+    from cswin.data.ilsvrc import extract_ilsvrc
+
+    extract_ilsvrc(args.train_archive, args.val_archive, args.devkit, args.output, args.receipt, console)
+
+
+def _manifest(args, console) -> None:
+    from cswin.data.scan import Expected, write_manifest
+    from cswin.data.tar_reader import usable_cores
+
+    summary = write_manifest(
+        args.images,
+        args.output,
+        args.summary,
+        console,
+        expected=Expected(args.expect_train, args.expect_val, args.expect_classes),
+        on_bad_image=args.on_bad_image,
+        report=args.report,
+        shard_mb=args.shard_mb,
+        seed=args.seed,
+        workers=args.workers or usable_cores(),
+    )
+    for name, split in summary.splits.items():
+        console.say(f"manifest: {name}: {split.images:,} images, {split.bytes / 1e9:.2f} GB, {split.shards} shards")
+
+
+def _convert(args, console) -> None:
+    from cswin.data.mindrecord import convert_shard
+
+    convert_shard(args.images, args.manifest, args.summary, args.split, args.shard, args.output, console)
+
+
+def _dataset(args, console) -> None:
+    from cswin.data.assemble import write_dataset
+
+    dataset = write_dataset(args.summary, args.shards_dir, args.output, args.remove_images)
+    console.say(f"dataset: {dataset.name}: " + ", ".join(f"{name} {dataset.images(name):,}" for name in dataset.splits))
+
+
+def _verify(args, console) -> int:
+    from cswin.data.assemble import verify_dataset
+
+    bad = 0
+    for check in verify_dataset(args.dataset, console):
+        console.say(f"{check.shard.name}: " + ("; ".join(check.problems) or f"{check.rows:,} rows, good"))
+        bad += bool(check.problems)
+    console.say(f"verify: {bad} shards are damaged: remove them and convert again" if bad else "verify: all shards are good")
+    return 1 if bad else 0
+
+
+def _inspect(args, console) -> None:
+    from cswin.data.dataset import Dataset
+    from cswin.data.inspect import contact_sheet, describe
+
+    dataset = Dataset.load(args.dataset)
+    for line in describe(dataset):
+        print(line)
+    if args.output is not None:
+        contact_sheet(dataset, args.split, args.samples, args.seed, args.output)
+        console.say(f"inspect: wrote {args.output}")

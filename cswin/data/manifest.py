@@ -1,0 +1,236 @@
+"""The manifest: one row per image, and a small summary that everything after it depends on.
+
+Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, classes sorted by name, images sorted
+by name. A label is the position of its class in the sorted names of the classes of train. A shard is a contiguous slice of a
+seeded permutation of the rows of its split.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from cswin.atomic import atomic_path
+from cswin.errors import UserError
+
+FORMAT = "cswin-manifest-1"
+SPLITS = ("train", "val")
+COLUMNS = ("path", "class", "label", "bytes", "width", "height", "sha256")
+
+
+class Row(NamedTuple):
+    """One image.
+
+    Attributes:
+        path: below the folder of images, with `/`.
+        class_name: its folder's name.
+        label: position of the class in the sorted names.
+        bytes: size of the file.
+        width, height: pixels.
+        sha256: of the file, hexadecimal.
+    """
+
+    path: str
+    class_name: str
+    label: int
+    bytes: int
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the summary says of train or val.
+
+    Attributes:
+        images: number of rows.
+        bytes: of all files together.
+        largest: bytes of the largest file.
+        shards: number of MindRecord files.
+        counts: images by label.
+    """
+
+    images: int
+    bytes: int
+    largest: int
+    shards: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """manifest.json: below 1 MB, the same for the same images, seed and shard size.
+
+    Attributes:
+        rows_file: name of the rows' file, beside the summary.
+        rows_sha256: of the rows' CSV text, not compressed.
+        seed: of the order in which rows are stored.
+        shard_mb: target size of a shard, MiB.
+        class_names: in the order of the labels.
+        splits: train and val.
+        formats: how many files there are of each kind ("JPEG RGB", "PNG RGBA", …).
+        skipped: bad images that were left out.
+    """
+
+    rows_file: str
+    rows_sha256: str
+    seed: int
+    shard_mb: int
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    formats: dict[str, int]
+    skipped: int
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 over what decides which image has which position and label: the rows and the seed."""
+        return hashlib.sha256(f"{FORMAT}\n{self.rows_sha256}\n{self.seed}\n".encode()).hexdigest()
+
+    def order(self, split: str) -> np.ndarray:
+        """(images,) int64: the row (counted within its split) that is stored at each position."""
+        # PCG64's permutation has been the same since NumPy 1.17; the second number keeps the splits apart.
+        generator = np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(split)]))
+        return generator.permutation(self.splits[split].images)
+
+    def shard_range(self, split: str, shard: int) -> tuple[int, int]:
+        """First position of a shard and the one after its last; shards differ by one row at most.
+
+        Raises:
+            UserError: if there is no such shard.
+        """
+        facts = self.splits[split]
+        if not 0 <= shard < facts.shards:
+            raise UserError(f"{split} has no shard {shard}: they go from 0 to {facts.shards - 1}")
+        return facts.images * shard // facts.shards, facts.images * (shard + 1) // facts.shards
+
+    def save(self, path: Path) -> None:
+        """Write manifest.json."""
+        content = {"format": FORMAT, "manifest_hash": self.manifest_hash, **asdict(self)}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_summary(path: Path) -> Summary:
+    """Read manifest.json.
+
+    Raises:
+        UserError: if it is missing, or is not what `cswin data manifest` writes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `cswin data manifest`") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: is no summary of format {FORMAT}; run `cswin data manifest` again")
+    splits = {name: Split(**{**facts, "counts": tuple(facts["counts"])}) for name, facts in content["splits"].items()}
+    fields = {key: content[key] for key in Summary.__dataclass_fields__}
+    summary = Summary(**{**fields, "splits": splits, "class_names": tuple(content["class_names"])})
+    if summary.manifest_hash != content["manifest_hash"]:
+        raise UserError(f"{path}: was edited, its hash does not match; run `cswin data manifest` again")
+    return summary
+
+
+class RowWriter:
+    """Writes the rows' file and knows the hash of its text."""
+
+    def __init__(self, raw: io.BufferedIOBase):
+        # Level 1: most of a row is its hash, which no level makes smaller than half.
+        self._packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0)
+        self._sha, self._buffer = hashlib.sha256(), io.StringIO(newline="")
+        self._csv = csv.writer(self._buffer, lineterminator="\n")
+        self._csv.writerow(COLUMNS)
+
+    def write(self, rows: list[Row]) -> None:
+        """Append rows."""
+        self._csv.writerows(rows)
+        self._flush()
+
+    def close(self) -> str:
+        """Finish the file; the SHA-256 of its text."""
+        self._flush()
+        self._packed.close()
+        return self._sha.hexdigest()
+
+    def _flush(self) -> None:
+        text = self._buffer.getvalue().encode("utf-8", "surrogateescape")
+        self._buffer.seek(0)
+        self._buffer.truncate()
+        self._sha.update(text)
+        self._packed.write(text)
+
+
+class _Hashing(io.RawIOBase):
+    """Passes bytes through and hashes them."""
+
+    def __init__(self, file: gzip.GzipFile):
+        self._file, self.sha = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._file.readinto(buffer)
+        self.sha.update(buffer[:count])
+        return count
+
+
+def read_manifest(path: Path, summary: Summary) -> Iterator[Row]:
+    """All rows in their order, streaming; at the end it is checked that they are those of the summary.
+
+    Raises:
+        UserError: if the file is missing, damaged, or not the one that the summary was made with, or a label is out of range.
+    """
+    try:
+        with gzip.open(path, "rb") as packed:
+            hashing = _Hashing(packed)
+            text = io.TextIOWrapper(io.BufferedReader(hashing, 1 << 18), "utf-8", "surrogateescape", newline="")
+            yield from _parse(path, text, len(summary.class_names))
+            if hashing.sha.hexdigest() != summary.rows_sha256:
+                raise UserError(f"{path}: does not belong to the summary (hash differs); run `cswin data manifest` again")
+    except (OSError, EOFError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `cswin data manifest` again") from error
+
+
+def _parse(path: Path, text: TextIO, classes: int) -> Iterator[Row]:
+    reader = csv.reader(text)
+    if tuple(next(reader, ())) != COLUMNS:
+        raise UserError(f"{path}: is no manifest (first line is not {','.join(COLUMNS)}); run `cswin data manifest` again")
+    for number, cells in enumerate(reader, start=2):
+        try:
+            file, class_name, label, size, width, height, sha = cells
+            row = Row(file, class_name, int(label), int(size), int(width), int(height), sha)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is no row ({error}); run `cswin data manifest` again") from error
+        if not 0 <= row.label < classes:
+            raise UserError(f"{path}: line {number}: label {row.label} of {file!r} is outside of 0 to {classes - 1}")
+        yield row
+
+
+def shard_rows(path: Path, summary: Summary, split: str, shard: int) -> tuple[int, list[Row]]:
+    """The rows of one shard, in the order in which they are stored, and the position of the first.
+
+    Raises:
+        UserError: as `read_manifest` and `Summary.shard_range`.
+    """
+    first, last = summary.shard_range(split, shard)
+    wanted = summary.order(split)[first:last]
+    slot = np.full(summary.splits[split].images, -1, np.int64)
+    slot[wanted] = np.arange(len(wanted))
+    rows: list[Row | None] = [None] * len(wanted)
+    prefix, number = f"{split}/", 0
+    for row in read_manifest(path, summary):
+        if row.path.startswith(prefix):
+            if slot[number] >= 0:
+                rows[slot[number]] = row
+            number += 1
+    return first, rows

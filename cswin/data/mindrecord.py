@@ -1,0 +1,245 @@
+"""One MindRecord shard from the manifest: written aside, read back, moved into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cswin.atomic import atomic_path
+from cswin.data.manifest import Row, load_summary, shard_rows
+from cswin.data.shard_reader import index_path, read_image, read_index
+from cswin.data.tree_writer import check_space, write_error
+from cswin.errors import UserError
+from cswin.progress import Console, Progress
+
+RECEIPT_FORMAT = "cswin-shard-1"
+SCHEMA = {"index": {"type": "int64"}, "label": {"type": "int32"}, "image": {"type": "bytes"}}
+# FileWriter is slow with fewer than 100 rows at once; more bytes than this only cost memory.
+_BATCH_ROWS, _BATCH_BYTES = 128, 32 << 20
+_READERS, _READ_CHUNK = 4, 16
+_USUAL_PAGE, _LARGEST_PAGE = 1 << 25, 1 << 28  # FileWriter's default and upper bound, bytes
+_SMALLEST_PAGE, _SMALLEST_HEADER = 1 << 16, 1 << 16
+_ROW_OVERHEAD = 64  # above the length before each blob and the bytes of index and label
+_HEADER_PER_PAGE = 1 << 10  # a page's entry in the header is below 200 bytes, twice that for one of rows
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a shard holds; written last, so that a shard without it is not there.
+
+    Attributes:
+        file: name of the MindRecord file, beside the receipt.
+        split, shard: which one it is.
+        manifest_hash: of the manifest that it was made from.
+        rows: number of rows.
+        first: position of the first row in the split's order.
+        bytes, index_bytes: sizes of the MindRecord file and of its index.
+        labels: SHA-256 of the histogram of the labels.
+        content: SHA-256 over position, label and SHA-256 of every image, see `content_hash`.
+    """
+
+    file: str
+    split: str
+    shard: int
+    manifest_hash: str
+    rows: int
+    first: int
+    bytes: int
+    index_bytes: int
+    labels: str
+    content: str
+
+
+def content_hash(entries: Iterable[tuple[int, int, str]]) -> str:
+    """SHA-256 over one line `position label sha256` for each row."""
+    sha = hashlib.sha256()
+    for position, label, image in entries:
+        sha.update(f"{position} {label} {image}\n".encode())
+    return sha.hexdigest()
+
+
+def label_hash(labels: np.ndarray, classes: int) -> str:
+    """SHA-256 over the numbers of rows by label, separated by blanks."""
+    return hashlib.sha256(" ".join(map(str, np.bincount(labels, minlength=classes))).encode()).hexdigest()
+
+
+def load_receipt(path: Path) -> Receipt:
+    """Read the receipt of a shard.
+
+    Raises:
+        UserError: if it is missing or no receipt.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != RECEIPT_FORMAT:
+            raise ValueError("other format")
+        return Receipt(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is no receipt of a shard ({error}); run `cswin data convert` for it") from error
+
+
+def convert_shard(
+    images: Path, manifest: Path, summary_path: Path, split: str, shard: int, output: Path, console: Console
+) -> Receipt:
+    """Write one shard, its index and its receipt.
+
+    The files are written in a hidden folder beside `output` under their final names, because those are inside of the file. They
+    are then read back, and every image's hash is compared with the manifest's: that proves reading, writing and reading back at
+    once.
+
+    Args:
+        images: folder with train/ and val/.
+        manifest, summary_path: rows and summary.
+        split: train or val.
+        shard: from 0.
+        output: the .mindrecord file; `.mindrecord.db` and `.json` lie beside it.
+        console: for progress.
+
+    Raises:
+        UserError: if an image has changed since the manifest was made, the disk is full, or reading back finds a difference.
+    """
+    if output.suffix != ".mindrecord":
+        raise UserError(f"{output}: a shard's name ends in .mindrecord")
+    summary = load_summary(summary_path)
+    if split not in summary.splits:
+        raise UserError(f"{summary_path}: there is no split {split!r}; choose one of {', '.join(summary.splits)}")
+    if not images.is_dir():
+        raise UserError(f"{images}: the images are not there (any more); extract again (snakemake --forcerun extract)")
+    first, rows = shard_rows(manifest, summary, split, shard)
+    total = sum(row.bytes for row in rows)
+    check_space(output, total, f"{output.name}")
+    aside = output.with_name(f".{output.stem}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    receipt_path = output.with_suffix(".json")
+    receipt_path.unlink(missing_ok=True)
+    try:
+        written = aside / output.name
+        with console.progress(f"convert {output.stem}", total) as progress:
+            _write(written, rows, first, images, progress)
+        with console.progress(f"read back {output.stem}", total) as progress:
+            content = _read_back(written, rows, first, progress)
+        for path in (index_path(written), written):
+            _publish(path, output.with_name(path.name))
+        labels = np.array([row.label for row in rows])
+        receipt = Receipt(
+            output.name, split, shard, summary.manifest_hash, len(rows), first, output.stat().st_size,
+            index_path(output).stat().st_size, label_hash(labels, len(summary.class_names)), content,
+        )  # fmt: skip
+        with atomic_path(receipt_path) as temporary:
+            temporary.write_text(json.dumps({"format": RECEIPT_FORMAT, **asdict(receipt)}, indent=1) + "\n")
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return receipt
+
+
+def _write(path: Path, rows: list[Row], first: int, images: Path, progress: Progress) -> None:
+    from mindspore.mindrecord import FileWriter
+
+    largest, total = max(row.bytes for row in rows), sum(row.bytes for row in rows)
+    page = _page_size(largest, total + len(rows) * _ROW_OVERHEAD, path)
+    writer = FileWriter(str(path), 1, overwrite=True)
+    writer.set_page_size(page)
+    # The default of 16 MB would be most of a small shard.
+    pages = 2 * (total // (page - largest) + 2)
+    writer.set_header_size(_power_of_two(max(_SMALLEST_HEADER, pages * _HEADER_PER_PAGE)))
+    writer.add_schema(SCHEMA, "images of one split, original files")
+    writer.add_index(["index", "label"])
+    batch, size = [], 0
+    for position, (row, data) in enumerate(_read_files(images, rows), start=first):
+        batch.append({"index": position, "label": row.label, "image": data})
+        size += len(data)
+        if (len(batch) >= _BATCH_ROWS and size >= _BATCH_BYTES // 8) or size >= _BATCH_BYTES:
+            writer.write_raw_data(batch)
+            progress.update(size)
+            batch, size = [], 0
+    if batch:
+        writer.write_raw_data(batch)
+        progress.update(size)
+    writer.commit()
+
+
+def _page_size(largest: int, total: int, path: Path) -> int:
+    # The first page takes its whole size in the file, so a small shard gets a small page; every row must fit into one.
+    page = max(_SMALLEST_PAGE, min(_USUAL_PAGE, _power_of_two(total)), _power_of_two(largest + _ROW_OVERHEAD))
+    if page > _LARGEST_PAGE:
+        raise UserError(f"{path.name}: an image of {largest:,} bytes does not fit into MindRecord (256 MiB); make it smaller")
+    return page
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def _read_files(images: Path, rows: list[Row]) -> Iterator[tuple[Row, bytes]]:
+    """Files in the rows' order, some of them read ahead: the order is random, and a disk answers several requests at once."""
+    pending: deque = deque()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+        for start in range(0, len(rows), _READ_CHUNK):
+            chunk = rows[start : start + _READ_CHUNK]
+            pending.append((chunk, pool.submit(_read_chunk, images, chunk)))
+            if len(pending) >= 2 * _READERS:
+                ready, future = pending.popleft()
+                yield from zip(ready, future.result(), strict=True)
+        for ready, future in pending:
+            yield from zip(ready, future.result(), strict=True)
+
+
+def _read_chunk(images: Path, rows: list[Row]) -> list[bytes]:
+    result = []
+    for row in rows:
+        path = images / row.path
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: is in the manifest but cannot be read ({error.strerror}); extract again") from error
+        if len(data) != row.bytes:
+            raise UserError(f"{path}: {_CHANGED} ({row.bytes:,} bytes then, {len(data):,} now)")
+        result.append(data)
+    return result
+
+
+_CHANGED = "has changed since the manifest was made; run `cswin data manifest` again, or extract again"
+
+
+def _read_back(path: Path, rows: list[Row], first: int, progress: Progress) -> str:
+    """Compare every row of a shard with the manifest; its content hash."""
+    index = read_index(path)
+    if index.first != first or len(index.labels) != len(rows):
+        raise UserError(f"{path}: reading back gives {len(index.labels)} rows from {index.first}, not {len(rows)} from {first}")
+    if index.labels.tolist() != [row.label for row in rows]:
+        raise UserError(f"{path}: reading back gives other labels than the manifest; run the same command again")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for number, row in enumerate(rows):
+            data = read_image(descriptor, path, index, number)
+            if hashlib.sha256(data).hexdigest() != row.sha256:
+                raise UserError(f"{row.path}: {_CHANGED} (its hash differs)")
+            progress.update(len(data))
+    finally:
+        os.close(descriptor)
+    return content_hash((first + number, row.label, row.sha256) for number, row in enumerate(rows))
+
+
+def _publish(path: Path, target: Path) -> None:
+    """Give a finished file the permissions of any other one (FileWriter's are for its owner alone) and its place."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    path.replace(target)

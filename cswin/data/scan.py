@@ -1,0 +1,321 @@
+"""From a folder of images to its manifest: every file is read once, hashed, and decoded to see that it can be.
+
+The check costs less than it seems: a JPEG is decoded at 1/8 of its size, for which the whole compressed stream is read (so a
+file that is cut off anywhere is found, as in a full decode) but nearly no pixels are computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from cswin.atomic import atomic_path
+from cswin.data.manifest import SPLITS, Row, RowWriter, Split, Summary
+from cswin.data.transforms import decode_rgb
+from cswin.errors import BadImage, UserError
+from cswin.progress import Console
+
+_CHUNK = 32  # files handed to a thread at once
+_LISTED = 10
+_MB = 1 << 20
+
+
+class Expected(NamedTuple):
+    """What the dataset promises; None: anything."""
+
+    train: int | None = None
+    val: int | None = None
+    classes: int | None = None
+
+
+ANYTHING = Expected()
+
+
+class Bad(NamedTuple):
+    """A file that is no usable image, and why."""
+
+    path: str
+    reason: str
+
+
+class Checked(NamedTuple):
+    """What reading one file gave: its kind ("JPEG RGB"), size in bytes and pixels, hash."""
+
+    kind: str
+    bytes: int
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass
+class _Tally:
+    """Counts of one split while it is read."""
+
+    counts: list[int]
+    bytes: int = 0
+    largest: int = 0
+
+
+@dataclass
+class _Scan:
+    """All that is known of the images apart from the rows."""
+
+    classes: list[str]
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+    kinds: Counter = field(default_factory=Counter)
+    bad: list[Bad] = field(default_factory=list)
+
+
+def check_image(data: bytes) -> tuple[str, int, int]:
+    """Kind ("JPEG RGB": format and mode), width and height of an image file that decodes.
+
+    Raises:
+        BadImage: with the reason, if it does not.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        kind, width, height = f"{image.format} {image.mode}", *image.size
+        if image.format == "JPEG":
+            image.draft(None, (width // 8, height // 8))
+            image.load()
+            return kind, width, height
+    except Exception:  # whatever a broken file makes Pillow raise: the decoder of the training says what it is
+        image = decode_rgb(data)
+        return f"{image.format or 'other'} {image.mode}", *image.size
+    decode_rgb(data)
+    return kind, width, height
+
+
+def write_manifest(
+    images: Path,
+    output: Path,
+    summary_path: Path,
+    console: Console,
+    *,
+    expected: Expected = ANYTHING,
+    on_bad_image: str = "fail",
+    report: Path | None = None,
+    shard_mb: int = 1024,
+    seed: int = 0,
+    workers: int = 1,
+) -> Summary:
+    """Read all images and write the rows and the summary.
+
+    Memory holds the names of one class at a time and the list of bad images, whatever the size of the dataset.
+
+    Args:
+        images: folder with train/<class>/ and val/<class>/.
+        output: rows' file (.csv.gz), in the summary's folder.
+        summary_path: manifest.json, written last.
+        console: for progress.
+        expected: numbers of images (bad ones included) and classes that are promised.
+        on_bad_image: "fail" lists all bad images and stops, "skip" leaves them out.
+        report: CSV of the bad images with reasons (path, reason); written in both cases.
+        shard_mb: target size of a shard, MiB.
+        seed: of the order in which rows are stored.
+        workers: threads.
+
+    Raises:
+        UserError: a layout that is not as described, empty classes, classes of val that train lacks, other numbers than
+            promised, bad images.
+    """
+    if output.parent.resolve() != summary_path.parent.resolve():
+        raise UserError(f"{output} and {summary_path} are in different folders: put the rows beside their summary")
+    classes = find_classes(images, expected.classes)
+    total = check_counts(images, expected)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scan = _Scan(classes)
+    with atomic_path(output) as temporary:
+        with temporary.open("wb") as raw, console.progress("manifest", total, "images") as progress:
+            writer = RowWriter(raw)
+            with ThreadPoolExecutor(workers, thread_name_prefix="manifest") as pool:
+                for rows, files in _scan_images(images, scan, pool, 2 * workers):
+                    writer.write(rows)
+                    progress.update(files)
+            rows_sha256 = writer.close()
+        _judge_bad_images(images, scan, on_bad_image, report, console)
+    splits = {name: _split(tally, shard_mb) for name, tally in scan.tallies.items()}
+    kinds = dict(sorted(scan.kinds.items()))
+    summary = Summary(output.name, rows_sha256, seed, shard_mb, tuple(classes), splits, kinds, len(scan.bad))
+    summary.save(summary_path)
+    return summary
+
+
+def _split(tally: _Tally, shard_mb: int) -> Split:
+    images = sum(tally.counts)
+    # Rounded up, and never more shards than rows.
+    shards = min(images, max(1, -(-tally.bytes // (shard_mb * _MB))))
+    return Split(images, tally.bytes, tally.largest, shards, tuple(tally.counts))
+
+
+def find_classes(images: Path, promised: int | None = None) -> list[str]:
+    """Sorted names of the classes of train.
+
+    Raises:
+        UserError: if train/ or val/ is missing or empty, has files instead of class folders, if val has a class that train
+            lacks, or there is another number of classes than promised.
+    """
+    found = {}
+    for split in SPLITS:
+        entries = [entry for entry in _entries(images / split) if not entry.name.startswith(".")]
+        strays = sorted(entry.name for entry in entries if not entry.is_dir())
+        if strays:
+            raise UserError(f"{images / split}: has files beside its class folders: {_listed(strays)}; move them away")
+        found[split] = sorted(entry.name for entry in entries)
+        if not entries:
+            raise UserError(
+                f"{images / split}: has no class folders; the layout is train/<class>/<image> and val/<class>/<image>"
+            )
+    unknown = sorted(set(found["val"]) - set(found["train"]))
+    if unknown:
+        raise UserError(
+            f"{images / 'val'}: has classes that train lacks: {_listed(unknown)}; remove them or add training images"
+        )
+    if promised is not None and len(found["train"]) != promised:
+        raise UserError(
+            f"{images / 'train'}: has {len(found['train'])} classes ({_listed(found['train'])}), promised are {promised} "
+            "(data.classes): labels would be out of range; check the folder or the setting"
+        )
+    return found["train"]
+
+
+def check_counts(images: Path, expected: Expected) -> int:
+    """Count the files before any of them is read.
+
+    Returns:
+        The number of files in all class folders.
+
+    Raises:
+        UserError: if a class is empty, holds folders, or a split has another number of files than promised.
+    """
+    totals, empty, nested = {}, [], []
+    for split in SPLITS:
+        totals[split] = 0
+        for folder in sorted(entry.name for entry in _entries(images / split) if entry.is_dir() and entry.name[0] != "."):
+            names, folders = image_names(images / split / folder)
+            totals[split] += len(names)
+            empty += [] if names else [f"{split}/{folder}"]
+            nested += [f"{split}/{folder}/{name}" for name in folders]
+    if nested:
+        raise UserError(f"{images}: folders inside of class folders: {_listed(nested)}; put all images into the class folder")
+    if empty:
+        raise UserError(f"{images}: classes without images: {_listed(empty)}; add images or remove the folders")
+    for split, promised in (("train", expected.train), ("val", expected.val)):
+        if promised is not None and totals[split] != promised:
+            raise UserError(
+                f"{images / split}: holds {totals[split]:,} images, promised are {promised:,} (data.expect_{split}); "
+                "extract again, or correct the promise"
+            )
+    return sum(totals.values())
+
+
+def image_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders in a class folder; hidden ones are left out."""
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
+    names = sorted(entry.name for entry in entries if not entry.is_dir())
+    return names, sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); the layout is train/<class>/ and val/<class>/"
+        ) from error
+
+
+def _scan_images(images: Path, scan: _Scan, pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[list[Row], int]]:
+    """Rows and number of files of one chunk after the other, in the manifest's order."""
+    pending: deque = deque()
+    labels = {name: label for label, name in enumerate(scan.classes)}
+    for split in SPLITS:
+        scan.tallies[split] = _Tally([0] * len(scan.classes))
+        for class_name in scan.classes:
+            folder = images / split / class_name
+            if not folder.is_dir():
+                continue
+            for names in _chunks(image_names(folder)[0]):
+                paths = [f"{split}/{class_name}/{name}" for name in names]
+                pending.append((split, class_name, paths, pool.submit(_check_files, images, paths)))
+                if len(pending) >= ahead:
+                    yield _count(scan, labels, *pending.popleft())
+    while pending:
+        yield _count(scan, labels, *pending.popleft())
+
+
+def _chunks(names: list[str]) -> Iterable[list[str]]:
+    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
+
+
+def _check_files(images: Path, paths: list[str]) -> list[Checked | Bad]:
+    results = []
+    for path in paths:
+        try:
+            data = (images / path).read_bytes()
+            kind, width, height = check_image(data)
+            results.append(Checked(kind, len(data), width, height, hashlib.sha256(data).hexdigest()))
+        except BadImage as error:
+            results.append(Bad(path, str(error)))
+        except OSError as error:
+            results.append(Bad(path, f"cannot be read: {error.strerror}"))
+    return results
+
+
+def _count(scan: _Scan, labels: dict[str, int], split: str, class_name: str, paths: list[str], future) -> tuple[list[Row], int]:
+    tally, label, rows = scan.tallies[split], labels[class_name], []
+    for path, result in zip(paths, future.result(), strict=True):
+        if isinstance(result, Bad):
+            scan.bad.append(result)
+            continue
+        rows.append(Row(path, class_name, label, *result[1:]))
+        scan.kinds[result.kind] += 1
+        tally.counts[label] += 1
+        tally.bytes += result.bytes
+        tally.largest = max(tally.largest, result.bytes)
+    return rows, len(paths)
+
+
+def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path | None, console: Console) -> None:
+    """Report the bad images; refuse them, or a class that has no others."""
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_path(report) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            csv.writer(file).writerows([Bad._fields, *scan.bad])
+    if not scan.bad:
+        return
+    where = f"; all of them are in {report}" if report else ""
+    first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:_LISTED])
+    if on_bad_image == "fail":
+        raise UserError(
+            f"{images}: {len(scan.bad)} bad images: {first}{where}. Replace them, or leave them out with on_bad_image: skip"
+        )
+    console.say(f"manifest: {len(scan.bad)} bad images left out: {first}{where}")
+    gone = [
+        f"{split}/{name}"
+        for split, tally in scan.tallies.items()
+        for name, count in zip(scan.classes, tally.counts, strict=True)
+        if count == 0 and (images / split / name).is_dir()
+    ]
+    if gone:
+        raise UserError(f"{images}: classes with bad images alone: {_listed(gone)}; replace the images or remove the folders")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,224 @@
+"""Members of a tar or tar.gz, one after the other, in constant memory, checked by name and kind.
+
+Python's tarfile reads the headers (GNU and pax names included). Two things are done here: its iteration takes a damaged header in
+the middle of an archive for the end of it, and here that is an error; and gzip is decompressed by rapidgzip on all cores, in a
+process of its own, which keeps no index of the archive in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from cswin.errors import UserError
+
+_BUFFER = 1 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_TAR_MAGIC_AT, _TAR_MAGIC = 257, b"ustar"
+_RAPIDGZIP = "import sys, rapidgzip; sys.exit(rapidgzip.cli())"
+_KINDS = (
+    ("isfile", "a file"),
+    ("isdir", "a folder"),
+    ("issym", "a symbolic link"),
+    ("islnk", "a hard link"),
+    ("isfifo", "a pipe"),
+    ("ischr", "a device"),
+    ("isblk", "a device"),
+)
+
+
+class _Stream(Protocol):
+    """What tarfile needs of a file."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def seek(self, position: int, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file in an archive.
+
+    Attributes:
+        name: as the archive has it.
+        parts: its path, checked: relative, without `.`, `..` and empty parts.
+        size: bytes.
+        start: where its data begin in the (decompressed) archive.
+        next: where the next header is; reading may be taken up there.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    size: int
+    start: int
+    next: int
+
+
+class Forward:
+    """A pipe as a file that can be skipped forward and knows its position."""
+
+    def __init__(self, pipe: BinaryIO):
+        self._pipe, self._position = pipe, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._pipe.read(size)
+        self._position += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        if position < self._position:
+            raise OSError(f"a stream cannot go back from {self._position} to {position}")
+        while self._position < position and self.read(min(_BUFFER, position - self._position)):
+            pass
+        return self._position
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the archive is compressed.
+
+    Raises:
+        UserError: if the file is missing, cannot be read, or is neither a tar nor a gzip file.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path of the archive") from error
+    if head.startswith(_GZIP_MAGIC):
+        return True
+    # A tar of before 1988 has no magic; an empty one is zeros.
+    if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC or (len(head) == 512 and not any(head)):
+        return False
+    raise UserError(f"{path}: is neither a tar nor a tar.gz file; is the download complete, is it the right file?")
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
+    """The decompressed archive; a plain tar can be read from anywhere, a tar.gz only forward.
+
+    Args:
+        path: tar or tar.gz.
+        threads: for decompression.
+
+    Raises:
+        UserError: if the file cannot be read, or at the end if it turned out to be damaged.
+    """
+    if not is_gzip(path):
+        with path.open("rb", buffering=_BUFFER) as file:
+            yield file
+        return
+    command = [sys.executable, "-c", _RAPIDGZIP, "--decompress", "--stdout", "--verify", "--decoder-parallelism", str(threads)]
+    with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=_BUFFER) as process:
+        try:
+            with contextlib.suppress(OSError):  # only faster
+                fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _BUFFER)
+            stream = Forward(process.stdout)
+            yield stream
+            _finish(path, process, stream)
+        except _Damaged as damaged:
+            process.kill()
+            raise UserError(_damage(path, _complaint(process) or str(damaged))) from damaged
+        finally:
+            process.kill()
+
+
+def _finish(path: Path, process: subprocess.Popen, stream: Forward) -> None:
+    """Read to the end, where the checksum is, and see whether it was right."""
+    while stream.read(_BUFFER):
+        pass
+    complaint = _complaint(process)
+    if process.wait() != 0:
+        raise UserError(_damage(path, complaint or f"rapidgzip ended with code {process.returncode}"))
+
+
+def _complaint(process: subprocess.Popen) -> str:
+    lines = process.stderr.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+class _Damaged(Exception):
+    """The bytes are not those of a whole tar."""
+
+
+def _damage(path: Path, reason: str) -> str:
+    return f"{path}: is damaged or cut off ({reason}); compare its size and checksum with the source's and fetch it again"
+
+
+def files(path: Path, stream: _Stream, start: int = 0) -> Iterator[Member]:
+    """The regular files of the tar that begins at (or has a header at) `start`.
+
+    After a member is yielded, its data may be read from `stream`; what is not read is skipped.
+
+    Raises:
+        UserError: for a member that is neither a file nor a folder, for a path that leads out of the archive's own tree (the
+            message names it), and for an archive that is damaged or has no end mark.
+    """
+    try:
+        stream.seek(start)
+        header = None
+        archive = tarfile.TarFile(fileobj=stream, mode="r", errorlevel=2)
+        header = archive.firstmember
+        while header is not None:
+            parts = _checked_parts(path, header)
+            after = archive.offset
+            if header.isfile():
+                yield Member(header.name, parts, header.size, header.offset_data, after)
+            if stream.tell() != after:
+                _skip_to(stream, after)
+            header = tarfile.TarInfo.fromtarfile(archive)
+    except tarfile.EOFHeaderError:
+        return
+    except (tarfile.TarError, _Damaged) as error:
+        problem = _Damaged(f"after {'the start' if header is None else header.name!r}: {error}")
+        if isinstance(stream, Forward):
+            raise problem from error  # the decompressor may know better
+        raise UserError(_damage(path, str(problem))) from error
+
+
+def _skip_to(stream: _Stream, position: int) -> None:
+    """Go to the next header, and make sure that the data before it were there."""
+    stream.seek(position - 1)
+    if not stream.read(1):
+        raise _Damaged("the data end in the middle of a member")
+
+
+def read_data(path: Path, stream: _Stream, member: Member) -> bytes:
+    """The data of the member that was yielded last.
+
+    Raises:
+        UserError: if the archive ends before.
+    """
+    data = stream.read(member.size)
+    if len(data) != member.size:
+        raise UserError(_damage(path, f"{member.name!r} is cut off"))
+    return data
+
+
+def _checked_parts(path: Path, header: tarfile.TarInfo) -> tuple[str, ...]:
+    name = header.name
+    if not (header.isfile() or header.isdir()) or header.issparse():
+        kind = next((text for test, text in _KINDS if getattr(header, test)()), "of an unknown kind")
+        kind = "a sparse file" if header.issparse() else kind
+        raise UserError(f"{path}: member {name!r} is {kind}; only files and folders are extracted, pack it without")
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        raise UserError(
+            f"{path}: member {name!r} has a path that leads out of its folder; nothing was written there, repack it"
+        )
+    return parts
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,282 @@
+"""A tree of extracted images that is whole or not there.
+
+Everything is written to `<output>.partial`, which is renamed to `<output>` when all is there and on the disk. A journal in the
+partial tree says up to which place of the archive all files are written; an extraction that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cswin.atomic import atomic_path
+from cswin.data.tar_reader import usable_cores
+from cswin.errors import UserError
+from cswin.progress import size_text
+
+MARKER = ".cswin-extracted.json"
+_JOURNAL, _LOCK = ".journal.json", ".lock"
+_BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
+JOURNAL_SECONDS = 30.0
+_MOST_THREADS = 16
+# Beside the bytes of the images: partly filled blocks and folders.
+_DISK_MARGIN = 1.05
+
+
+class TreeWriter:
+    """Writes files below a folder with several threads; see `open_tree`.
+
+    Attributes:
+        cursor: where the killed extraction stood, None at the start.
+        written: files in the tree, those of earlier attempts included.
+    """
+
+    def __init__(self, output: Path, source: dict[str, Any], journal_seconds: float):
+        self.output, self.partial = output, output.with_name(output.name + ".partial")
+        self.source, self.journal_seconds = source, journal_seconds
+        self.cursor: Any = None
+        self.written = 0
+        self._read_journal()
+        # What the last attempt wrote after its last entry in the journal is there already and is written again.
+        self._flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_EXCL if self.cursor is None else os.O_TRUNC)
+        self._pool = ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS), thread_name_prefix="write")
+        self._limit = 4 * min(usable_cores(), _MOST_THREADS)
+        self._pending: deque[Future] = deque()
+        self._batch: list[tuple[str, bytes]] = []
+        self._batch_bytes = 0
+        self._folders: set[str] = set()
+        self._journal_due = time.monotonic() + journal_seconds
+
+    def add(self, folder: str, name: str, data: bytes) -> None:
+        """Write a file; `folder` (with `/`) and `name` were checked by the reader of the archive."""
+        if folder not in self._folders:
+            (self.partial / folder).mkdir(parents=True, exist_ok=True)
+            self._folders.add(folder)
+        self._batch.append((f"{self.partial}/{folder}/{name}", data))
+        self._batch_bytes += len(data)
+        self.written += 1
+        if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_FILES:
+            self._submit()
+
+    def reached(self, cursor: Any) -> None:
+        """All files before `cursor` (anything that JSON holds) were added; from time to time this is written down."""
+        if time.monotonic() < self._journal_due:
+            return
+        self._drain()
+        _flush_file_system(self.partial)
+        self._write_json(_JOURNAL, {"source": self.source, "cursor": cursor, "written": self.written})
+        self._journal_due = time.monotonic() + self.journal_seconds
+
+    def complete(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Put the whole tree in its place.
+
+        Args:
+            facts: what the receipt is to say beside the counts.
+
+        Returns:
+            What the marker in the tree says: source, facts, and the number of files by folder.
+
+        Raises:
+            UserError: if the tree holds fewer files than were added: some had the same path.
+        """
+        self._drain()
+        counts = count_files(self.partial)
+        if sum(counts.values()) != self.written:
+            raise UserError(
+                f"{self.output}: {self.written} files were extracted but {sum(counts.values())} are there: the archive holds "
+                f"duplicate names. Remove {self.partial} and run again to see the first of them"
+            )
+        marker = {"source": self.source, **facts, "files": counts}
+        _flush_file_system(self.partial)
+        self._write_json(MARKER, marker)
+        for name in (_JOURNAL, _LOCK):
+            (self.partial / name).unlink(missing_ok=True)
+        self.partial.rename(self.output)
+        _flush_file_system(self.output.parent)
+        return marker
+
+    def close(self) -> None:
+        """End the threads; what was not yet begun is not written."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self) -> None:
+        if len(self._pending) >= self._limit:
+            self._wait(self._pending.popleft())
+        self._pending.append(self._pool.submit(_write_files, self._batch, self._flags))
+        self._batch, self._batch_bytes = [], 0
+
+    def _drain(self) -> None:
+        self._submit()
+        while self._pending:
+            self._wait(self._pending.popleft())
+
+    def _wait(self, future: Future) -> None:
+        try:
+            future.result()
+        except FileExistsError as error:
+            name = Path(error.filename).relative_to(self.partial)
+            raise UserError(f"the archive holds {str(name)!r} twice: repack it with unique names") from error
+        except OSError as error:
+            raise write_error(self.partial, error) from error
+
+    def _read_journal(self) -> None:
+        try:
+            journal = json.loads((self.partial / _JOURNAL).read_text())
+        except (OSError, ValueError):
+            return
+        if journal.get("source") == self.source:
+            self.cursor, self.written = journal["cursor"], journal["written"]
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        with atomic_path(self.partial / name) as temporary:
+            temporary.write_text(json.dumps(content))
+
+
+@contextlib.contextmanager
+def open_tree(output: Path, source: dict[str, Any], journal_seconds: float = JOURNAL_SECONDS) -> Iterator[TreeWriter]:
+    """A tree to write to, taken up where a killed extraction of the same source stopped.
+
+    Args:
+        output: folder that is there at the end.
+        source: what identifies the archives (names, sizes, times); a partial tree of another source is thrown away.
+        journal_seconds: how often the place is written down.
+
+    Raises:
+        UserError: if `output` exists, another process is extracting to it, or the disk is full.
+    """
+    partial = output.with_name(output.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _lock(partial):
+        writer = TreeWriter(output, source, journal_seconds)
+        if writer.cursor is None:
+            _clear(partial)
+        try:
+            yield writer
+        except OSError as error:
+            raise write_error(partial, error) from error
+        finally:
+            writer.close()
+
+
+@contextlib.contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    with (partial / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{partial}: another process is extracting to it; wait for it or stop it") from error
+        yield
+
+
+def _clear(partial: Path) -> None:
+    for entry in partial.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+
+
+def existing_tree(output: Path, source: dict[str, Any]) -> dict[str, Any] | None:
+    """What the marker of a whole tree of this source says; None if there is no tree.
+
+    A tree of another source, or one that has lost files, is removed.
+
+    Raises:
+        UserError: if `output` holds something that was not extracted by this program.
+    """
+    if not output.exists():
+        return None
+    try:
+        marker = json.loads((output / MARKER).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{output}: exists and was not made by `cswin data extract`; move it away or choose another folder"
+        ) from error
+    if marker["source"] == source and marker["files"] == count_files(output):
+        return marker
+    remove_tree(output)
+    return None
+
+
+def remove_tree(output: Path) -> None:
+    """Remove an extracted tree; what is left by a kill in between is not taken for a tree.
+
+    Raises:
+        UserError: if it was not extracted by this program.
+    """
+    doomed = output.with_name(output.name + ".removed")
+    if output.exists():
+        if output.is_symlink() or not (output / MARKER).is_file():
+            raise UserError(f"{output}: was not made by `cswin data extract` and is not removed; remove it yourself")
+        shutil.rmtree(doomed, ignore_errors=True)
+        output.rename(doomed)
+    if doomed.exists():
+        shutil.rmtree(doomed)
+
+
+def count_files(tree: Path) -> dict[str, int]:
+    """Number of files by folder ("train/n01440764": 1300), in the order of the names; hidden entries are not counted."""
+    counts = {}
+    for split in sorted(entry.name for entry in os.scandir(tree) if entry.is_dir()):
+        for folder in sorted(entry.name for entry in os.scandir(tree / split) if entry.is_dir()):
+            counts[f"{split}/{folder}"] = sum(not entry.name.startswith(".") for entry in os.scandir(tree / split / folder))
+    return counts
+
+
+def check_space(output: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        output: the folder to be made.
+        needed: bytes of data.
+        what: for the message.
+
+    Raises:
+        UserError: if less is free than that plus a margin for blocks and folders.
+    """
+    folder = output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(folder).free, int(needed * _DISK_MARGIN)
+    if free < needed:
+        raise UserError(
+            f"{folder}: {what} needs {size_text(needed)}, free are {size_text(free)}; make room or choose another folder"
+        )
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """A failed write as something that a person can act on."""
+    remedy = "make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+    return UserError(f"{error.filename or path}: cannot be written ({error.strerror or error}); {remedy}")
+
+
+def _write_files(batch: list[tuple[str, bytes]], flags: int) -> None:
+    for path, data in batch:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+
+
+def _flush_file_system(folder: Path) -> None:
+    """Everything written to the folder's file system is on the disk; Python has no name for syncfs(2)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(descriptor)

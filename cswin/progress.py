@@ -1,0 +1,187 @@
+"""What a person sees while something long is running: bars in a terminal, plain lines elsewhere.
+
+A bar is for a terminal alone. Anywhere else (a log file, a cluster job) a line is written every ten seconds, which stays readable
+in `tail -f` and short in a log of days. With a log file both are written.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from cswin.errors import UserError
+
+LINE_SECONDS = 10.0
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a person writes them: 42s, 7m05s, 3h12m, 8d03h."""
+    seconds = int(seconds)
+    for unit, size, lower, lower_size in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // lower_size:02d}{lower}"
+    return f"{seconds}s"
+
+
+def size_text(size: float) -> str:
+    """Bytes in decimal units, as disks are sold: 12 B, 3.4 kB, 150.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+class Console:
+    """Where messages and progress go: stderr and, where given, a log file.
+
+    Args:
+        log: file that gets everything as plain lines; an existing one is replaced, its folder is made.
+        stream: where a person looks; its `isatty` decides between bars and lines.
+        clock: seconds, monotonic (tests pass their own).
+    """
+
+    def __init__(self, log: Path | None = None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+        self.stream = stream if stream is not None else sys.stderr
+        self.terminal = self.stream.isatty()
+        self.clock = clock
+        self._log = None
+        if log is not None:
+            try:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                self._log = log.open("w", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise UserError(f"{log}: cannot be written ({error.strerror}); choose another --log") from error
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the log file."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def say(self, line: str) -> None:
+        """One line, above a bar if there is one."""
+        if self.terminal:
+            tqdm.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+        self.record(line)
+
+    def record(self, line: str) -> None:
+        """One line for the log file alone."""
+        if self._log is not None:
+            self._log.write(line + "\n")
+
+    def progress(self, name: str, total: int, unit: str = "B", done: int = 0) -> Progress:
+        """The display of one long task.
+
+        Args:
+            name: what is running.
+            total: how much there is, in `unit`.
+            unit: "B" for bytes, else a noun in the plural ("images", "steps").
+            done: how much of it was there before this run; it does not count for the speed.
+        """
+        return Progress(self, name, total, unit, done)
+
+
+class Progress:
+    """How far a task is; made by `Console.progress`."""
+
+    def __init__(self, console: Console, name: str, total: int, unit: str, done: int):
+        self.console, self.name, self.total, self.unit = console, name, total, unit
+        self.done = self._begun_at = done
+        self._started = self._next_line = console.clock()
+        self._next_line += LINE_SECONDS
+        self._details: dict[str, str] = {}
+        self._bar = None
+        if console.terminal:
+            self._bar = tqdm(
+                desc=name, total=total, initial=done, unit=unit if unit == "B" else f" {unit}", unit_scale=unit == "B",
+                file=console.stream, dynamic_ncols=True, leave=False,
+            )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def update(self, amount: int, **details: str) -> None:
+        """`amount` more is done; `details` (name=text) are shown behind the figures until they are replaced."""
+        self.done += amount
+        self._details.update(details)
+        if self._bar is not None:
+            if details:
+                self._bar.set_postfix(self._details, refresh=False)
+            self._bar.update(amount)
+        now = self.console.clock()
+        if now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            self._write(self.line(now))
+
+    def line(self, now: float) -> str:
+        """The state as a plain line."""
+        seconds = max(now - self._started, 1e-9)
+        rate = (self.done - self._begun_at) / seconds
+        share = f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
+        text = f"{self.name}: {self._done_of_total()}, {share}, {self._rate(rate)}"
+        if rate > 0:
+            text += f", {duration_text((self.total - self.done) / rate)} left"
+        return "  ".join([text, *(f"{key} {value}" for key, value in self._details.items())])
+
+    def close(self) -> None:
+        """Take the bar away and write the total as one line."""
+        if self._bar is not None:
+            self._bar.close()
+        seconds = max(self.console.clock() - self._started, 1e-9)
+        rate = (self.done - self._begun_at) / seconds
+        text = f"{self.name}: {self._done_of_total()}"
+        self.console.say(f"{text} in {duration_text(seconds)} ({self._rate(rate)})")
+
+    def _write(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=self.console.stream, flush=True)
+        self.console.record(line)
+
+    def _done_of_total(self) -> str:
+        if self.unit == "B":
+            return f"{size_text(self.done)} of {size_text(self.total)}"
+        return f"{self.done:,} of {self.total:,} {self.unit}"
+
+    def _rate(self, value: float) -> str:
+        if self.unit == "B":
+            return f"{value / 1e6:.0f} MB/s" if value >= 1e7 else f"{value / 1e6:.2f} MB/s"
+        return f"{value:,.0f} {self.unit}/s" if value >= 10 else f"{value:.2f} {self.unit}/s"
+
+
+class TrainProgress:
+    """Steps of a training stage; the loss, the learning rate and images/s are shown beside them."""
+
+    def __init__(self, console: Console, total: int, done: int = 0):
+        self._progress = console.progress("train", total, "steps", done)
+
+    def update(self, steps: int, *, epoch: int, loss: float, lr: float, images_per_s: float) -> None:
+        """`steps` optimizer steps more; the figures are those of these steps."""
+        self._progress.update(
+            steps, epoch=str(epoch), loss=f"{loss:.4f}", lr=f"{lr:.3g}", images=f"{images_per_s:,.0f}/s"
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Take the bar away and write the total as one line."""
+        self._progress.close()
+
+
+def train_progress(total: int, done: int = 0) -> TrainProgress:
+    """A display on stderr for `total` steps of which `done` were there before."""
+    return TrainProgress(Console(), total, done)
