@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f"cswin.commands.{name.replace('-', '_')}")
         command = commands.add_parser(name, help=summary, description=module.__doc__)
         module.configure(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(execute=module.run)
     return parser
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args) or 0
+        return args.execute(args) or 0
     except UserError as error:
         print(f"cswin {args.command}: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ def configure(parser):
     parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the stage's folder")
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint to start from")
+    parser.add_argument("--log", type=Path, help="log file; progress bars go to the terminal")
     parser.add_argument(
         "--max-runtime", metavar="TIME", help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS"
     )
