@@ -5,9 +5,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
 
+config = typed_overrides(config, workflow.config_settings.config)
 try:
     SETTINGS = parse_settings(config)
 except UserError as error:

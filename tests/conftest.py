@@ -1,0 +1,87 @@
+"""A workspace with a copy of the workflow, and one in which a short run has really been made."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("Snakefile", "rules", "config", "profiles")
+
+
+class Workspace:
+    """A folder with the workflow's files, in which snakemake runs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> Workspace:
+        path.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            source = ROOT / part
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, path / part)
+        return cls(path)
+
+    def copy(self, path: Path) -> Workspace:
+        """An independent copy with the same dates."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Workspace(path)
+
+    def snakemake(self, *arguments: str, timeout: float = 600, check: bool = True) -> subprocess.CompletedProcess:
+        """Run snakemake; stdout and stderr come back as text, together."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.path, env=os.environ | {"PATH": path, "GLOG_v": "3"}, text=True, timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stdout[-6000:]
+        return done
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Rules that a dry run would execute, with the number of jobs; empty when there is nothing to do."""
+        output = self.snakemake("-n", *arguments).stdout
+        if "Nothing to be done" in output:
+            return {}
+        table = output.split("Job stats:")[-1]
+        jobs = dict(re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE))
+        assert jobs, output
+        return {rule: int(count) for rule, count in jobs.items() if rule not in ("total", "all", "final_acc")}
+
+    def edit(self, file: str, change) -> None:
+        """Rewrite a YAML file through a function on its values."""
+        values = yaml.safe_load((self.path / file).read_text())
+        change(values)
+        (self.path / file).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    """The workflow with nothing run yet."""
+    return Workspace.create(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Workspace:
+    """The default configuration, shortened to four epochs in three stages, run to its end. Copy it before changing anything."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("finished") / "workspace")
+
+    def shorten(values):
+        values["schedule"]["warmup_length"] = 1
+        values["stages"] = {
+            "stage1": {"start_epoch": 0, "epochs": 2},
+            "stage2": {"start_epoch": 2, "epochs": 3, "schedule": {"cool_length": 1}},
+            "stage3": {"start_epoch": 3, "epochs": 4, "schedule": {"cool_length": 1, "tail_length": 1}},
+        }
+
+    workspace.edit("config/config.yaml", shorten)
+    workspace.snakemake("results/final_acc.csv", timeout=900)
+    return workspace

@@ -1,0 +1,173 @@
+"""What runs and what does not: dry runs on a workspace in which everything has really been run once."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from cswin.config.resolve import load_stage
+from cswin.train.history import read_history
+
+pytestmark = pytest.mark.slow
+AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "curves": 1}
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return finished_run.copy(tmp_path / "copy")
+
+
+def touch(path: Path) -> None:
+    future = time.time() + 5
+    os.utime(path, (future, future))
+
+
+def test_run_made_everything(finished_run):
+    results = finished_run.path / "results"
+    table = pd.read_csv(results / "final_acc.csv")
+    assert list(table.stage) == ["stage1", "stage2", "stage3"]
+    assert (results / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for stage in table.stage:
+        history = read_history(results / "digits" / stage / "history.jsonl")
+        steps = [row["step"] for row in history if row["kind"] == "step"]
+        config = load_stage(results / "digits" / "config" / f"{stage}.yaml")
+        per_epoch = 1437 // 32
+        assert steps == list(range(config.start_epoch * per_epoch + 1, config.epochs * per_epoch + 1))
+        assert [r["epoch"] for r in history if r["kind"] == "epoch"] == list(range(config.start_epoch, config.epochs))
+
+
+def test_second_run_does_nothing(finished_run):
+    assert finished_run.planned() == {}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "data/digits/digits.tar.gz", "data/digits/extracted.json", "data/digits/manifest.json", "data/digits/manifest.csv.gz",
+        "data/digits/dataset.json", "data/digits/shards/train-00000.mindrecord", "results/digits/config/stage2.yaml",
+        "results/digits/stage1/record.json", "results/digits/stage1/checkpoint.safetensors", "results/digits/stage2/evaluation.json",
+        "config/config.yaml",
+    ],
+)  # fmt: skip
+def test_touched_file_reruns_nothing(run, file):
+    touch(run.path / file)
+    assert run.planned() == {}
+
+
+def test_comment_reruns_nothing(run):
+    for file in [run.path / "config/config.yaml", *run.path.glob("rules/**/*.smk"), run.path / "Snakefile"]:
+        file.write_text(file.read_text() + "\n# a remark\n")
+    smk = run.path / "rules/train.smk"
+    smk.write_text(smk.read_text().replace('"cswin train ', '"cswin  train '))  # in the shell command itself
+    assert run.planned() == {}
+
+
+@pytest.mark.parametrize("key", ["workers", "log_every", "save_minutes", "prefetch"])
+def test_what_changes_speed_trains_nothing_again(run, key):
+    run.edit("config/config.yaml", lambda v: v["runtime"].update({key: 7}))
+    assert set(run.planned()) <= {"runtime_config"}
+
+
+def test_expected_accuracy_redraws_only(run):
+    run.edit("config/config.yaml", lambda v: v.update(paper_top1=99.0))
+    assert set(run.planned()) == {"expectations_config", "table", "curves"}
+
+
+def test_new_shard_size_converts_and_trains_nothing_again(run):
+    run.edit("config/config.yaml", lambda v: v["data"].update(shard_mb=2))
+    assert not any(rule.startswith("train_") for rule in run.planned())
+
+
+def test_learning_rate_of_stage2_reruns_stages_2_and_3(run):
+    run.edit("config/config.yaml", lambda v: v["stages"]["stage2"]["schedule"].update(cool_lr=2.0e-5))
+    assert run.planned() == {"stage_config": 1, **AFTER_STAGE2}
+
+
+def test_override_on_the_command_line(run):
+    override = "stages={stage2: {schedule: {cool_lr: 2.0e-5}}}"
+    assert run.planned("--config", override) == {"stage_config": 1, **AFTER_STAGE2}
+
+
+def test_common_learning_rate_reruns_all_stages_but_no_data(run):
+    planned = run.planned("--config", "schedule={base_lr: 0.001}")
+    assert planned == {"stage_config": 3, "train_stage1": 1, **AFTER_STAGE2, "evaluate": 3}
+
+
+def test_forcerun_and_until(run):
+    assert run.planned("--forcerun", "train_stage2") == AFTER_STAGE2
+    assert run.planned("--forcerun", "train_stage1", "--until", "train_stage1") == {"train_stage1": 1}
+
+
+def test_new_content_of_a_small_input_is_noticed(run):
+    record = run.path / "results/digits/stage1/record.json"
+    record.write_text(record.read_text().replace("}", "} "))
+    assert set(run.planned()) == {*AFTER_STAGE2}
+
+
+def test_other_run_has_its_own_folder(run):
+    planned = run.planned("--config", "run=second")
+    assert planned["train_stage1"] == planned["train_stage3"] == 1
+    assert "extract" not in planned and "convert" not in planned  # the dataset is shared
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_any_number_of_stages(workspace, count):
+    stages = {f"part{i}": {"start_epoch": 4 * i, "epochs": 4 * i + 4, "schedule": {"cool_length": 4 * i}} for i in range(count)}
+    workspace.edit("config/config.yaml", lambda v: v.update(stages=stages))
+    planned = workspace.planned()
+    assert [rule for rule in planned if rule.startswith("train_")] == [f"train_part{i}" for i in range(count)]
+    assert planned["evaluate"] == count
+
+
+def test_configfile_replaces_the_default(workspace):
+    output = workspace.snakemake("-n", "--configfile", "config/imagenet/report_small_224.yaml", check=False).stdout
+    assert "archives/imagenet.tar.gz" in output and "MissingInputException" in output
+    assert "digits" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimizer={amp_level: 1}", ("optimizer.amp_level: 1", "write O1 with the letter O")),
+        ("optimzer={amp_level: O1}", ("optimzer", "did you mean 'optimizer'")),
+        ("schedule={base_lr: '1e-3'}", ("schedule.base_lr: '1e-3'", "1.0e-3")),
+        ("model={num_heads: [3, 2, 4, 8]}", ("num_heads[0]: 3 heads do not divide the width 32", "divisor of 32")),
+        ("model={image_size: 40}", ("model.image_size: 40", "divisible by 32", "32 and 64")),
+        ("stages={stage2: {start_epoch: 11}}", ("stages.stage2.start_epoch: 11", "must be 12, the end of stage1")),
+        ("stages={stage2: {schedule: {cool_length: 4}}}", ("stages.stage2", "cosine phase of 12", "stage1 has 11")),
+        ("stages={stage1: {schedule: {cool_length: 11}}}", ("stages.stage1.epochs: 12", "leaves 1 epochs")),
+        ("runtime={devices: 2}", ("optimizer.global_batch: 32", "32 x 2 x 1 = 64")),
+        ("data={expect_val: many}", ("data.expect_val: 'many'", "valid integer")),
+        ("augment={rand_augment: rand-m9-q3}", ("augment.rand_augment", "rand-m9-q3")),
+    ],
+)
+def test_bad_configuration_is_refused_before_any_job(workspace, override, named):
+    done = workspace.snakemake("-n", "--config", override, check=False)
+    assert done.returncode != 0
+    for words in named:
+        assert words in done.stdout
+    assert "Job stats" not in done.stdout and "Traceback" not in done.stdout
+
+
+def test_dag_lint_and_format(workspace):
+    assert workspace.snakemake("--dag").stdout.count("train_stage") >= 3
+    assert "Congratulations" in workspace.snakemake("--lint").stdout
+    snakefmt = shutil.which("snakefmt", path=str(Path(sys.executable).parent))
+    files = [str(p) for p in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]]
+    subprocess.run([snakefmt, "--check", *files], check=True)
+
+
+def test_bans_around_training_state(workspace):
+    """What facts about Snakemake forbid: each of these has destroyed or doubled training in an experiment."""
+    for file in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]:
+        code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
+        for banned in ("update(", "directory(", "retries", "script:", "run:", "notebook:"):
+            assert banned not in code, (file, banned)
+    for profile in workspace.path.glob("profiles/*/config.yaml"):
+        assert not yaml.safe_load(profile.read_text()).get("keep-incomplete")
