@@ -125,9 +125,13 @@ def _extract_ilsvrc(args, console) -> None:
 
 
 def _manifest(args, console) -> None:
+    import warnings
+
     from cswin.data.scan import Expected, write_manifest
     from cswin.data.tar_reader import usable_cores
 
+    # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
+    warnings.filterwarnings("ignore", module="PIL")
     summary = write_manifest(
         args.images,
         args.output,

@@ -17,14 +17,13 @@ import numpy as np
 from cswin.atomic import atomic_path
 from cswin.data.manifest import Row, load_summary, shard_rows
 from cswin.data.shard_reader import index_path, read_image, read_index
-from cswin.data.tree_writer import check_space, write_error
+from cswin.data.tree_writer import check_space, exclusive, write_error
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 
 RECEIPT_FORMAT = "cswin-shard-1"
 SCHEMA = {"index": {"type": "int64"}, "label": {"type": "int32"}, "image": {"type": "bytes"}}
-# FileWriter is slow with fewer than 100 rows at once; more bytes than this only cost memory.
-_BATCH_ROWS, _BATCH_BYTES = 128, 32 << 20
+_BATCH_ROWS, _BATCH_BYTES = 128, 32 << 20  # FileWriter is slow with fewer than 100 rows at once
 _READERS, _READ_CHUNK = 4, 16
 _USUAL_PAGE, _LARGEST_PAGE = 1 << 25, 1 << 28  # FileWriter's default and upper bound, bytes
 _SMALLEST_PAGE, _SMALLEST_HEADER = 1 << 16, 1 << 16
@@ -115,59 +114,73 @@ def convert_shard(
     if not images.is_dir():
         raise UserError(f"{images}: the images are not there (any more); extract again (snakemake --forcerun extract)")
     first, rows = shard_rows(manifest, summary, split, shard)
-    total = sum(row.bytes for row in rows)
-    check_space(output, total, f"{output.name}")
-    aside = output.with_name(f".{output.stem}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    receipt_path = output.with_suffix(".json")
-    receipt_path.unlink(missing_ok=True)
-    try:
+    check_space(output, sum(row.bytes for row in rows), output.name)
+    receipt_path, aside = output.with_suffix(".json"), output.with_name(f".{output.stem}.partial")
+    with exclusive(aside):
         written = aside / output.name
-        with console.progress(f"convert {output.stem}", total) as progress:
-            _write(written, rows, first, images, progress)
-        with console.progress(f"read back {output.stem}", total) as progress:
-            content = _read_back(written, rows, first, progress)
-        for path in (index_path(written), written):
-            _publish(path, output.with_name(path.name))
-        labels = np.array([row.label for row in rows])
-        receipt = Receipt(
-            output.name, split, shard, summary.manifest_hash, len(rows), first, output.stat().st_size,
-            index_path(output).stat().st_size, label_hash(labels, len(summary.class_names)), content,
-        )  # fmt: skip
+        for stale in (receipt_path, written, index_path(written)):
+            stale.unlink(missing_ok=True)
+        try:
+            content = _write_and_read_back(written, rows, first, images, console)
+            for path in (index_path(written), written):
+                _publish(path, output.with_name(path.name))
+        except OSError as error:
+            raise write_error(output, error) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        sizes = output.stat().st_size, index_path(output).stat().st_size
+        labels = label_hash(np.array([row.label for row in rows]), len(summary.class_names))
+        receipt = Receipt(output.name, split, shard, summary.manifest_hash, len(rows), first, *sizes, labels, content)
         with atomic_path(receipt_path) as temporary:
             temporary.write_text(json.dumps({"format": RECEIPT_FORMAT, **asdict(receipt)}, indent=1) + "\n")
-    except OSError as error:
-        raise write_error(output, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return receipt
 
 
-def _write(path: Path, rows: list[Row], first: int, images: Path, progress: Progress) -> None:
-    from mindspore.mindrecord import FileWriter
+def _write_and_read_back(path: Path, rows: list[Row], first: int, images: Path, console: Console) -> str:
+    total = sum(row.bytes for row in rows)
+    with console.progress(f"convert {path.stem}", total) as progress:
+        _write(path, rows, first, images, progress)
+    with console.progress(f"read back {path.stem}", total) as progress:
+        return _read_back(path, rows, first, progress)
 
+
+def _write(path: Path, rows: list[Row], first: int, images: Path, progress: Progress) -> None:
+    from mindspore.mindrecord import FileWriter, MindRecordException
+
+    try:
+        writer = FileWriter(str(path), 1, overwrite=True)
+        _configure(writer, rows, path)
+        for batch in _batches(rows, first, images):
+            writer.write_raw_data(batch)
+            progress.update(sum(len(row["image"]) for row in batch))
+        writer.commit()
+    except (RuntimeError, MindRecordException) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: MindSpore cannot write it ({reason[0]}); is the disk full (df -h)?") from error
+
+
+def _configure(writer, rows: list[Row], path: Path) -> None:
     largest, total = max(row.bytes for row in rows), sum(row.bytes for row in rows)
     page = _page_size(largest, total + len(rows) * _ROW_OVERHEAD, path)
-    writer = FileWriter(str(path), 1, overwrite=True)
     writer.set_page_size(page)
-    # The default of 16 MB would be most of a small shard.
-    pages = 2 * (total // (page - largest) + 2)
+    # The default of 16 MB would be most of a small shard. A page of blobs is full but for less than its largest.
+    pages = 2 * (total // max(page - largest, page // 2) + 2)
     writer.set_header_size(_power_of_two(max(_SMALLEST_HEADER, pages * _HEADER_PER_PAGE)))
     writer.add_schema(SCHEMA, "images of one split, original files")
     writer.add_index(["index", "label"])
+
+
+def _batches(rows: list[Row], first: int, images: Path) -> Iterator[list[dict]]:
+    """Rows as FileWriter takes them, enough at once for its speed and not more than memory should hold."""
     batch, size = [], 0
     for position, (row, data) in enumerate(_read_files(images, rows), start=first):
         batch.append({"index": position, "label": row.label, "image": data})
         size += len(data)
-        if (len(batch) >= _BATCH_ROWS and size >= _BATCH_BYTES // 8) or size >= _BATCH_BYTES:
-            writer.write_raw_data(batch)
-            progress.update(size)
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield batch
             batch, size = [], 0
     if batch:
-        writer.write_raw_data(batch)
-        progress.update(size)
-    writer.commit()
+        yield batch
 
 
 def _page_size(largest: int, total: int, path: Path) -> int:

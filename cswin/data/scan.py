@@ -90,10 +90,10 @@ def check_image(data: bytes) -> tuple[str, int, int]:
             image.draft(None, (width // 8, height // 8))
             image.load()
             return kind, width, height
-    except Exception:  # whatever a broken file makes Pillow raise: the decoder of the training says what it is
-        image = decode_rgb(data)
-        return f"{image.format or 'other'} {image.mode}", *image.size
-    decode_rgb(data)
+    except Exception:  # whatever a broken file makes Pillow raise: the decoder of the training is the judge
+        kind, (width, height) = "other", decode_rgb(data).size
+    else:
+        decode_rgb(data)
     return kind, width, height
 
 
@@ -172,6 +172,9 @@ def find_classes(images: Path, promised: int | None = None) -> list[str]:
         strays = sorted(entry.name for entry in entries if not entry.is_dir())
         if strays:
             raise UserError(f"{images / split}: has files beside its class folders: {_listed(strays)}; move them away")
+        garbled = [name for name in (entry.name for entry in entries) if not name.isprintable()]
+        if garbled:
+            raise UserError(f"{images / split}: names of classes are not readable as UTF-8: {garbled!r}; rename the folders")
         found[split] = sorted(entry.name for entry in entries)
         if not entries:
             raise UserError(

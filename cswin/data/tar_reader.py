@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 from cswin.errors import UserError
 
@@ -114,10 +114,15 @@ def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
     Raises:
         UserError: if the file cannot be read, or at the end if it turned out to be damaged.
     """
-    if not is_gzip(path):
-        with path.open("rb", buffering=_BUFFER) as file:
-            yield file
-        return
+    try:
+        with _gzip_stream(path, threads) if is_gzip(path) else path.open("rb", buffering=_BUFFER) as stream:
+            yield stream
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def _gzip_stream(path: Path, threads: int) -> Iterator[Forward]:
     command = [sys.executable, "-c", _RAPIDGZIP, "--decompress", "--stdout", "--verify", "--decoder-parallelism", str(threads)]
     with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=_BUFFER) as process:
         try:
@@ -127,8 +132,10 @@ def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
             yield stream
             _finish(path, process, stream)
         except _Damaged as damaged:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # where the file is cut off it ends by itself and says so
+                process.wait(timeout=2)
             process.kill()
-            raise UserError(_damage(path, _complaint(process) or str(damaged))) from damaged
+            raise UserError(damage(path, _complaint(process) or str(damaged))) from damaged
         finally:
             process.kill()
 
@@ -139,7 +146,7 @@ def _finish(path: Path, process: subprocess.Popen, stream: Forward) -> None:
         pass
     complaint = _complaint(process)
     if process.wait() != 0:
-        raise UserError(_damage(path, complaint or f"rapidgzip ended with code {process.returncode}"))
+        raise UserError(damage(path, complaint or f"rapidgzip ended with code {process.returncode}"))
 
 
 def _complaint(process: subprocess.Popen) -> str:
@@ -151,7 +158,8 @@ class _Damaged(Exception):
     """The bytes are not those of a whole tar."""
 
 
-def _damage(path: Path, reason: str) -> str:
+def damage(path: Path, reason: str) -> str:
+    """The message for an archive that is not whole."""
     return f"{path}: is damaged or cut off ({reason}); compare its size and checksum with the source's and fetch it again"
 
 
@@ -180,10 +188,13 @@ def files(path: Path, stream: _Stream, start: int = 0) -> Iterator[Member]:
     except tarfile.EOFHeaderError:
         return
     except (tarfile.TarError, _Damaged) as error:
-        problem = _Damaged(f"after {'the start' if header is None else header.name!r}: {error}")
-        if isinstance(stream, Forward):
-            raise problem from error  # the decompressor may know better
-        raise UserError(_damage(path, str(problem))) from error
+        _fail(path, stream, f"after {'the start' if header is None else repr(header.name)}: {error}")
+
+
+def _fail(path: Path, stream: _Stream, reason: str) -> NoReturn:
+    if isinstance(stream, Forward):
+        raise _Damaged(reason)  # the decompressor may know better
+    raise UserError(damage(path, reason))
 
 
 def _skip_to(stream: _Stream, position: int) -> None:
@@ -201,7 +212,7 @@ def read_data(path: Path, stream: _Stream, member: Member) -> bytes:
     """
     data = stream.read(member.size)
     if len(data) != member.size:
-        raise UserError(_damage(path, f"{member.name!r} is cut off"))
+        _fail(path, stream, f"{member.name!r} is cut off")
     return data
 
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class TreeWriter:
     def add(self, folder: str, name: str, data: bytes) -> None:
         """Write a file; `folder` (with `/`) and `name` were checked by the reader of the archive."""
         if folder not in self._folders:
-            (self.partial / folder).mkdir(parents=True, exist_ok=True)
+            with self._writing():
+                (self.partial / folder).mkdir(parents=True, exist_ok=True)
             self._folders.add(folder)
         self._batch.append((f"{self.partial}/{folder}/{name}", data))
         self._batch_bytes += len(data)
@@ -74,15 +75,17 @@ class TreeWriter:
         if time.monotonic() < self._journal_due:
             return
         self._drain()
-        _flush_file_system(self.partial)
+        with self._writing():
+            _flush_file_system(self.partial)
         self._write_json(_JOURNAL, {"source": self.source, "cursor": cursor, "written": self.written})
         self._journal_due = time.monotonic() + self.journal_seconds
 
-    def complete(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def complete(self, facts: dict[str, Any], check: Callable[[dict[str, int]], None] | None = None) -> dict[str, Any]:
         """Put the whole tree in its place.
 
         Args:
             facts: what the receipt is to say beside the counts.
+            check: looks at the number of files by folder and raises UserError if the tree is not to be used.
 
         Returns:
             What the marker in the tree says: source, facts, and the number of files by folder.
@@ -97,13 +100,16 @@ class TreeWriter:
                 f"{self.output}: {self.written} files were extracted but {sum(counts.values())} are there: the archive holds "
                 f"duplicate names. Remove {self.partial} and run again to see the first of them"
             )
+        if check is not None:
+            check(counts)
         marker = {"source": self.source, **facts, "files": counts}
-        _flush_file_system(self.partial)
-        self._write_json(MARKER, marker)
-        for name in (_JOURNAL, _LOCK):
-            (self.partial / name).unlink(missing_ok=True)
-        self.partial.rename(self.output)
-        _flush_file_system(self.output.parent)
+        with self._writing():
+            _flush_file_system(self.partial)
+            self._write_json(MARKER, marker)
+            for name in (_JOURNAL, _LOCK):
+                (self.partial / name).unlink(missing_ok=True)
+            self.partial.rename(self.output)
+            _flush_file_system(self.output.parent)
         return marker
 
     def close(self) -> None:
@@ -122,11 +128,16 @@ class TreeWriter:
             self._wait(self._pending.popleft())
 
     def _wait(self, future: Future) -> None:
-        try:
+        with self._writing():
             future.result()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except FileExistsError as error:
-            name = Path(error.filename).relative_to(self.partial)
-            raise UserError(f"the archive holds {str(name)!r} twice: repack it with unique names") from error
+            name = os.path.relpath(error.filename, self.partial)
+            raise UserError(f"the archive holds {name!r} twice: repack it with unique names") from error
         except OSError as error:
             raise write_error(self.partial, error) from error
 
@@ -156,26 +167,37 @@ def open_tree(output: Path, source: dict[str, Any], journal_seconds: float = JOU
         UserError: if `output` exists, another process is extracting to it, or the disk is full.
     """
     partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _lock(partial):
+    with exclusive(partial):
         writer = TreeWriter(output, source, journal_seconds)
         if writer.cursor is None:
             _clear(partial)
         try:
             yield writer
-        except OSError as error:
-            raise write_error(partial, error) from error
         finally:
             writer.close()
 
 
 @contextlib.contextmanager
-def _lock(partial: Path) -> Iterator[None]:
-    with (partial / _LOCK).open("a") as file:
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep a second process out of it; a killed process keeps nobody out.
+
+    Raises:
+        UserError: if another process is in there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("a")
+    except OSError as error:
+        raise write_error(folder, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{partial}: another process is extracting to it; wait for it or stop it") from error
+            raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from error
+        except OSError as error:
+            # Some cluster file systems have no locks; there it is up to Snakemake alone.
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise write_error(folder, error) from error
         yield
 
 
@@ -256,7 +278,8 @@ def check_space(output: Path, needed: int, what: str) -> None:
 
 def write_error(path: Path, error: OSError) -> UserError:
     """A failed write as something that a person can act on."""
-    remedy = "make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room (df -h, df -i) and run the same command again" if full else "check the folder and its permissions"
     return UserError(f"{error.filename or path}: cannot be written ({error.strerror or error}); {remedy}")
 
 

@@ -1,0 +1,310 @@
+"""The manifest: one true row per image, a summary that depends on content alone, bad datasets refused with the list."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from image_trees import WNIDS, image_bytes, small_files, write_tree
+from PIL import Image
+
+from cswin.data.manifest import load_summary, read_manifest, shard_rows
+from cswin.data.scan import Expected, check_image, write_manifest
+from cswin.errors import BadImage, UserError
+from cswin.progress import Console
+
+
+def manifest(folder, **options):
+    """Write the manifest of folder/images; its summary."""
+    return write_manifest(
+        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", Console(), **options
+    )  # fmt: skip
+
+
+def refused(folder, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        manifest(folder, **options)
+    assert not (folder / "manifest.json").exists() and not (folder / "manifest.csv.gz").exists()
+    return str(caught.value)
+
+
+def exif_broken() -> bytes:
+    data = image_bytes(1, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
+    assert b"garbage" in data
+    return data
+
+
+# What ImageNet is known for: a PNG and CMYK JPEGs under .JPEG names, broken EXIF.
+ODD = {
+    "PNG": image_bytes(1, "PNG"),
+    "CMYK": image_bytes(1, mode="CMYK"),
+    "grey": image_bytes(1, mode="L"),
+    "palette": image_bytes(1, "PNG", "P"),
+    "progressive": image_bytes(1, progressive=True),
+    "EXIF": exif_broken(),
+}
+
+
+def test_rows_say_what_the_files_are(tmp_path):
+    files = small_files(3, 1)
+    files["train/n01440764/n01440764_0.JPEG"] = image_bytes(5, size=(17, 23))
+    write_tree(tmp_path / "images", files)
+    manifest(tmp_path)
+    with gzip.open(tmp_path / "manifest.csv.gz", "rt", newline="") as text:
+        rows = list(csv.DictReader(text))
+    assert [row["path"] for row in rows] == sorted(files)
+    for row in rows:
+        data = files[row["path"]]
+        assert row["class"] == row["path"].split("/")[1]
+        assert int(row["label"]) == WNIDS.index(row["class"])
+        assert (int(row["width"]), int(row["height"])) == Image.open(io.BytesIO(data)).size
+        assert (int(row["bytes"]), row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (rows[0]["width"], rows[0]["height"]) == ("17", "23")
+
+
+def test_summary(tmp_path):
+    files = small_files(3, 1)
+    del files["train/n02119789/n02119789_1.JPEG"]
+    write_tree(tmp_path / "images", files)
+    summary = manifest(tmp_path, seed=5, shard_mb=1)
+    assert summary == load_summary(tmp_path / "manifest.json")
+    assert summary.class_names == WNIDS and summary.splits["train"].counts == (3, 2, 3) and summary.splits["val"].images == 3
+    train = {name: len(data) for name, data in files.items() if name.startswith("train")}
+    assert (summary.splits["train"].bytes, summary.splits["train"].largest) == (sum(train.values()), max(train.values()))
+    with gzip.open(tmp_path / "manifest.csv.gz") as text:
+        assert hashlib.sha256(text.read()).hexdigest() == summary.rows_sha256
+
+
+def test_content_alone_decides(tmp_path):
+    """Not the threads, not the dates, not the folder: the same bytes for both files."""
+    results = set()
+    for number, workers in enumerate((1, 2, 5)):
+        folder = tmp_path / str(number)
+        write_tree(folder / "images", dict(reversed(small_files(40, 1).items())))
+        manifest(folder, workers=workers)
+        results.add((folder / "manifest.json").read_bytes() + (folder / "manifest.csv.gz").read_bytes())
+    assert len(results) == 1
+
+
+def test_hash_follows_images_labels_and_order_but_not_the_shard_size(tmp_path):
+    files = small_files(2, 1)
+    write_tree(tmp_path / "images", files)
+    first = manifest(tmp_path).manifest_hash
+    assert manifest(tmp_path, shard_mb=7).manifest_hash == first
+    assert manifest(tmp_path, seed=1).manifest_hash != first
+    write_tree(tmp_path / "images", {"train/n01440764/n01440764_0.JPEG": image_bytes(77)})
+    assert manifest(tmp_path).manifest_hash != first
+
+
+def test_summary_stays_small(tmp_path):
+    """A thousand classes as in ImageNet, in proportion."""
+    write_tree(tmp_path / "images", small_files(1, 1, tuple(f"n{number:08d}" for number in range(300))))
+    manifest(tmp_path)
+    assert (tmp_path / "manifest.json").stat().st_size / 300 * 1000 < 100_000
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_images_are_good(kind):
+    kinds = {"PNG": "PNG RGB", "CMYK": "JPEG CMYK", "grey": "JPEG L", "palette": "PNG P"}
+    assert check_image(ODD[kind]) == (kinds.get(kind, "JPEG RGB"), 40, 30)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("left", [0, 1, 10, 0.3, 0.6, 0.9, 0.99])
+def test_cut_off_images_are_bad(kind, left):
+    data = ODD[kind]
+    if kind in ("PNG", "palette") and left == 0.99:
+        left = 0.98  # the end mark of a PNG holds nothing of the image
+    with pytest.raises(BadImage):
+        check_image(data[: left if isinstance(left, int) else int(left * len(data))])
+
+
+def test_check_agrees_with_the_decoder_of_the_training():
+    """Wherever a JPEG is cut, both find it or both do not."""
+    from cswin.data.transforms import decode_rgb
+
+    data = image_bytes(3, size=(64, 48), quality=60)
+    for end in range(len(data) - 200, len(data) + 1):
+        verdicts = set()
+        for check in (check_image, decode_rgb):
+            try:
+                check(data[:end])
+                verdicts.add("good")
+            except BadImage:
+                verdicts.add("bad")
+        assert len(verdicts) == 1, end
+
+
+def bad_dataset(folder):
+    files = small_files(4, 2)
+    bad = {"train/n01440764/n01440764_2.JPEG": b"", "train/n03000000/n03000000_0.JPEG": b"<html>",
+           "val/n02119789/n02119789_1.JPEG": files["val/n02119789/n02119789_1.JPEG"][:500]}  # fmt: skip
+    write_tree(folder / "images", files | bad)
+    return files, list(bad)
+
+
+def test_bad_images_fail_with_the_list(tmp_path):
+    _, bad = bad_dataset(tmp_path)
+    message = refused(tmp_path, report=tmp_path / "bad.csv", workers=2)
+    assert "3 bad images" in message and all(name in message for name in bad)
+    rows = list(csv.reader((tmp_path / "bad.csv").open(newline="")))
+    assert rows[0] == ["path", "reason"] and [row[0] for row in rows[1:]] == bad and all(len(row[1]) > 10 for row in rows[1:])
+
+
+def test_bad_images_skipped_are_reported(tmp_path, capsys):
+    files, bad = bad_dataset(tmp_path)
+    summary = manifest(tmp_path, on_bad_image="skip", report=tmp_path / "bad.csv")
+    assert summary.skipped == 3 and summary.splits["train"].counts == (3, 4, 3) and summary.splits["val"].counts == (2, 1, 2)
+    paths = [row.path for row in read_manifest(tmp_path / "manifest.csv.gz", summary)]
+    assert paths == sorted(set(files) - set(bad))
+    assert len((tmp_path / "bad.csv").read_text().splitlines()) == 4
+    assert "3 bad images left out" in capsys.readouterr().err
+
+
+def test_report_without_bad_images(tmp_path):
+    write_tree(tmp_path / "images", small_files(1, 1))
+    manifest(tmp_path, report=tmp_path / "bad.csv")
+    assert (tmp_path / "bad.csv").read_text().split() == ["path,reason"]
+
+
+def test_class_with_bad_images_alone(tmp_path):
+    files = {name: b"" if name.startswith("train/n03") else data for name, data in small_files(2, 1).items()}
+    write_tree(tmp_path / "images", files)
+    assert "classes with bad images alone: train/n03000000" in refused(tmp_path, on_bad_image="skip")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"empty": ["train/n04", "val/n01440764x"]}, "val: has classes that train lacks: n01440764x"),
+        ({"empty": ["train/n04", "train/n05"]}, "classes without images: train/n04, train/n05"),
+        ({"files": {"val/zebra/1.JPEG": image_bytes(1)}}, "val: has classes that train lacks: zebra"),
+        ({"files": {"train/n01440764/more/1.JPEG": image_bytes(1)}}, "folders inside of class folders: train/n01440764/more"),
+        ({"files": {"train/labels.txt": b"x"}}, "train: has files beside its class folders: labels.txt"),
+        ({"options": {"expected": Expected(train=7)}}, "train: holds 6 images, promised are 7 (data.expect_train)"),
+        ({"options": {"expected": Expected(val=50_000)}}, "val: holds 3 images, promised are 50,000 (data.expect_val)"),
+        ({"options": {"expected": Expected(classes=2)}}, "has 3 classes (n01440764, n02119789, n03000000), promised are 2"),
+    ],
+)
+def test_wrong_datasets_are_refused(tmp_path, change, words):
+    images = write_tree(tmp_path / "images", small_files(2, 1) | change.get("files", {}))
+    for folder in change.get("empty", []):
+        (images / folder).mkdir()
+    assert words in refused(tmp_path, **change.get("options", {}))
+
+
+@pytest.mark.parametrize("missing", ["", "train", "val"])
+def test_missing_folders(tmp_path, missing):
+    files = {name: data for name, data in small_files(1, 1).items() if missing and not name.startswith(missing)}
+    write_tree(tmp_path / "images", files)
+    assert str(tmp_path / "images" / (missing or "train")) in refused(tmp_path)
+
+
+def test_promise_counts_bad_images_too(tmp_path):
+    """1,281,167 are promised by the archive, not by the decoder."""
+    bad_dataset(tmp_path)
+    assert manifest(tmp_path, on_bad_image="skip", expected=Expected(12, 6, 3)).splits["train"].images == 10
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    files = small_files(2, 1)
+    write_tree(tmp_path / "images", files | {"train/.x": b"", "train/n01440764/.DS_Store": b"", ".marker": b""})
+    assert manifest(tmp_path).splits["train"].images == 6
+
+
+def test_names_that_need_quotes(tmp_path):
+    names = ('a "quoted", name.JPEG', "new\nline.JPEG", "größe.JPEG")
+    files = {f"{split}/{label}, b/{name}": image_bytes(1) for split in ("train", "val") for label in "xy" for name in names}
+    write_tree(tmp_path / "images", files)
+    summary = manifest(tmp_path)
+    assert sorted(row.path for row in read_manifest(tmp_path / "manifest.csv.gz", summary)) == sorted(files)
+
+
+def test_shards_are_a_partition_in_the_seeded_order(tmp_path):
+    write_tree(tmp_path / "images", small_files(15, 2))
+    summary = manifest(tmp_path, seed=9)
+    train = dict(summary.splits)["train"]
+    summary = type(summary)(**{**summary.__dict__, "splits": {"train": type(train)(**{**train.__dict__, "shards": 4})}})
+    rows = list(read_manifest(tmp_path / "manifest.csv.gz", summary))[:45]
+    order = summary.order("train")
+    assert sorted(order) == list(range(45)) and list(order) != list(range(45))
+    stored, position = [], 0
+    for shard in range(4):
+        first, part = shard_rows(tmp_path / "manifest.csv.gz", summary, "train", shard)
+        assert first == position and len(part) in (11, 12)
+        position += len(part)
+        stored += part
+    assert stored == [rows[row] for row in order]
+    with pytest.raises(UserError, match="has no shard 4: they go from 0 to 3"):
+        summary.shard_range("train", 4)
+
+
+def test_order_mixes_classes_and_is_another_for_val(tmp_path):
+    write_tree(tmp_path / "images", small_files(30, 30))
+    summary = manifest(tmp_path, seed=1)
+    labels = np.repeat([0, 1, 2], 30)[summary.order("train")]
+    # 90 rows in runs of one class would change it twice; a random order changes it 60 times (standard deviation 4.4).
+    assert 40 < np.count_nonzero(np.diff(labels)) < 80
+    assert not np.array_equal(summary.order("train"), summary.order("val"))
+
+
+@pytest.mark.parametrize(("shard_mb", "shards"), [(1, 3), (2, 2), (1024, 1)])
+def test_number_of_shards(tmp_path, shard_mb, shards):
+    """600 KiB in each of 4 images."""
+    files = {
+        f"{split}/a/{number}.png": image_bytes(number, "PNG", size=(512, 400))
+        for split in ("train", "val")
+        for number in range(4)
+    }
+    write_tree(tmp_path / "images", files)
+    assert manifest(tmp_path, shard_mb=shard_mb).splits["train"].shards == shards
+
+
+def rewrite(path, change) -> None:
+    with gzip.open(path, "rt", newline="") as text:
+        rows = list(csv.reader(text))
+    with gzip.open(path, "wt", newline="") as text:
+        csv.writer(text, lineterminator="\n").writerows(change(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[:-1], "does not belong to the summary"),
+        (lambda rows: [rows[0], *rows[1:][::-1]], "does not belong to the summary"),
+        (lambda rows: [*rows[:-1], [*rows[-1][:2], "3", *rows[-1][3:]]], "is outside of 0 to 2"),
+        (lambda rows: [*rows[:-1], rows[-1][:4]], "line 10 is no row"),
+        (lambda rows: [["a", "b"], *rows[1:]], "is no manifest"),
+    ],
+)
+def test_rows_that_were_edited(tmp_path, change, words):
+    write_tree(tmp_path / "images", small_files(2, 1))
+    summary = manifest(tmp_path)
+    rewrite(tmp_path / "manifest.csv.gz", change)
+    with pytest.raises(UserError, match=words):
+        list(read_manifest(tmp_path / "manifest.csv.gz", summary))
+
+
+def test_rows_that_are_cut_off(tmp_path):
+    write_tree(tmp_path / "images", small_files(2, 1))
+    summary = manifest(tmp_path)
+    path = tmp_path / "manifest.csv.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read_manifest(path, summary))
+
+
+def test_summary_that_was_edited(tmp_path):
+    write_tree(tmp_path / "images", small_files(2, 1))
+    manifest(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "seed": 3}))
+    with pytest.raises(UserError, match="was edited"):
+        load_summary(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_summary(tmp_path / "nothing.json")
