@@ -21,7 +21,7 @@ import numpy as np
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Augment, Runtime
 from cswin.data.dataset import Dataset, read_rows
-from cswin.data.mixup import apply_mixup, local_rows, plan_mixup, one_hot
+from cswin.data.mixup import apply_mixup, local_rows, one_hot, plan_mixup
 from cswin.data.rng import batch_rng, holdout_rng, order_rng, sample_rng
 from cswin.data.transforms import EvalTransform, TrainTransform
 
