@@ -121,7 +121,8 @@ def test_header_damaged_in_the_middle(tmp_path):
     at = data.index(b"train/n02119789/n02119789_2.JPEG")
     data[at + 148 : at + 156] = b"00000000"  # the checksum
     (tmp_path / "a.tar").write_bytes(data)
-    assert len(tarfile.open(tmp_path / "a.tar").getnames()) < len(FILES)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert len(archive.getnames()) < len(FILES)
     assert "n02119789_1.JPEG" in refused(tmp_path / "a.tar", tmp_path)
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.manifest import Row, load_summary, shard_rows
+from cswin.data.manifest import Row, Summary, load_summary, shard_rows
 from cswin.data.shard_reader import index_path, read_image, read_index
 from cswin.data.tree_writer import check_space, exclusive, write_error
 from cswin.errors import UserError
@@ -56,6 +57,34 @@ class Receipt:
     index_bytes: int
     labels: str
     content: str
+
+
+class Layout(NamedTuple):
+    """Sizes inside of a MindRecord file, bytes; MindSpore reads files together only if they agree in them."""
+
+    page: int
+    header: int
+
+
+def layout_of(summary: Summary) -> Layout:
+    """Pages and header for the shards of a dataset.
+
+    The first page takes its whole size in the file and so does the header (by default 32 and 16 MiB), so small shards get small
+    ones; and every image must fit into a page.
+
+    Raises:
+        UserError: if an image is larger than any page may be.
+    """
+    splits = summary.splits.values()
+    rows = max(-(-split.images // split.shards) for split in splits)
+    shard = max(-(-split.bytes // split.shards) for split in splits) + rows * _ROW_OVERHEAD
+    largest = max(split.largest for split in splits)
+    page = max(_SMALLEST_PAGE, min(_USUAL_PAGE, _power_of_two(shard)), _power_of_two(largest + _ROW_OVERHEAD))
+    if page > _LARGEST_PAGE:
+        raise UserError(f"an image has {largest:,} bytes and does not fit into MindRecord (256 MiB); make it smaller")
+    # A page of blobs is full but for less than its largest; the factor is for chance, and for pages of index and label.
+    pages = 4 * (shard // max(page - largest, page // 2) + 2)
+    return Layout(page, _power_of_two(max(_SMALLEST_HEADER, pages * _HEADER_PER_PAGE)))
 
 
 def content_hash(entries: Iterable[tuple[int, int, str]]) -> str:
@@ -121,7 +150,7 @@ def convert_shard(
         for stale in (receipt_path, written, index_path(written)):
             stale.unlink(missing_ok=True)
         try:
-            content = _write_and_read_back(written, rows, first, images, console)
+            content = _write_and_read_back(written, rows, first, images, layout_of(summary), console)
             for path in (index_path(written), written):
                 _publish(path, output.with_name(path.name))
         except OSError as error:
@@ -136,20 +165,23 @@ def convert_shard(
     return receipt
 
 
-def _write_and_read_back(path: Path, rows: list[Row], first: int, images: Path, console: Console) -> str:
+def _write_and_read_back(path: Path, rows: list[Row], first: int, images: Path, layout: Layout, console: Console) -> str:
     total = sum(row.bytes for row in rows)
     with console.progress(f"convert {path.stem}", total) as progress:
-        _write(path, rows, first, images, progress)
+        _write(path, rows, first, images, layout, progress)
     with console.progress(f"read back {path.stem}", total) as progress:
         return _read_back(path, rows, first, progress)
 
 
-def _write(path: Path, rows: list[Row], first: int, images: Path, progress: Progress) -> None:
+def _write(path: Path, rows: list[Row], first: int, images: Path, layout: Layout, progress: Progress) -> None:
     from mindspore.mindrecord import FileWriter, MindRecordException
 
     try:
         writer = FileWriter(str(path), 1, overwrite=True)
-        _configure(writer, rows, path)
+        writer.set_page_size(layout.page)
+        writer.set_header_size(layout.header)
+        writer.add_schema(SCHEMA, "original image files")
+        writer.add_index(["index", "label"])
         for batch in _batches(rows, first, images):
             writer.write_raw_data(batch)
             progress.update(sum(len(row["image"]) for row in batch))
@@ -157,17 +189,6 @@ def _write(path: Path, rows: list[Row], first: int, images: Path, progress: Prog
     except (RuntimeError, MindRecordException) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: MindSpore cannot write it ({reason[0]}); is the disk full (df -h)?") from error
-
-
-def _configure(writer, rows: list[Row], path: Path) -> None:
-    largest, total = max(row.bytes for row in rows), sum(row.bytes for row in rows)
-    page = _page_size(largest, total + len(rows) * _ROW_OVERHEAD, path)
-    writer.set_page_size(page)
-    # The default of 16 MB would be most of a small shard. A page of blobs is full but for less than its largest.
-    pages = 2 * (total // max(page - largest, page // 2) + 2)
-    writer.set_header_size(_power_of_two(max(_SMALLEST_HEADER, pages * _HEADER_PER_PAGE)))
-    writer.add_schema(SCHEMA, "images of one split, original files")
-    writer.add_index(["index", "label"])
 
 
 def _batches(rows: list[Row], first: int, images: Path) -> Iterator[list[dict]]:
@@ -181,14 +202,6 @@ def _batches(rows: list[Row], first: int, images: Path) -> Iterator[list[dict]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _page_size(largest: int, total: int, path: Path) -> int:
-    # The first page takes its whole size in the file, so a small shard gets a small page; every row must fit into one.
-    page = max(_SMALLEST_PAGE, min(_USUAL_PAGE, _power_of_two(total)), _power_of_two(largest + _ROW_OVERHEAD))
-    if page > _LARGEST_PAGE:
-        raise UserError(f"{path.name}: an image of {largest:,} bytes does not fit into MindRecord (256 MiB); make it smaller")
-    return page
 
 
 def _power_of_two(value: int) -> int:
