@@ -22,7 +22,7 @@ from cswin.errors import UserError
 from cswin.evaluate import Evaluator
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
-from cswin.model.precision import precision
+from cswin.model.precision import precision, require_precision
 from cswin.train.attempts import Attempt
 from cswin.train.handover import Start
 from cswin.train.history import History
@@ -84,6 +84,7 @@ class Trainer:
             )
         self.first_step, self.last_step = config.start_epoch * self.per_epoch, config.epochs * self.per_epoch
         formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
+        require_precision(formats)
         network = CSWin(config.architecture, formats)
         network.set_train()
         initialise(network, init_rng(config.seed))
@@ -161,7 +162,7 @@ class Trainer:
         rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds}
         self.history.append(rows)
         self.display.update(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
-        bad = figures["skipped_in_a_row"]
+        bad = max(row["skipped_in_a_row"] for row in rows)  # also where a good step came before anyone looked
         if bad >= self.config.optimizer.max_bad_steps:
             raise UserError(
                 f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}); the last good "
