@@ -11,12 +11,11 @@ import numpy as np
 from mindspore import ops
 from scipy.special import logsumexp
 
-from cswin.checkpoint import Checkpoint
+from cswin.checkpoint import Checkpoint, Preprocessing
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, eval_batches
+from cswin.data.sources import Source
 from cswin.data.transforms import EvalTransform
-from cswin.errors import UserError
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -96,35 +95,32 @@ class Evaluator:
             yield self.forward(ms.Tensor(images)).asnumpy()[:n], labels
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, split: str, runtime: Runtime) -> dict[str, Predictions]:
-    """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema"), in the stored order
-    of the split."""
-    record = checkpoint.record
-    if tuple(record.class_names) != tuple(dataset.class_names):
-        raise UserError(
-            f"the checkpoint knows the classes {_short(record.class_names)}, the data hold {_short(dataset.class_names)}; "
-            "evaluate on the data that it was trained for"
-        )
-    prep = record.preprocessing
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime
+) -> dict[str, Predictions]:
+    """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
+
+    Args:
+        checkpoint: what to evaluate.
+        source: labelled images; the predictions are in its order.
+        preprocessing: of the images; the checkpoint's own, or with another crop.
+        runtime: batch size and workers.
+    """
     transform = EvalTransform(
-        prep.image_size,
-        crop_ratio=prep.crop_ratio,
-        channels=prep.channels,
-        mean=prep.mean,
-        std=prep.std,
-        interpolation=prep.interpolation,
+        preprocessing.image_size,
+        crop_ratio=preprocessing.crop_ratio,
+        channels=preprocessing.channels,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
     )
-    evaluator = Evaluator(record.architecture, precision("O0"), runtime.eval_batch_size)
-    results = {}
-    for which, weights in (("raw", checkpoint.weights), ("ema", checkpoint.ema)):
-        if weights is not None:
-            rows = read_rows(dataset, split, np.arange(dataset.images(split)))
-            results[which] = evaluator.run(weights, eval_batches(rows, EvalTask(transform), runtime))
-    return results
-
-
-def _short(names) -> str:
-    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})"
+    evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
+    weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
+    return {
+        which: evaluator.run(weights, eval_batches(source.rows(), EvalTask(transform), runtime))
+        for which, weights in weight_sets.items()
+        if weights is not None
+    }
 
 
 def _judge(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on converted images: every image exactly once, raw and EMA weights."""
+"""Evaluate a checkpoint: every image exactly once, raw and EMA weights."""
 
 from __future__ import annotations
 
@@ -6,37 +6,71 @@ from pathlib import Path
 
 
 def configure(parser):
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="dataset.json of the converted images")
-    parser.add_argument("--split", choices=("val", "train"), default="val")
-    parser.add_argument("--runtime", type=Path, required=True, help="the resolved runtime section")
-    parser.add_argument("--output", type=Path, required=True, help="JSON of the figures")
-    parser.add_argument("--predictions", type=Path, required=True, help="NPZ of what was predicted for each image")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="dataset.json, a .mindrecord, a folder with one folder per class, or an archive",
+    )
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="part of the data (default: val)")
+    parser.add_argument("--runtime", type=Path, metavar="FILE", help="a resolved runtime section instead of the next four")
+    parser.add_argument("--device-target", choices=("CPU", "Ascend"), default="CPU", help="what computes (default: CPU)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding workers (default: 2)")
+    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="which of several NPUs (default: 0)")
+    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write what was predicted for each image, as NPZ")
 
 
 def run(args):
+    import dataclasses
     import json
 
     import numpy as np
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import file_sha256, load_checkpoint
-    from cswin.config.resolve import load_runtime
-    from cswin.data.dataset import Dataset
+    from cswin.data.sources import open_source
+    from cswin.device import select_device
     from cswin.evaluate import evaluate_checkpoint
     from cswin.train.state import accept
 
-    runtime, dataset, checkpoint = load_runtime(args.runtime), Dataset.load(args.data), load_checkpoint(args.checkpoint)
+    runtime = _runtime(args)
+    checkpoint = load_checkpoint(args.checkpoint)
+    source = open_source(args.data, args.split, checkpoint.record.class_names)
     accept(args.checkpoint.parent / "state")
-    results = evaluate_checkpoint(checkpoint, dataset, args.split, runtime)
-    arrays = {"labels": results["raw"].labels}
-    for which, predictions in results.items():
-        arrays |= {f"{which}_top5": predictions.top5, f"{which}_losses": predictions.losses}
-    with atomic_path(args.predictions) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": dataset.manifest_hash, "split": args.split}
+    preprocessing = checkpoint.record.preprocessing
+    if args.crop_ratio is not None:
+        preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
+    select_device(runtime.device_target, args.device_id)
+    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime)
+    if args.predictions:
+        arrays = {"labels": results["raw"].labels}
+        for which, predictions in results.items():
+            arrays |= {f"{which}_top5": predictions.top5, f"{which}_losses": predictions.losses}
+        with atomic_path(args.predictions) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
+    figures |= {"crop_ratio": preprocessing.crop_ratio}
     figures |= {which: predictions.figures() for which, predictions in results.items()}
-    with atomic_path(args.output) as temporary:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if args.output:
+        with atomic_path(args.output) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for which in results:
-        print(which, " ".join(f"{key} {value}" for key, value in figures[which].items()))
+        print(which, "  ".join(f"{key} {value}" for key, value in figures[which].items()))
+
+
+def _runtime(args):
+    """How fast: a file of the workflow, or the arguments."""
+    from cswin.config.resolve import load_runtime
+    from cswin.config.settings import Runtime
+    from cswin.errors import UserError
+
+    if args.runtime:
+        return load_runtime(args.runtime)
+    for name in ("batch", "workers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    return Runtime(device_target=args.device_target, eval_batch_size=args.batch, workers=args.workers, worker_kind="thread")
