@@ -114,6 +114,12 @@ def test_refusals_name_key_value_and_remedy(path, value, named):
         assert words in str(error.value)
 
 
+def test_stages_are_ordered_by_their_start():
+    values = default()
+    values["stages"] = dict(reversed(values["stages"].items()))
+    assert list(parse_settings(values).stages) == ["stage1", "stage2", "stage3"]
+
+
 def test_overrides_are_typed_as_in_a_file():
     values = {"a": {"x": "0.5", "y": 1}, "b": "text", "c": ["1", "2.0"]}
     overrides = {"a": {"x": "0.5"}, "b": "null", "c": ["1", "2.0"]}

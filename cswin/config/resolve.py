@@ -86,6 +86,9 @@ def parse_settings(values: Any) -> Settings:
     if not isinstance(values, dict):
         raise UserError("the configuration is not a mapping of keys to values")
     settings = _validate(Settings, values, "")
+    # By their place in the schedule: Snakemake puts what comes from the command line first.
+    in_order = sorted(settings.stages.items(), key=lambda item: item[1].start_epoch)
+    settings = settings.model_copy(update={"stages": dict(in_order)})
     problems = _check_stages(settings) + _check_data(settings) + _check_runtime(settings)
     for name in settings.stages:
         problems += _check_stage(resolve_stage(settings, name))
