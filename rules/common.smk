@@ -58,7 +58,7 @@ def images_receipt():
 
 
 def promised():
-    """What the manifest is checked against, and how shards are cut."""
+    """What the manifest is checked against, and the order of its rows."""
     data = SETTINGS.data
     values = {
         "--expect-train": data.expect_train,
@@ -66,7 +66,6 @@ def promised():
         "--expect-classes": data.classes,
         "--on-bad-image": data.on_bad_image,
         "--report": f"{DATA}/bad_images.csv",
-        "--shard-mb": data.shard_mb,
         "--seed": data.seed,
     }
     return " ".join(
@@ -75,8 +74,8 @@ def promised():
 
 
 def shard_receipts(wildcards):
-    """Receipts of all shards; how many there are is known once the manifest is."""
-    summary = json.loads(Path(checkpoints.manifest.get().output.summary).read_text())
+    """Receipts of all shards; how many there are is known once the images are counted."""
+    summary = json.loads(Path(checkpoints.shard_plan.get().output[0]).read_text())
     return [
         f"{DATA}/shards/{split}-{shard:05d}.json"
         for split, facts in summary["splits"].items()

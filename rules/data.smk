@@ -1,4 +1,4 @@
-checkpoint manifest:
+rule manifest:
     input:
         images_receipt(),
     output:
@@ -15,9 +15,23 @@ checkpoint manifest:
         "{params.promised} --workers {threads} --log {log}"
 
 
+# The manifest says which images there are; only the plan knows how they are cut, so that another cut trains nothing again.
+checkpoint shard_plan:
+    input:
+        f"{DATA}/manifest.json",
+    output:
+        f"{DATA}/shards.json",
+    log:
+        f"{DATA}/logs/shard_plan.log",
+    params:
+        shard_mb=SETTINGS.data.shard_mb,
+    shell:
+        "cswin data plan --summary {input} --shard-mb {params.shard_mb} --output {output} > {log} 2>&1"
+
+
 rule convert:
     input:
-        summary=f"{DATA}/manifest.json",
+        summary=f"{DATA}/shards.json",
         rows=ancient(f"{DATA}/manifest.csv.gz"),
     output:
         shard=f"{DATA}/shards/{{split}}-{{shard}}.mindrecord",
@@ -37,7 +51,7 @@ rule convert:
 
 rule dataset:
     input:
-        summary=f"{DATA}/manifest.json",
+        summary=f"{DATA}/shards.json",
         receipts=shard_receipts,
     output:
         f"{DATA}/dataset.json",

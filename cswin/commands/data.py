@@ -59,6 +59,11 @@ def _configure_manifest(steps) -> None:
 
 
 def _configure_convert(steps) -> None:
+    plan = _step(steps, "plan", _plan, "cut a manifest into shards of another target size")
+    plan.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
+    plan.add_argument("--shard-mb", type=_count, required=True, metavar="N", help="target size of a shard, MiB")
+    plan.add_argument("--output", type=Path, required=True, metavar="FILE", help="summary to convert by, in the same folder")
+
     convert = _step(steps, "convert", _convert, "write one MindRecord shard and read it back")
     convert.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with train/ and val/ by class")
     convert.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="rows of the manifest")
@@ -146,6 +151,17 @@ def _manifest(args, console) -> None:
     )
     for name, split in summary.splits.items():
         console.say(f"manifest: {name}: {split.images:,} images, {split.bytes / 1e9:.2f} GB, {split.shards} shards")
+
+
+def _plan(args, console) -> None:
+    from cswin.data.manifest import load_summary
+    from cswin.errors import UserError
+
+    if args.output.absolute().parent != args.summary.absolute().parent:
+        raise UserError(f"{args.output}: must lie beside {args.summary}, where the rows of the manifest are")
+    plan = load_summary(args.summary).recut(args.shard_mb)
+    plan.save(args.output)
+    console.say("plan: " + ", ".join(f"{name} {split.shards} shards" for name, split in plan.splits.items()))
 
 
 def _convert(args, console) -> None:

@@ -15,7 +15,7 @@ from cswin.atomic import atomic_path
 from cswin.data.dataset import FORMAT, Dataset, ShardFacts, file_problem
 from cswin.data.manifest import Summary, load_summary, read_manifest
 from cswin.data.mindrecord import Receipt, content_hash, label_hash, load_receipt
-from cswin.data.shard_reader import damaged, read_image, read_index
+from cswin.data.shard_reader import ShardIndex, damaged, read_image, read_index
 from cswin.data.tree_writer import remove_tree
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
@@ -178,14 +178,14 @@ def _check_shard(shard: Path, facts: ShardFacts, classes: int, expected: _Expect
     return problems
 
 
-def _hash_rows(shard: Path, index, progress: Progress) -> tuple[list[str], list[int]]:
+def _hash_rows(shard: Path, index: ShardIndex, progress: Progress) -> tuple[list[str], list[int]]:
     """SHA-256 of every image, and the rows that could not be read."""
     hashes, unreadable = [], []
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        for row, size in enumerate(index.sizes.tolist()):
+        for row, (offset, size) in enumerate(zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)):
             try:
-                hashes.append(hashlib.sha256(read_image(descriptor, shard, index, row)).hexdigest())
+                hashes.append(hashlib.sha256(read_image(descriptor, shard, offset, size)).hexdigest())
             except UserError:
                 hashes.append("")
                 unreadable.append(row)

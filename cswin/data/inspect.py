@@ -22,8 +22,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     yield f"dataset {dataset.name}: {len(dataset.class_names):,} classes, manifest {dataset.manifest_hash[:16]}"
     for split, shards in dataset.splits.items():
         index = dataset.index(split)
-        labels = np.concatenate([part.labels for part in index.parts])
-        sizes = np.concatenate([part.sizes for part in index.parts]).astype(np.int64)
+        labels, sizes = index.labels, index.sizes.astype(np.int64)
         counts = np.bincount(labels, minlength=len(dataset.class_names))
         low, high = int(counts.argmin()), int(counts.argmax())
         yield (

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -25,6 +25,8 @@ from cswin.errors import UserError
 FORMAT = "cswin-manifest-1"
 SPLITS = ("train", "val")
 COLUMNS = ("path", "class", "label", "bytes", "width", "height", "sha256")
+_MB = 1 << 20
+_SHARD_ROWS = 100_000  # a conversion holds the rows of its shard: this bounds its memory where images are tiny
 
 
 class Row(NamedTuple):
@@ -46,6 +48,11 @@ class Row(NamedTuple):
     width: int
     height: int
     sha256: str
+
+
+def shard_count(images: int, size: int, shard_mb: int) -> int:
+    """Shards for so many images of `size` bytes together: rounded up, never more than rows, and with a bounded number of rows."""
+    return min(images, max(1, -(-size // (shard_mb * _MB)), -(-images // _SHARD_ROWS)))
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,13 @@ class Summary:
         if not 0 <= shard < facts.shards:
             raise UserError(f"{split} has no shard {shard}: they go from 0 to {facts.shards - 1}")
         return facts.images * shard // facts.shards, facts.images * (shard + 1) // facts.shards
+
+    def recut(self, shard_mb: int) -> Summary:
+        """The same images in the same order, cut into shards of another target size; the hash stays."""
+        splits = {
+            name: replace(split, shards=shard_count(split.images, split.bytes, shard_mb)) for name, split in self.splits.items()
+        }
+        return replace(self, shard_mb=shard_mb, splits=splits)
 
     def save(self, path: Path) -> None:
         """Write manifest.json."""

@@ -248,8 +248,8 @@ def _read_back(path: Path, rows: list[Row], first: int, progress: Progress) -> s
         raise UserError(f"{path}: reading back gives other labels than the manifest; run the same command again")
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        for number, row in enumerate(rows):
-            data = read_image(descriptor, path, index, number)
+        for row, offset, size in zip(rows, index.offsets.tolist(), index.sizes.tolist(), strict=True):
+            data = read_image(descriptor, path, offset, size)
             if hashlib.sha256(data).hexdigest() != row.sha256:
                 raise UserError(f"{row.path}: {_CHANGED} (its hash differs)")
             progress.update(len(data))

@@ -20,14 +20,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from cswin.atomic import atomic_path
-from cswin.data.manifest import SPLITS, Row, RowWriter, Split, Summary
+from cswin.data.manifest import SPLITS, Row, RowWriter, Split, Summary, shard_count
 from cswin.data.transforms import decode_rgb
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
 _CHUNK = 32  # files handed to a thread at once
 _LISTED = 10
-_MB = 1 << 20
 
 
 class Expected(NamedTuple):
@@ -154,9 +153,7 @@ def write_manifest(
 
 def _split(tally: _Tally, shard_mb: int) -> Split:
     images = sum(tally.counts)
-    # Rounded up, and never more shards than rows.
-    shards = min(images, max(1, -(-tally.bytes // (shard_mb * _MB))))
-    return Split(images, tally.bytes, tally.largest, shards, tuple(tally.counts))
+    return Split(images, tally.bytes, tally.largest, shard_count(images, tally.bytes, shard_mb), tuple(tally.counts))
 
 
 def find_classes(images: Path, promised: int | None = None) -> list[str]:

@@ -69,20 +69,21 @@ def read_index(shard: Path) -> ShardIndex:
     return ShardIndex(offsets, (end - begin - _LENGTH.size).astype(np.int32), label.astype(np.int32), first)
 
 
-def read_image(descriptor: int, shard: Path, index: ShardIndex, row: int) -> bytes:
-    """The image of a row (counted within the shard); safe to call from several threads.
+def read_image(descriptor: int, shard: Path, offset: int, size: int) -> bytes:
+    """The image of `size` bytes at `offset`; safe to call from several threads.
 
     Raises:
         UserError: if the file is cut off or the row's own length is another one than the index says.
     """
-    size = int(index.sizes[row])
     try:
-        data = os.pread(descriptor, size + _LENGTH.size, int(index.offsets[row]) - _LENGTH.size)
+        # Two reads of one place: one of both would have to be copied once more to take the length off.
+        length = os.pread(descriptor, _LENGTH.size, offset - _LENGTH.size)
+        data = os.pread(descriptor, size, offset)
     except OSError as error:
-        raise damaged(shard, f"row {row} cannot be read ({error.strerror})") from error
-    if len(data) != size + _LENGTH.size or _LENGTH.unpack_from(data)[0] != size:
-        raise damaged(shard, f"row {row} is not where the index says")
-    return data[_LENGTH.size :]
+        raise damaged(shard, f"the row at byte {offset} cannot be read ({error.strerror})") from error
+    if len(data) != size or length != _LENGTH.pack(size):
+        raise damaged(shard, f"the row at byte {offset} is not what the index says")
+    return data
 
 
 def damaged(shard: Path, reason: str) -> UserError:
