@@ -165,8 +165,9 @@ def _plan(args, console) -> None:
 
 
 def _convert(args, console) -> None:
-    from cswin.data.mindrecord import convert_shard
+    from cswin.data.mindrecord import convert_shard, keep_freed_memory
 
+    keep_freed_memory()
     convert_shard(args.images, args.manifest, args.summary, args.split, args.shard, args.output, console)
 
 

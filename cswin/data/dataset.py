@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from cswin.data.shard_reader import damaged, index_path, read_image, read_index
 from cswin.errors import UserError
 
 FORMAT = "cswin-dataset-1"
-# Rows are read by several threads, because one read from a network file system may take milliseconds.
-_READERS, _READ_CHUNK = 8, 8
+_OTHER_FILES = 512  # what else a trainer may have open
+_CHUNK, _CHUNKS_AHEAD = 16, 8  # rows that the system is told of at once, and how long before they are read
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Dataset:
         name: of the dataset.
         manifest_hash: what decides which image has which position and label.
         class_names: in the order of the labels.
-        manifest: name of the rows' file of the manifest, beside the summary; its summary's path, relative to dataset.json.
+        summary: path of manifest.json, relative to dataset.json.
         splits: shards of train and val.
     """
 
@@ -177,10 +177,11 @@ def file_problem(shard: Path, facts: ShardFacts) -> str | None:
 
 
 def read_rows(dataset: Dataset, split: str, positions: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
-    """Rows in exactly the order of `positions`, read ahead by threads, not decoded.
+    """Rows in exactly the order of `positions`, not decoded.
 
-    In memory are 16 bytes per row of the split (where it is, its size, its label: 21 MB for ImageNet; read once per process, about
-    2 microseconds per row), `positions` itself, and at most 136 images. Only the rows asked for are read.
+    The system is told of the next rows in time, so a disk or a network file system works on many at once without threads here.
+    In memory are 16 bytes per row of the split (21 MB for ImageNet; read once per process, 2 microseconds per row), `positions`
+    itself, and one image. Only the rows asked for are read.
 
     Args:
         dataset: the dataset.
@@ -196,40 +197,57 @@ def read_rows(dataset: Dataset, split: str, positions: np.ndarray) -> Iterator[t
     positions = np.asarray(positions, dtype=np.int64)
     images = dataset.images(split)
     if len(positions) and not (positions.min() >= 0 and positions.max() < images):
-        raise UserError(
-            f"{dataset.path}: {split} has positions 0 to {images - 1}, asked for {positions.min()} to {positions.max()}"
-        )
+        asked = f"{positions.min()} to {positions.max()}"
+        raise UserError(f"{dataset.path}: {split} has positions 0 to {images - 1}, asked for {asked}")
     index = dataset.index(split)
+    _allow_open_files(len(index.shards))
     descriptors: list[int] = []
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rows")
     try:
         for shard in index.shards:
             descriptors.append(_open(shard))
-        pending: deque = deque()
-        for start in range(0, len(positions), _READ_CHUNK):
-            chunk = positions[start : start + _READ_CHUNK]
-            pending.append(pool.submit(_read_chunk, index, descriptors, chunk))
-            if len(pending) > 2 * _READERS:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
+        ahead: deque[list[tuple[int, int, int, int, int]]] = deque()
+        for start in range(0, len(positions), _CHUNK):
+            ahead.append(_announce(index, descriptors, positions[start : start + _CHUNK]))
+            if len(ahead) > _CHUNKS_AHEAD:
+                yield from _read(index, descriptors, ahead.popleft())
+        while ahead:
+            yield from _read(index, descriptors, ahead.popleft())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
+def _allow_open_files(shards: int) -> None:
+    """Raise this process's limit of open files, usually 1,024, where a very large dataset needs it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(f"{shards} shards are open at once and {hard} files may be: raise `ulimit -n`, or data.shard_mb")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def _open(shard: Path) -> int:
     try:
-        return os.open(shard, os.O_RDONLY)
+        descriptor = os.open(shard, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # what comes next in the file is not what is read next
+        return descriptor
     except OSError as error:
         raise damaged(shard, f"cannot be opened ({error.strerror})") from error
 
 
-def _read_chunk(index: _SplitIndex, descriptors: list[int], positions: np.ndarray) -> list[tuple[int, int, bytes]]:
+def _announce(index: _SplitIndex, descriptors: list[int], positions: np.ndarray) -> list[tuple[int, int, int, int, int]]:
+    """(position, label, shard, offset, size) of rows that are to be read soon; the system begins to fetch them."""
     shards = np.searchsorted(index.starts, positions, side="right") - 1
     columns = (positions, index.labels[positions], shards, index.offsets[positions], index.sizes[positions])
-    return [
-        (position, label, read_image(descriptors[shard], index.shards[shard], offset, size))
-        for position, label, shard, offset, size in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    for _, _, shard, offset, size in rows:
+        os.posix_fadvise(descriptors[shard], offset, size, os.POSIX_FADV_WILLNEED)
+    return rows
+
+
+def _read(
+    index: _SplitIndex, descriptors: list[int], rows: list[tuple[int, int, int, int, int]]
+) -> Iterator[tuple[int, int, bytes]]:
+    for position, label, shard, offset, size in rows:
+        yield position, label, read_image(descriptors[shard], index.shards[shard], offset, size)

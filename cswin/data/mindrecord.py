@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ RECEIPT_FORMAT = "cswin-shard-1"
 SCHEMA = {"index": {"type": "int64"}, "label": {"type": "int32"}, "image": {"type": "bytes"}}
 _BATCH_ROWS, _BATCH_BYTES = 128, 32 << 20  # FileWriter is slow with fewer than 100 rows at once
 _READERS, _READ_CHUNK = 4, 16
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _USUAL_PAGE, _LARGEST_PAGE = 1 << 25, 1 << 28  # FileWriter's default and upper bound, bytes
 _SMALLEST_PAGE, _SMALLEST_HEADER = 1 << 16, 1 << 16
 _ROW_OVERHEAD = 64  # above the length before each blob and the bytes of index and label
@@ -163,6 +165,18 @@ def convert_shard(
         with atomic_path(receipt_path) as temporary:
             temporary.write_text(json.dumps({"format": RECEIPT_FORMAT, **asdict(receipt)}, indent=1) + "\n")
     return receipt
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed instead of giving it back to the system, for the rest of the process.
+
+    FileWriter copies every batch several times into new memory; without giving it back a third of its time is saved. For a
+    process that does nothing else; without effect where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(parameter, _LARGEST_PAGE)
 
 
 def _write_and_read_back(path: Path, rows: list[Row], first: int, images: Path, layout: Layout, console: Console) -> str:
