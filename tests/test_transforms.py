@@ -23,6 +23,7 @@ from cswin.data.transforms import (
     crop_and_resize,
     dct_scale,
     decode_rgb,
+    planes,
 )
 from cswin.errors import BadImage, UserError
 
@@ -268,7 +269,7 @@ def test_training_decodes_large_jpegs_reduced_and_others_in_full(monkeypatch):
 
 def test_normalisation_equals_the_formula():
     image = photo(40, 30)
-    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(image)
+    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(planes(image))
     expected = ((pixels(image) / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
     assert result.dtype == np.float32
     assert result.shape == (3, 30, 40)
@@ -278,10 +279,10 @@ def test_normalisation_equals_the_formula():
 
 def test_greyscale_normalisation():
     grey = photo(40, 30).convert("L")
-    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 1)(grey)
+    result = Normalise(IMAGENET_MEAN, IMAGENET_STD, 1)(planes(grey))
     mean, std = (np.dot((0.299, 0.587, 0.114), values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     np.testing.assert_allclose(result, ((pixels(grey) / 255 - mean) / std)[None], atol=1e-6)
-    np.testing.assert_allclose(Normalise((0.2,), (0.5,), 1)(grey), ((pixels(grey) / 255 - 0.2) / 0.5)[None], atol=1e-6)
+    np.testing.assert_allclose(Normalise((0.2,), (0.5,), 1)(planes(grey)), ((pixels(grey) / 255 - 0.2) / 0.5)[None], atol=1e-6)
 
 
 def test_fill_is_the_mean_colour():
@@ -349,7 +350,7 @@ def test_training_is_its_steps_in_order():
         image = crop_and_resize(photo(50, 40), box, 24, Image.Resampling.BICUBIC)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        expected = transform.erase(transform.normalise(transform.augment(image, rng)), rng)
+        expected = transform.erase(transform.normalise(planes(transform.augment(image, rng))), rng)
         assert transform(data, sample_rng(1, 2, index)).tobytes() == expected.tobytes()
 
 
@@ -365,6 +366,20 @@ def test_same_numbers_same_result_after_pickling(channels):
         assert result.tobytes() == again(data, sample_rng(1, 0, index)).tobytes()
         seen.add(result.tobytes())
     assert len(seen) == 8
+
+
+def test_drawn_and_finished_elsewhere_is_the_same():
+    """As the loader does it: drawn in one process, sent, finished into a batch."""
+    transform, data = (
+        TrainTransform(20, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5, erase_count=2),
+        encode(photo(50, 40)),
+    )
+    batch = np.full((6, 3, 20, 20), np.nan, np.float32)
+    for index in range(6):
+        drawn = pickle.loads(pickle.dumps(transform.draw(data, sample_rng(1, 0, index))))
+        assert drawn.pixels.dtype == np.uint8
+        transform.finish(drawn, batch[index])
+        assert batch[index].tobytes() == transform(data, sample_rng(1, 0, index)).tobytes()
 
 
 def test_pipelines_describe_themselves():

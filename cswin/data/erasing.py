@@ -22,6 +22,20 @@ class Box(NamedTuple):
     width: int
 
 
+class Patch(NamedTuple):
+    """A box and its fill, (C, H, W) of the box or (C, 1, 1), float32."""
+
+    box: Box
+    fill: np.ndarray
+
+
+def paste(image: np.ndarray, patches: list[Patch]) -> np.ndarray:
+    """Writes patches into `image` (C, H, W) float32 in place, later ones over earlier ones, and returns it."""
+    for (top, left, height, width), fill in patches:
+        image[:, top : top + height, left : left + width] = fill
+    return image
+
+
 class RandomErasing:
     """Erases boxes of a normalised image.
 
@@ -77,22 +91,28 @@ class RandomErasing:
                 return Box(top, left, box_height, box_width)
         return None
 
+    def fill(self, boxes: list[Box], channels: int, rng: np.random.Generator) -> list[Patch]:
+        """The boxes with what they are filled with."""
+        patches = []
+        for box in boxes:
+            shape = (channels, box.height, box.width) if self.mode == "pixel" else (channels, 1, 1)
+            constant = self.mode == "const"
+            patches.append(
+                Patch(box, np.zeros(shape, np.float32) if constant else rng.standard_normal(shape, dtype=np.float32))
+            )
+        return patches
+
+    def patches(self, rng: np.random.Generator, channels: int, height: int, width: int) -> list[Patch]:
+        """All that is random about the erasing of an image of that shape."""
+        return self.fill(self.draw(rng, height, width), channels, rng)
+
     def apply(self, image: np.ndarray, boxes: list[Box], rng: np.random.Generator) -> np.ndarray:
         """Fills `boxes` of `image` (C, H, W) float32 in place, later boxes over earlier ones, and returns it."""
-        channels = image.shape[0]
-        for top, left, height, width in boxes:
-            if self.mode == "pixel":
-                fill = rng.standard_normal((channels, height, width), dtype=np.float32)
-            elif self.mode == "rand":
-                fill = rng.standard_normal((channels, 1, 1), dtype=np.float32)
-            else:
-                fill = np.float32(0)
-            image[:, top : top + height, left : left + width] = fill
-        return image
+        return paste(image, self.fill(boxes, image.shape[0], rng))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draws and fills; `image` (C, H, W) float32 is changed in place and returned."""
-        return self.apply(image, self.draw(rng, *image.shape[1:]), rng)
+        return paste(image, self.patches(rng, *image.shape))
 
     def __str__(self) -> str:
         return f"erase up to {self.count} box(es) with {self.mode} fill at probability {self.prob:g}"

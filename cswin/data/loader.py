@@ -1,4 +1,4 @@
-"""Batches from MindRecord: the order, the workers, the mixing.
+"""Batches from MindRecord: the order, the augmentation, the mixing.
 
 Every random decision is keyed by (seed, epoch, sample) or (seed, epoch, step), so the batches are the same bytes for any number
 and kind of workers, for any split over devices and accumulation, and when an epoch is entered in its middle.
@@ -6,13 +6,8 @@ and kind of workers, for any split over devices and accumulation, and when an ep
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,9 +16,11 @@ import numpy as np
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Augment, Runtime
 from cswin.data.dataset import Dataset, read_rows
-from cswin.data.mixup import apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
 from cswin.data.rng import batch_rng, holdout_rng, order_rng, sample_rng
-from cswin.data.transforms import EvalTransform, TrainTransform
+from cswin.data.transforms import Drawn, EvalTransform, TrainTransform
+from cswin.data.workers import CHUNK, in_order, prefetched, worker_pool
+from cswin.errors import BadImage
 
 
 @dataclass
@@ -114,17 +111,22 @@ class TrainLoader:
         wanted = [order[step * self.global_batch + local] for step in steps]
         if not wanted:
             return
+        rows = read_rows(self.dataset, "train", np.concatenate(wanted))
         task = TrainTask(self.transform, self.config.seed, epoch)
-        with workers(self.runtime, task) as submit:
-            samples = in_order(submit, read_rows(self.dataset, "train", np.concatenate(wanted)), 2 * len(local))
-            yield from prefetched((self._step(samples, epoch, step) for step in steps), self.runtime.prefetch)
+        with worker_pool(self.runtime.worker_kind, self.runtime.workers) as pool, closing(rows):
+            samples = in_order(pool, task, rows, _ahead(self.runtime, len(local)))
+            with closing(prefetched((self._step(samples, epoch, step) for step in steps), self.runtime.prefetch)) as ready:
+                yield from ready
 
     def _step(self, samples: Iterator, epoch: int, step: int) -> list[Batch]:
-        return [self._micro_batch(list(islice(samples, len(rows))), rows, epoch, step) for rows in self.micro_rows]
+        return [self._micro_batch(samples, rows, epoch, step) for rows in self.micro_rows]
 
-    def _micro_batch(self, samples: list, rows: np.ndarray, epoch: int, step: int) -> Batch:
-        images = np.stack([image for image, _ in samples])
-        labels = np.asarray([label for _, label in samples])
+    def _micro_batch(self, samples: Iterator, rows: np.ndarray, epoch: int, step: int) -> Batch:
+        arch, labels = self.config.architecture, np.empty(len(rows), np.int64)
+        images = np.empty((len(rows), arch.in_channels, arch.image_size, arch.image_size), np.float32)
+        for i, (drawn, label) in enumerate(islice(samples, len(rows))):
+            self.transform.finish(drawn, images[i])
+            labels[i] = label
         augment, classes = self.config.augment, self.config.num_classes
         if not self.mixes:
             return Batch(images, one_hot(labels, classes, augment.label_smoothing), rows)
@@ -132,7 +134,7 @@ class TrainLoader:
         images, targets = apply_mixup(images, labels, plan, classes, augment.label_smoothing)
         return Batch(images, targets, rows)
 
-    def _mix_plan(self, epoch: int, step: int):
+    def _mix_plan(self, epoch: int, step: int) -> MixPlan:
         """The draws of all groups of the global batch, one after the other."""
         augment, size = self.config.augment, self.config.image_size
         plans = [
@@ -148,31 +150,40 @@ class TrainLoader:
             )
             for group in range(self.global_batch // self.group)
         ]
-        return type(plans[0]).concatenate(plans)
+        return MixPlan.concatenate(plans)
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """One training sample: (index, label, bytes) -> (image, label)."""
+    """One training sample: (position, label, bytes) -> (drawn image, label)."""
 
     transform: TrainTransform
     seed: int
     epoch: int
 
-    def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int]:
-        index, label, data = row
-        return self.transform(data, sample_rng(self.seed, self.epoch, index)), label
+    def __call__(self, row: tuple[int, int, bytes]) -> tuple[Drawn, int]:
+        position, label, data = row
+        try:
+            return self.transform.draw(data, sample_rng(self.seed, self.epoch, position)), label
+        except BadImage as error:
+            raise BadImage(f"training image {position}: {error}; {_REMEDY}") from error
 
 
 @dataclass(frozen=True)
 class EvalTask:
-    """One validation sample: (index, label, bytes) -> (image, label)."""
+    """One validation sample: (position, label, bytes) -> ((C, H, W) uint8, label)."""
 
     transform: EvalTransform
 
     def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int]:
-        _, label, data = row
-        return self.transform(data), label
+        position, label, data = row
+        try:
+            return self.transform.pixels(data), label
+        except BadImage as error:
+            raise BadImage(f"validation image {position}: {error}; {_REMEDY}") from error
+
+
+_REMEDY = "make the dataset again with data.on_bad_image: skip, which leaves such files out"
 
 
 def eval_batches(
@@ -180,71 +191,15 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, C, H, W) float32, labels (n,)) in the order of `rows`; the last batch may be shorter."""
     size = runtime.eval_batch_size
-    with workers(runtime, task) as submit:
-        samples = in_order(submit, rows, 2 * size)
+    with worker_pool(runtime.worker_kind, runtime.workers) as pool:
+        samples = in_order(pool, task, rows, _ahead(runtime, size))
         while batch := list(islice(samples, size)):
-            yield np.stack([image for image, _ in batch]), np.asarray([label for _, label in batch])
+            images = np.empty((len(batch), *batch[0][0].shape), np.float32)
+            for (pixels, _), image in zip(batch, images, strict=True):
+                task.transform.normalise(pixels, image)
+            yield images, np.asarray([label for _, label in batch])
 
 
-@contextlib.contextmanager
-def workers(runtime: Runtime, task: Callable) -> Iterator[Callable[[object], Future]]:
-    """A function that hands a row to the workers. Work not yet begun is dropped at the end."""
-    executor: Executor
-    if runtime.worker_kind == "thread":
-        executor = ThreadPoolExecutor(runtime.workers, thread_name_prefix="loader")
-    else:  # not fork: MindSpore's threads do not survive it
-        context = multiprocessing.get_context("forkserver")
-        executor = ProcessPoolExecutor(runtime.workers, context)
-    try:
-        yield lambda row: executor.submit(task, row)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def in_order(submit: Callable[[object], Future], rows: Iterable, ahead: int) -> Iterator:
-    """Results in the order of the rows, at most `ahead` of them under way."""
-    pending: deque[Future] = deque()
-    for row in rows:
-        pending.append(submit(row))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def prefetched(items: Iterator, depth: int) -> Iterator:
-    """The same items, made by a thread up to `depth` ahead; its errors are raised here, and it ends when nobody reads on."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce():
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+def _ahead(runtime: Runtime, batch: int) -> int:
+    """Rows under way: enough for every worker and for the next batch."""
+    return max(2 * batch, 2 * CHUNK * runtime.workers)

@@ -193,20 +193,21 @@ def apply_mixup(
         return images, targets
     if size % 2:
         raise UserError(f"a batch of {size} cannot be mixed: choose an even batch_size, or turn mixup and cutmix off")
+    original, weighted = np.empty_like(images[0]), np.empty_like(images[0])
     for j in range(size // 2):
         k = size - 1 - j
-        original = images[j].copy()
-        _mix(images[j], images[k], plan, j)
-        _mix(images[k], original, plan, k)
+        original[...] = images[j]
+        _mix(images[j], images[k], plan, j, weighted)
+        _mix(images[k], original, plan, k, weighted)
     own = plan.lam.astype(np.float32)[:, None]
     other = (1 - plan.lam).astype(np.float32)[:, None]
     return images, targets * own + targets[::-1] * other
 
 
-def _mix(image: np.ndarray, partner: np.ndarray, plan: MixPlan, row: int) -> None:
+def _mix(image: np.ndarray, partner: np.ndarray, plan: MixPlan, row: int, weighted: np.ndarray) -> None:
     if plan.is_cutmix[row]:
         top, bottom, left, right = plan.box[row]
         image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
     elif plan.lam[row] != 1:
         image *= np.float32(plan.lam[row])
-        image += partner * np.float32(1 - plan.lam[row])
+        image += np.multiply(partner, np.float32(1 - plan.lam[row]), out=weighted)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from cswin.data.erasing import RandomErasing
+from cswin.data.erasing import Patch, RandomErasing, paste
 from cswin.data.randaugment import FILTERS, RandAugment
 from cswin.errors import BadImage, UserError
 
@@ -144,8 +144,13 @@ def crop_and_resize(image: Image.Image, box: CropBox, size: int, resample: Image
     return image.crop((left, top, right, bottom)).resize((size, size), resample)
 
 
+def planes(image: Image.Image) -> np.ndarray:
+    """(C, H, W) uint8, read-only, of an RGB or L image; Pillow separates channels faster than a transposed copy."""
+    return np.frombuffer(b"".join(band.tobytes() for band in image.split()), np.uint8).reshape(-1, image.height, image.width)
+
+
 class Normalise:
-    """(value / 255 - mean) / std, as one multiplication and one addition on the transposed 8-bit image.
+    """(value / 255 - mean) / std, as one multiplication and one addition.
 
     `mean` and `std` have one value for each channel, in the unit 0 to 1. Three values serve for greyscale too: weighted as
     Pillow weights red, green and blue (exact for the mean; for the deviation where the three vary together).
@@ -159,14 +164,14 @@ class Normalise:
         self.factor = (1 / (255 * std)).astype(np.float32)[:, None, None]
         self.offset = (-mean / std).astype(np.float32)[:, None, None]
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """(C, H, W) float32, contiguous, of an RGB or L image."""
-        pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        result = np.empty(pixels.shape, np.float32)
-        np.multiply(pixels, self.factor, out=result)
-        result += self.offset
-        return result
+    def __call__(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(C, H, W) float32, contiguous, of (C, H, W) uint8; into `out` where it is given."""
+        if out is None:
+            out = np.empty(pixels.shape, np.float32)
+        out[...] = pixels
+        out *= self.factor
+        out += self.offset
+        return out
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> np.ndarray:
@@ -187,6 +192,13 @@ def _filter(interpolation: str) -> Image.Resampling:
     if interpolation not in FILTERS:
         raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}")
     return FILTERS[interpolation]
+
+
+class Drawn(NamedTuple):
+    """An augmented training image before normalisation: (C, H, W) uint8, and what random erasing will write."""
+
+    pixels: np.ndarray
+    patches: list[Patch]
 
 
 class TrainTransform:
@@ -224,10 +236,19 @@ class TrainTransform:
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """The file `data`, augmented by the numbers of `rng`: (channels, size, size) float32. Raises BadImage."""
+        return self.finish(self.draw(data, rng))
+
+    def draw(self, data: bytes, rng: np.random.Generator) -> Drawn:
+        """All that takes long or is random, in a form that is quick to hand from process to process. Raises BadImage."""
         image = self.flip(self.decode_crop(data, rng), rng)
         if self.augment is not None:
             image = self.augment(image, rng)
-        return self.erase(self.normalise(image), rng)
+        pixels = planes(image)
+        return Drawn(pixels, self.erase.patches(rng, *pixels.shape))
+
+    def finish(self, drawn: Drawn, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalisation and erasing, into `out` (channels, size, size) float32 where it is given; returned."""
+        return paste(self.normalise(drawn.pixels, out), drawn.patches)
 
     def decode_crop(self, data: bytes, rng: np.random.Generator) -> Image.Image:
         """The drawn crop, `size` x `size`; the crop is drawn from the header, so that no more than it needs is decoded."""
@@ -273,7 +294,11 @@ class EvalTransform:
 
     def __call__(self, data: bytes) -> np.ndarray:
         """The file `data` as (channels, size, size) float32. Raises BadImage."""
-        return self.normalise(self.resize_crop(_load(_open(data), data, self.mode)))
+        return self.normalise(self.pixels(data))
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """The same before normalisation, uint8. Raises BadImage."""
+        return planes(self.resize_crop(_load(_open(data), data, self.mode)))
 
     def resize_crop(self, image: Image.Image) -> Image.Image:
         """The central part of `image`, `size` x `size`."""
