@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from cswin.errors import UserError
 
@@ -24,6 +25,9 @@ def select_device(target: str = "CPU", device_id: int = 0) -> None:
     import mindspore as ms
 
     wanted = (target, 0 if target == "CPU" else device_id)
+    if target == "CPU":
+        # Else the main thread spins while it waits for a graph, on a core that the graph's operations need.
+        os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
     try:
         ms.set_device(*wanted)
     except (RuntimeError, ValueError) as error:

@@ -12,14 +12,27 @@ from cswin.model.cswin import CSWin
 from cswin.model.variants import Architecture
 
 DATA = Path(__file__).parent / "data"
-GOLDEN = ("model_two_branch", "model_collapsed", "model_report_stripes")
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+# Compiling takes most of the time: in graph mode each file once, and one of them in the other formulation.
+CASES = [
+    ("model_two_branch", "graph", "CPU", "training"),
+    ("model_collapsed", "graph", "CPU", "evaluation"),
+    ("model_report_stripes", "graph", "CPU", "evaluation"),
+    ("model_two_branch", "graph", "Ascend", "evaluation"),
+    ("model_two_branch", "pynative", "CPU", "evaluation"),
+    ("model_two_branch", "pynative", "Ascend", "training"),
+    ("model_collapsed", "pynative", "CPU", "training"),
+    ("model_collapsed", "pynative", "Ascend", "evaluation"),
+    ("model_report_stripes", "pynative", "CPU", "training"),
+    ("model_report_stripes", "pynative", "Ascend", "evaluation"),
+]
 
 
-def load(name, lepe):
+def load(name, formulation):
     golden = np.load(DATA / f"{name}.npz")
     config = json.loads(str(golden["config"]))
     config["image_size"] = config.pop("img_size")
-    network = CSWin(Architecture.from_dict(config), lepe=lepe)
+    network = CSWin(Architecture.from_dict(config), formulation=formulation)
     weights = {k.removeprefix("weight."): golden[k] for k in golden.files if k.startswith("weight.")}
     parameters = {p.name: p for p in network.get_parameters()}
     assert set(parameters) == set(weights)
@@ -33,29 +46,62 @@ def loss_of(logits, target):
     return (ops.logsumexp(logits, -1) - (target * logits).sum(-1)).mean()
 
 
-@pytest.mark.parametrize("lepe", ["matrix", "conv"])
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
-@pytest.mark.parametrize("name", GOLDEN)
-def test_logits_features_and_gradients(name, mode, lepe):
-    golden, network = load(name, lepe)
-    x, target = ms.Tensor(golden["x"]), ms.Tensor(golden["target"])
+def differentiated(network, factors):
+    """(x, target) -> (loss, logits, features), (gradient of x, gradients of the parameters)."""
 
-    def forward(x):
-        features = network.features(x)
+    def forward(x, target):
+        features = network.features(x, factors)
         logits = network.classify(features[4])
         return loss_of(logits, target), logits, features
 
-    differentiate = ms.value_and_grad(forward, 0, network.trainable_params(), has_aux=True)
-    run = ms.jit(differentiate) if mode == "graph" else differentiate
-    (loss, logits, features), (grad_x, grads) = run(x)
+    return ms.value_and_grad(forward, 0, network.trainable_params(), has_aux=True)
+
+
+def ones(network, samples):
+    return ms.Tensor(np.ones((2 * sum(network.arch.depth), samples), np.float32))
+
+
+def check_gradients(network, golden, grad_x, grads):
+    compared = {"grad_x": grad_x} | {f"grad.{p.name}": g for p, g in zip(network.trainable_params(), grads, strict=True)}
+    for key, value in compared.items():
+        error = np.linalg.norm(value - golden[key]) / max(np.linalg.norm(golden[key]), 1e-6)
+        assert error < 1e-4, (key, error)
+
+
+@pytest.mark.parametrize("name, mode, formulation, phase", CASES)
+def test_logits_features_and_gradients(name, mode, formulation, phase):
+    """In training with drop path factors of 1, which must change nothing."""
+    golden, network = load(name, formulation)
+    x, target = ms.Tensor(golden["x"]), ms.Tensor(golden["target"])
+    network.set_train(phase == "training")
+    run = differentiated(network, ones(network, len(x)) if phase == "training" else None)
+    (loss, logits, features), (grad_x, grads) = (ms.jit(run) if mode == "graph" else run)(x, target)
     assert np.abs(logits.asnumpy() - golden["logits"]).max() < 1e-5
     assert abs(float(loss) - float(golden["loss"])) < 1e-6
-    for key, value in zip(("stem", "stage1", "stage2", "stage3", "stage4"), features, strict=True):
+    for key, value in zip(STAGES, features, strict=True):
         assert np.abs(value.asnumpy() - golden[f"feature.{key}"]).max() < 1e-5, key
-    compared = {"grad_x": grad_x} | {
-        f"grad.{p.name}": g for p, g in zip(network.trainable_params(), grads, strict=True)
-    }
-    for key, value in compared.items():
-        reference = golden[key]
-        error = np.linalg.norm(value.asnumpy() - reference) / max(np.linalg.norm(reference), 1e-6)
-        assert error < 1e-4, (key, error)
+    check_gradients(network, golden, grad_x.asnumpy(), [g.asnumpy() for g in grads])
+
+
+@pytest.mark.parametrize("formulation", ["CPU", "Ascend"])
+@pytest.mark.parametrize("name", ["model_two_branch", "model_collapsed"])
+def test_any_batch_size_gives_each_sample_its_own_result(name, formulation):
+    """Three samples as a batch of one and a batch of two: the same logits, and gradients that add up to the same."""
+    golden, network = load(name, formulation)
+    run = differentiated(network, None)
+    parts = []
+    for samples in (slice(0, 1), slice(1, 3)):
+        x, target = golden["x"][samples], golden["target"][samples]
+        (_, logits, _), (grad_x, grads) = run(ms.Tensor(x), ms.Tensor(target))
+        assert np.abs(logits.asnumpy() - golden["logits"][samples]).max() < 1e-5
+        parts.append([g.asnumpy() * len(x) / 3 for g in (grad_x, *grads)])
+    sums = [one + two for one, two in zip(parts[0][1:], parts[1][1:], strict=True)]
+    check_gradients(network, golden, np.concatenate([parts[0][0], parts[1][0]]), sums)
+
+
+def test_odd_batches_in_graph_mode():
+    golden, network = load("model_two_branch", "CPU")
+    run = ms.jit(network.construct)
+    for samples in ([0], [2, 0, 1, 1, 2]):
+        logits = run(ms.Tensor(golden["x"][samples])).asnumpy()
+        assert np.abs(logits - golden["logits"][samples]).max() < 1e-5

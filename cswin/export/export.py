@@ -70,7 +70,7 @@ def _network(checkpoint: Checkpoint) -> CSWin:
     from cswin.model.cswin import CSWin
 
     arch = checkpoint.record.architecture
-    network = CSWin(arch)
+    network = CSWin(arch, formulation="Ascend")  # plain operations, which every runtime of a MINDIR has
     network.set_train(False)
     ckpt.load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
     return network

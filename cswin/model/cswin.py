@@ -6,61 +6,63 @@ from collections import OrderedDict
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 
-from cswin.model.attention import StripeAttention
-from cswin.model.layers import ConvTokens, LayerNorm, Linear
+from cswin.model.attention import ConvolutionLePE, MatrixLePE, StripeAttention
+from cswin.model.formulation import resolve
+from cswin.model.layers import ConvTokens, Gelu, LayerNorm, Linear
 from cswin.model.precision import Precision, precision
+from cswin.model.stripes import RowLayout, TransposeLayout, branches
 from cswin.model.variants import PATCH_SIZE, Architecture
 
 
 class Mlp(nn.Cell):
     """Two linear layers with the exact GELU between them."""
 
-    def __init__(self, dim: int, hidden: int, formats: Precision):
+    def __init__(self, dim: int, hidden: int, formats: Precision, form: str):
         super().__init__()
-        self.fc1 = Linear(dim, hidden, formats.product)
-        self.fc2 = Linear(hidden, dim, formats.product)
+        self.fc1 = Linear(dim, hidden, formats.product, form)
+        self.fc2 = Linear(hidden, dim, formats.product, form)
         self.stream = formats.stream
-        self.gelu = nn.GELU(approximate=False)
+        self.gelu = Gelu(form)
 
     def construct(self, x):
         return self.fc2(self.gelu(self.fc1(x).astype(self.stream)))
 
 
+class StageConstants:
+    """What the blocks of a stage share: cells without parameters that hold index and selection constants."""
+
+    def __init__(self, arch: Architecture, stage: int, form: str):
+        dim, heads = arch.dims[stage], arch.num_heads[stage]
+        self.cuts = branches(arch, stage)
+        self.layout = (RowLayout if form == "CPU" else TransposeLayout)(self.cuts, dim, heads)
+        lepe = MatrixLePE if form == "CPU" else ConvolutionLePE
+        self.lepes = [lepe(cut, heads // len(self.cuts), dim // heads) for cut in self.cuts]
+
+
 class Block(nn.Cell):
     """A CSWin block: striped attention and an MLP, each behind a LayerNorm and beside a residual connection."""
 
-    def __init__(self, arch: Architecture, stage: int, formats: Precision, lepe: str):
+    def __init__(self, arch: Architecture, stage: int, formats: Precision, form: str, constants: StageConstants):
         super().__init__()
-        dim, heads = arch.dims[stage], arch.num_heads[stage]
-        side, stripe = arch.resolutions[stage], arch.split_size[stage]
-        self.qkv = Linear(dim, 3 * dim, formats.product)
-        self.norm1 = LayerNorm(dim)
-        if arch.full_window(stage):
-            branches = [StripeAttention(dim, heads, side, side, side, formats, lepe)]
-        else:
-            shapes = ((side, stripe), (stripe, side))  # vertical stripes take the first half of the channels
-            branches = [StripeAttention(dim // 2, heads // 2, side, h, w, formats, lepe) for h, w in shapes]
-        self.attns = nn.CellList(branches)
-        self.proj = Linear(dim, dim, formats.product)
-        self.mlp = Mlp(dim, int(dim * arch.mlp_ratio), formats)
-        self.norm2 = LayerNorm(dim)
-        self.dim, self.branches, self.stream = dim, len(branches), formats.stream
+        dim, heads, count = arch.dims[stage], arch.num_heads[stage], len(constants.cuts)
+        self.qkv = Linear(dim, 3 * dim, formats.product, form)
+        self.norm1 = LayerNorm(dim, form)
+        self.layout = constants.layout
+        pairs = zip(constants.cuts, constants.lepes, strict=True)
+        self.attns = nn.CellList([StripeAttention(cut, dim // count, heads // count, formats, lepe) for cut, lepe in pairs])
+        self.proj = Linear(dim, dim, formats.product, form)
+        self.mlp = Mlp(dim, int(dim * arch.mlp_ratio), formats, form)
+        self.norm2 = LayerNorm(dim, form)
+        self.stream = formats.stream
 
     def attend(self, x):
         """Attention of all branches, (B, L, C) -> (B, L, C)."""
-        qkv = self.qkv(x)
-        width = self.dim // self.branches
         outputs = ()
-        for i in range(self.branches):
-            first = i * width
-            q = qkv[:, :, first : first + width]
-            k = qkv[:, :, self.dim + first : self.dim + first + width]
-            v = qkv[:, :, 2 * self.dim + first : 2 * self.dim + first + width]
-            outputs += (self.attns[i](q, k, v),)
-        y = outputs[0] if self.branches == 1 else ops.concat(outputs, -1)
-        return self.proj(y)
+        for attention, (q, k, v) in zip(self.attns, self.layout.split(self.qkv(x))):  # noqa: B905 (graph mode)
+            outputs += (attention(q, k, v),)
+        return self.proj(self.layout.join(outputs))
 
     def construct(self, x, attention_factor=None, mlp_factor=None):
         """x: (B, L, C); the factors, each (B,), are the drop path of the two branches (None: no drop path)."""
@@ -77,10 +79,10 @@ class Block(nn.Cell):
 class Merge(nn.Cell):
     """3x3 stride-2 convolution that halves the resolution and doubles the channels, then LayerNorm."""
 
-    def __init__(self, dim: int, side: int, formats: Precision):
+    def __init__(self, dim: int, side: int, formats: Precision, form: str):
         super().__init__()
         self.conv = ConvTokens(dim, 2 * dim, 3, 2, 1, formats.product)
-        self.norm = LayerNorm(2 * dim)
+        self.norm = LayerNorm(2 * dim, form)
         self.dim, self.side, self.stream = dim, side, formats.stream
 
     def construct(self, x):
@@ -94,25 +96,27 @@ class CSWin(nn.Cell):
     Args:
         arch: the architecture.
         formats: number formats (default: float32 throughout).
-        lepe: how LePE is computed, see `StripeAttention`.
+        formulation: `CPU` or `Ascend`, two ways to write the same function, see `cswin.model.formulation` (default: the
+            one for the device that MindSpore is set to).
 
     Inputs: images (B, in_channels, image_size, image_size), float32, normalised; in training the drop path factors
     (2 * blocks, B) of `drop_path.drop_path_factors`. Output: logits (B, num_classes), float32.
     """
 
-    def __init__(self, arch: Architecture, formats: Precision | None = None, lepe: str = "matrix"):
+    def __init__(self, arch: Architecture, formats: Precision | None = None, formulation: str | None = None):
         super().__init__()
-        formats = formats or precision("O0")
+        formats, form = formats or precision("O0"), resolve(formulation)
         self.arch, self.stream = arch, formats.stream
         stem = ConvTokens(arch.in_channels, arch.embed_dim, 7, PATCH_SIZE, 2, formats.product)
-        self.stage1_conv_embed = nn.SequentialCell(OrderedDict([("0", stem), ("2", LayerNorm(arch.embed_dim))]))
+        self.stage1_conv_embed = nn.SequentialCell(OrderedDict([("0", stem), ("2", LayerNorm(arch.embed_dim, form))]))
         for stage in range(4):
-            blocks = [Block(arch, stage, formats, lepe) for _ in range(arch.depth[stage])]
+            constants = StageConstants(arch, stage, form)
+            blocks = [Block(arch, stage, formats, form, constants) for _ in range(arch.depth[stage])]
             setattr(self, f"stage{stage + 1}", nn.CellList(blocks))
             if stage < 3:
-                setattr(self, f"merge{stage + 1}", Merge(arch.dims[stage], arch.resolutions[stage], formats))
-        self.norm = LayerNorm(arch.dims[3])
-        self.head = Linear(arch.dims[3], arch.num_classes, ms.float32)
+                setattr(self, f"merge{stage + 1}", Merge(arch.dims[stage], arch.resolutions[stage], formats, form))
+        self.norm = LayerNorm(arch.dims[3], form)
+        self.head = Linear(arch.dims[3], arch.num_classes, ms.float32, form)
 
     def features(self, x, drop_path=None):
         """Tokens after the stem and after each stage: five tensors (B, L, C)."""

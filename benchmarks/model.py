@@ -1,0 +1,142 @@
+"""Times the forward pass and the training step of a variant, and the machine's own matrix product beside them.
+
+    python benchmarks/model.py cswin_64_12211_tiny_224 --batch 8
+
+The training step is loss, gradients of all parameters and a plain update (no optimizer state), in graph mode. The
+yardstick is NumPy's float32 product of two 2048 x 2048 matrices, timed between the repetitions in the same process, so
+that a busy machine slows both: the ratio is the figure to compare. Operations are counted as by `cswin profile`, two per
+multiply-accumulate, and three forward passes' worth for a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cswin.errors import UserError
+from cswin.model.variants import variant
+from cswin.profile import LEVEL_BYTES, profile
+
+YARDSTICK = 2048  # side of the matrices: large enough that any BLAS reaches its best
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each repetition, and of the yardstick's product measured beside each."""
+
+    name: str
+    operations: float
+    seconds: tuple[float, ...]
+    yardstick: tuple[float, ...]
+
+    def line(self, batch: int) -> str:
+        """images/s, GFLOP/s and ratio; medians over the repetitions."""
+        seconds, yardstick = statistics.median(self.seconds), statistics.median(self.yardstick)
+        rate, machine = self.operations / seconds / 1e9, 2 * YARDSTICK**3 / yardstick / 1e9
+        ratios = [self.operations / s / (2 * YARDSTICK**3 / y) for s, y in zip(self.seconds, self.yardstick, strict=True)]
+        return (
+            f"{self.name:8} {seconds:8.3f} s {batch / seconds:8.2f} images/s {rate:8.1f} GFLOP/s"
+            f"   machine {machine:6.1f} GFLOP/s   ratio {statistics.median(ratios):.3f}"
+            f"  (from {min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(name: str, operations: float, function: Callable[[], object], repeat: int) -> Timing:
+    """Time the function, each repetition between two products of the yardstick."""
+    a = np.random.default_rng(0).random((YARDSTICK, YARDSTICK), np.float32)
+    function()  # compiles
+    function()
+    beside, seconds = [min(seconds_of(lambda: a @ a) for _ in range(3))], []
+    for _ in range(repeat):
+        seconds.append(seconds_of(function))
+        beside.append(min(seconds_of(lambda: a @ a) for _ in range(3)))
+    yardstick = [(x + y) / 2 for x, y in zip(beside[:-1], beside[1:], strict=True)]
+    return Timing(name, operations, tuple(seconds), tuple(yardstick))
+
+
+def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """The compiled forward pass and training step, on fixed random data."""
+    import mindspore as ms
+    from mindspore import ops
+
+    from cswin.device import select_device
+    from cswin.model.cswin import CSWin, initialise
+    from cswin.model.drop_path import drop_path_factors, drop_path_rates
+    from cswin.model.precision import precision
+
+    select_device("CPU")
+    arch, rng = variant(args.name), np.random.default_rng(0)
+    network = CSWin(arch, precision(args.amp_level), formulation=args.formulation)
+    initialise(network, rng)
+    images = ms.Tensor(rng.standard_normal((args.batch, arch.in_channels, arch.image_size, arch.image_size), np.float32))
+    target = ms.Tensor(rng.dirichlet(np.ones(arch.num_classes), args.batch).astype(np.float32))
+    factors = ms.Tensor(drop_path_factors(drop_path_rates(0.2, arch.depth), args.batch, rng))
+    parameters = network.trainable_params()
+
+    def loss(images, factors):
+        return -(target * ops.log_softmax(network(images, factors), -1)).sum(-1).mean()
+
+    differentiate = ms.value_and_grad(loss, None, parameters)
+
+    @ms.jit
+    def forward(images):
+        return network(images)
+
+    @ms.jit
+    def train(images, factors):
+        value, gradients = differentiate(images, factors)
+        for parameter, gradient in zip(parameters, gradients):  # noqa: B905 (graph mode knows no `strict`)
+            ops.assign_sub(parameter, 1e-6 * gradient)
+        return value
+
+    return {"forward": lambda: forward(images).asnumpy(), "train": lambda: train(images, factors).asnumpy()}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", default="cswin_64_12211_tiny_224", help="architecture (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="timed repetitions (default: %(default)s)")
+    parser.add_argument("--what", choices=["forward", "train"], help="time one of the two only")
+    parser.add_argument("--formulation", default="CPU", choices=["CPU", "Ascend"], help="formulation (default: %(default)s)")
+    parser.add_argument("--amp-level", default="O0", choices=list(LEVEL_BYTES), help="number formats (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; the load average tells how far the machine was shared."""
+    args = parse(argv)
+    os.environ.setdefault("GLOG_v", "3")
+    try:
+        operations = 2 * args.batch * sum(part.macs for part in profile(variant(args.name)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(
+        f"{args.name}, batch {args.batch}, {args.amp_level}, formulation {args.formulation}, {os.cpu_count()} cores", flush=True
+    )
+    for name, function in functions(args).items():
+        if args.what in (None, name):
+            work = operations * (3 if name == "train" else 1)
+            print(measure(name, work, function, args.repeat).line(args.batch), flush=True)
+    print("load average over 1, 5 and 15 minutes:", *(f"{load:.1f}" for load in os.getloadavg()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
