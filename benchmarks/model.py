@@ -3,8 +3,8 @@
     python benchmarks/model.py cswin_64_12211_tiny_224 --batch 8
 
 The training step is loss, gradients of all parameters and a plain update (no optimizer state), in graph mode. The
-yardstick is NumPy's float32 product of two 2048 x 2048 matrices, timed between the repetitions in the same process, so
-that a busy machine slows both: the ratio is the figure to compare. Operations are counted as by `cswin profile`, two per
+yardstick is NumPy's float32 product of two 2048 x 2048 matrices, timed between the repetitions in the same process and
+averaged, so that a busy machine slows both: the ratio is the figure to compare. Operations are counted as by `cswin profile`, two per
 multiply-accumulate, and three forward passes' worth for a step.
 """
 
@@ -14,9 +14,12 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -56,16 +59,50 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def measure(name: str, operations: float, function: Callable[[], object], repeat: int) -> Timing:
-    """Time the function, each repetition between two products of the yardstick."""
+    """Time the function, each repetition between two rounds of the yardstick."""
     a = np.random.default_rng(0).random((YARDSTICK, YARDSTICK), np.float32)
+
+    def yardstick() -> float:
+        return statistics.mean(seconds_of(lambda: a @ a) for _ in range(5))
+
     function()  # compiles
     function()
-    beside, seconds = [min(seconds_of(lambda: a @ a) for _ in range(3))], []
+    yardstick()
+    beside, seconds = [yardstick()], []
     for _ in range(repeat):
         seconds.append(seconds_of(function))
-        beside.append(min(seconds_of(lambda: a @ a) for _ in range(3)))
-    yardstick = [(x + y) / 2 for x, y in zip(beside[:-1], beside[1:], strict=True)]
-    return Timing(name, operations, tuple(seconds), tuple(yardstick))
+        beside.append(yardstick())
+    means = [(x + y) / 2 for x, y in zip(beside[:-1], beside[1:], strict=True)]
+    return Timing(name, operations, tuple(seconds), tuple(means))
+
+
+def by_operation(function: Callable[[], object], repeat: int) -> list[tuple[str, int, float]]:
+    """Kind of operation, number of them, milliseconds of one call: of each operation the shortest of the repetitions."""
+    from mindspore import profiler
+
+    totals = defaultdict(lambda: [0, 0.0])
+    with tempfile.TemporaryDirectory() as folder:
+        keep = profiler.tensorboard_trace_handler(folder)
+        with profiler.profile(activities=[profiler.ProfilerActivity.CPU], on_trace_ready=keep):
+            for _ in range(repeat):
+                function()
+        for file in Path(folder).glob("*/FRAMEWORK/cpu_op_execute_timestamp_*.txt"):
+            for line in file.read_text().splitlines():  # scope/Kind-opN;side;start,milliseconds,thread start,…
+                name, _, runs = line.strip().split(";")
+                total = totals[name.rsplit("/", 1)[-1].split("-")[0]]
+                total[0] += 1
+                total[1] += min(float(run.split(",")[1]) for run in runs.split())
+    return sorted(((kind, *total) for kind, total in totals.items()), key=lambda row: -row[2])
+
+
+def print_operations(rows: list[tuple[str, int, float]]) -> None:
+    """The kinds that take 1 % or more, and the rest together."""
+    whole = sum(milliseconds for _, _, milliseconds in rows)
+    shown = [row for row in rows if row[2] >= 0.01 * whole]
+    rest = [row for row in rows if row[2] < 0.01 * whole]
+    shown += [("the rest", sum(r[1] for r in rest), sum(r[2] for r in rest)), ("all", sum(r[1] for r in rows), whole)]
+    for kind, count, milliseconds in shown:
+        print(f"    {kind:24}{count:6}{milliseconds:10.1f} ms{100 * milliseconds / whole:7.1f} %")
 
 
 def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -115,6 +152,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--what", choices=["forward", "train"], help="time one of the two only")
     parser.add_argument("--formulation", default="CPU", choices=["CPU", "Ascend"], help="formulation (default: %(default)s)")
     parser.add_argument("--amp-level", default="O0", choices=list(LEVEL_BYTES), help="number formats (default: %(default)s)")
+    parser.add_argument("--by-operation", action="store_true", help="then profile, with MindSpore's profiler")
     return parser.parse_args(argv)
 
 
@@ -134,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.what in (None, name):
             work = operations * (3 if name == "train" else 1)
             print(measure(name, work, function, args.repeat).line(args.batch), flush=True)
+            if args.by_operation:
+                print_operations(by_operation(function, args.repeat))
     print("load average over 1, 5 and 15 minutes:", *(f"{load:.1f}" for load in os.getloadavg()))
     return 0
 

@@ -22,9 +22,7 @@ def stage(finished_run):
     return finished_run.path / "results/digits/stage3"
 
 
-@pytest.mark.parametrize(
-    "place", ["dataset.json", "", "images", "images/val", "digits.tar.gz", "shards/val-00000.mindrecord"]
-)
+@pytest.mark.parametrize("place", ["dataset.json", "", "images", "images/val", "digits.tar.gz", "shards/val-00000.mindrecord"])
 def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
     source = open_source(finished_run.path / "data/digits" / place, "val", checkpoint.record.class_names)

@@ -235,5 +235,7 @@ class Settings(Section):
     optimizer: Optimizer = Field(Optimizer(), description=Optimizer.__doc__)
     schedule: Schedule = Field(Schedule(), description=Schedule.__doc__)
     evaluation: Evaluation = Field(Evaluation(), description=Evaluation.__doc__)
-    stages: Annotated[dict[Name, Stage], Field(min_length=1)] = Field(description="The training stages by name; their order is that of start_epoch.")
+    stages: Annotated[dict[Name, Stage], Field(min_length=1)] = Field(
+        description="The training stages by name; their order is that of start_epoch."
+    )
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
