@@ -126,7 +126,7 @@ def test_cut_off_images_are_bad(kind, left):
 
 def test_check_agrees_with_the_decoder_of_the_training():
     """Wherever a JPEG is cut, both find it or both do not."""
-    from cswin.data.transforms import decode_rgb
+    from cswin.data.decode import decode_rgb
 
     data = image_bytes(3, size=(64, 48), quality=60)
     for end in range(len(data) - 200, len(data) + 1):

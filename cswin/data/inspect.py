@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cswin.atomic import atomic_path
 from cswin.data.dataset import Dataset, read_rows
-from cswin.data.transforms import decode_rgb
+from cswin.data.decode import decode_rgb
 from cswin.progress import size_text
 
 _TILE, _CAPTION, _GAP, _COLUMNS = 112, 14, 4, 8

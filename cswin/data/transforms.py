@@ -6,20 +6,17 @@ read from EXIF, as in every published ImageNet figure.
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from cswin.data.decode import CropBox, EncodedImage
 from cswin.data.erasing import Patch, RandomErasing, paste
 from cswin.data.randaugment import FILTERS, RandAugment
-from cswin.errors import BadImage, UserError
+from cswin.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,61 +27,6 @@ _TRIES = 10
 # by 2 to 4, and edges by 20 and more.
 _DCT_RESERVE = 2
 _DCT_SCALES = (8, 4, 2)
-
-
-class CropBox(NamedTuple):
-    """A rectangle in pixels of the original image."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-@contextmanager
-def _bad_image_for_pillow_errors(data: bytes) -> Iterator[None]:
-    """Pillow's plugins raise many kinds of exceptions on broken files; all of them mean the same to us."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
-        raise BadImage(f"image of {len(data)} bytes does not decode: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"image of {len(data)} bytes is refused: {error}") from error
-
-
-def _open(data: bytes) -> Image.Image:
-    """Reads the header alone; pixels are decoded by `_load`."""
-    if not data:
-        raise BadImage("image is empty (0 bytes)")
-    with _bad_image_for_pillow_errors(data):
-        return Image.open(io.BytesIO(data))
-
-
-def _load(image: Image.Image, data: bytes, mode: str) -> Image.Image:
-    """Decodes and converts to `mode`, RGB or L."""
-    with _bad_image_for_pillow_errors(data):
-        image.load()
-        if image.mode.startswith("I;16"):
-            # Pillow's own conversion would clip at 255.
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise BadImage(
-                f"image has 32 bits per value (mode {image.mode}) and so no defined white: store it with 8 or 16 bits"
-            )
-        elif image.mode in ("P", "PA", "LA", "RGBA"):
-            # Over RGBA, because that is how Pillow reads a palette with transparency; the colours under it are kept.
-            image = image.convert("RGBA").convert("RGB")
-        elif mode == "L" and image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
-        return image if image.mode == mode else image.convert(mode)
-
-
-def decode_rgb(data: bytes) -> Image.Image:
-    """Decodes an image file to RGB: JPEG (also CMYK and greyscale), PNG (also palette and 16 bit), and what else Pillow reads.
-
-    Transparency is dropped. Raises BadImage, with the reason, for a file that is empty, cut off, broken or no image.
-    """
-    return _load(_open(data), data, "RGB")
 
 
 class RandomResizedCrop:
@@ -135,13 +77,10 @@ def dct_scale(box: CropBox, size: int) -> int:
     return next((s for s in _DCT_SCALES if min(box.width, box.height) >= _DCT_RESERVE * s * size), 1)
 
 
-def crop_and_resize(image: Image.Image, box: CropBox, size: int, resample: Image.Resampling, shrunk: int = 1) -> Image.Image:
+def resize_shrunk(image: Image.Image, box: CropBox, size: int, resample: Image.Resampling, shrunk: int) -> Image.Image:
     """The part `box` (pixels of the original) as `size` x `size`, of an image that was decoded at 1/`shrunk`."""
     left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
-    if shrunk > 1:
-        return image.resize((size, size), resample, box=(left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
-    # Not resize(box=...): that would let the filter see beyond the crop, which torchvision's does not.
-    return image.crop((left, top, right, bottom)).resize((size, size), resample)
+    return image.resize((size, size), resample, box=(left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
 
 
 def planes(image: Image.Image) -> np.ndarray:
@@ -252,12 +191,13 @@ class TrainTransform:
 
     def decode_crop(self, data: bytes, rng: np.random.Generator) -> Image.Image:
         """The drawn crop, `size` x `size`; the crop is drawn from the header, so that no more than it needs is decoded."""
-        image = _open(data)
+        image = EncodedImage(data)
         box = self.crop.draw(rng, *image.size)
-        shrunk = dct_scale(box, self.size) if image.format == "JPEG" else 1
+        shrunk = dct_scale(box, self.size) if image.is_jpeg else 1
         if shrunk > 1:
-            image.draft(None, (image.width // shrunk, image.height // shrunk))
-        return crop_and_resize(_load(image, data, self.mode), box, self.size, self.resample, shrunk)
+            return resize_shrunk(image.shrunk(shrunk, self.mode), box, self.size, self.resample, shrunk)
+        # The crop as an image of its own: resize(box=...) would let the filter see beyond it, which torchvision's does not.
+        return image.part(box, self.mode).resize((self.size, self.size), self.resample)
 
     def flip(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The image, or with probability `hflip` its mirror image."""
@@ -298,7 +238,7 @@ class EvalTransform:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """The same before normalisation, uint8. Raises BadImage."""
-        return planes(self.resize_crop(_load(_open(data), data, self.mode)))
+        return planes(self.resize_crop(EncodedImage(data).whole(self.mode)))
 
     def resize_crop(self, image: Image.Image) -> Image.Image:
         """The central part of `image`, `size` x `size`."""

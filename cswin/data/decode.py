@@ -1,0 +1,147 @@
+"""From the bytes of an image file to pixels.
+
+JPEGs of the usual kinds go through simplejpeg: the same library and the same pixels as Pillow's, but without its way of reading a
+file in pieces, and with memory that is kept from image to image. Everything else, and everything that is broken, goes to Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from cswin.errors import BadImage
+
+_JPEG_START = b"\xff\xd8\xff"
+_KEPT_BYTES = 64 << 20  # a larger image's memory is given back
+_memory = threading.local()
+
+
+class CropBox(NamedTuple):
+    """A rectangle in pixels of the original image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class EncodedImage:
+    """An image file in memory, whose header has been read.
+
+    Attributes:
+        size: (width, height) in pixels.
+        is_jpeg: whether it can be decoded at 1/2, 1/4 or 1/8.
+
+    Raises BadImage, with the reason, for what is empty, no image, or too large; the methods for what is cut off or broken.
+    """
+
+    def __init__(self, data: bytes):
+        self._data, self._pillow = data, None
+        size = _usual_jpeg_size(data)
+        if size is None:
+            self._pillow = self._open()
+            size = self._pillow.size
+        self.size = size
+        self.is_jpeg = self._pillow is None or isinstance(self._pillow, JpegImageFile)
+
+    def whole(self, mode: str) -> Image.Image:
+        """All of it, RGB or L."""
+        return self.part(CropBox(0, 0, *self.size), mode)
+
+    def part(self, box: CropBox, mode: str) -> Image.Image:
+        """The part `box` of it, RGB or L."""
+        if self._pillow is None and mode == "RGB":
+            try:
+                return self._quick_part(box)
+            except ValueError:
+                pass  # broken; Pillow says how badly
+        image = self._load(self._pillow or self._open(), mode)
+        if box == (0, 0, *self.size):
+            return image
+        return image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+
+    def shrunk(self, scale: int, mode: str) -> Image.Image:
+        """All of it, RGB or L, a JPEG decoded at 1/`scale`."""
+        image = self._pillow or self._open()
+        image.draft(None, (self.size[0] // scale, self.size[1] // scale))
+        return self._load(image, mode)
+
+    def _quick_part(self, box: CropBox) -> Image.Image:
+        width, height = self.size
+        # Four bytes a pixel, as Pillow has them inside, so that they are copied and not rearranged.
+        pixels = simplejpeg.decode_jpeg(self._data, "RGBX", buffer=_kept_memory(4 * width * height))
+        part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+        return Image.frombytes("RGB", (box.width, box.height), part.tobytes(), "raw", "RGBX")
+
+    def _open(self) -> Image.Image:
+        if not self._data:
+            raise BadImage("image is empty (0 bytes)")
+        with _bad_image_for_pillow_errors(self._data):
+            return Image.open(io.BytesIO(self._data))
+
+    def _load(self, image: Image.Image, mode: str) -> Image.Image:
+        with _bad_image_for_pillow_errors(self._data):
+            image.load()
+            if image.mode.startswith("I;16"):
+                # Pillow's own conversion would clip at 255.
+                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise BadImage(
+                    f"image has 32 bits per value (mode {image.mode}) and so no defined white: store it with 8 or 16 bits"
+                )
+            elif image.mode in ("P", "PA", "LA", "RGBA"):
+                # Over RGBA, because that is how Pillow reads a palette with transparency; the colours under it are kept.
+                image = image.convert("RGBA").convert("RGB")
+            elif mode == "L" and image.mode not in ("L", "RGB"):
+                image = image.convert("RGB")
+            return image if image.mode == mode else image.convert(mode)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decodes an image file to RGB: JPEG (also CMYK and greyscale), PNG (also palette and 16 bit), and what else Pillow reads.
+
+    Transparency is dropped. Raises BadImage, with the reason, for a file that is empty, cut off, broken or no image.
+    """
+    return EncodedImage(data).whole("RGB")
+
+
+def _usual_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG in colour or grey; None for all that Pillow has to look at."""
+    if not data.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    too_large = Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
+    return None if too_large or colours not in ("YCbCr", "RGB", "Gray") else (width, height)
+
+
+def _kept_memory(size: int) -> np.ndarray:
+    """At least `size` bytes, the same ones for each call of a thread: fresh memory costs as much as half of the decoding."""
+    memory = getattr(_memory, "bytes", None)
+    if memory is None or len(memory) < size:
+        memory = np.empty(size, np.uint8)
+        _memory.bytes = memory if size <= _KEPT_BYTES else None
+    return memory[:size]
+
+
+@contextmanager
+def _bad_image_for_pillow_errors(data: bytes) -> Iterator[None]:
+    """Pillow's plugins raise many kinds of exceptions on broken files; all of them mean the same to us."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+        raise BadImage(f"image of {len(data)} bytes does not decode: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"image of {len(data)} bytes is refused: {error}") from error
