@@ -90,7 +90,7 @@ class ShardCheck:
 def verify_dataset(path: Path, console: Console) -> Iterator[ShardCheck]:
     """Read every row of every shard and compare it with the manifest and with dataset.json.
 
-    Where the manifest's rows are there, a damaged row is named by its image; 36 bytes per image are in memory then. Without them
+    Where the manifest's rows are there, a damaged row is named by its image; 44 bytes per image are in memory then. Without them
     (they may be deleted after conversion) the hashes in dataset.json are what is compared with.
 
     Args:

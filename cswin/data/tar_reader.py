@@ -21,6 +21,7 @@ from typing import BinaryIO, NoReturn, Protocol
 from cswin.errors import UserError
 
 _BUFFER = 1 << 20
+_MOST_DECODERS = 8
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_MAGIC_AT, _TAR_MAGIC = 257, b"ustar"
 _RAPIDGZIP = "import sys, rapidgzip; sys.exit(rapidgzip.cli())"
@@ -109,7 +110,7 @@ def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
 
     Args:
         path: tar or tar.gz.
-        threads: for decompression.
+        threads: for decompression; more than eight are not used, they would outrun the writing and cost memory.
 
     Raises:
         UserError: if the file cannot be read, or at the end if it turned out to be damaged.
@@ -123,7 +124,8 @@ def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
 
 @contextlib.contextmanager
 def _gzip_stream(path: Path, threads: int) -> Iterator[Forward]:
-    command = [sys.executable, "-c", _RAPIDGZIP, "--decompress", "--stdout", "--verify", "--decoder-parallelism", str(threads)]
+    options = ["--decompress", "--stdout", "--verify", "--decoder-parallelism", str(min(threads, _MOST_DECODERS))]
+    command = [sys.executable, "-c", _RAPIDGZIP, *options]
     with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=_BUFFER) as process:
         try:
             with contextlib.suppress(OSError):  # only faster
