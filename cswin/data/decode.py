@@ -78,10 +78,10 @@ class EncodedImage:
 
     def _quick_part(self, box: CropBox) -> Image.Image:
         width, height = self.size
-        # Four bytes a pixel, as Pillow has them inside, so that they are copied and not rearranged.
-        pixels = simplejpeg.decode_jpeg(self._data, "RGBX", buffer=_kept_memory(4 * width * height))
-        part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-        return Image.frombytes("RGB", (box.width, box.height), part.tobytes(), "raw", "RGBX")
+        # Four bytes a pixel, as Pillow has them inside; as one number they are copied at once.
+        pixels = simplejpeg.decode_jpeg(self._data, "RGBX", buffer=_kept_memory(4 * width * height)).view(np.uint32)[..., 0]
+        part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
+        return Image.frombytes("RGB", (box.width, box.height), part, "raw", "RGBX")
 
     def _open(self) -> Image.Image:
         if not self._data:

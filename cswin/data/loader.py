@@ -130,11 +130,11 @@ class TrainLoader:
         augment, classes = self.config.augment, self.config.num_classes
         if not self.mixes:
             return Batch(images, one_hot(labels, classes, augment.label_smoothing), rows)
-        plan = self._mix_plan(epoch, step).rows(rows)
+        plan = self.mix_plan(epoch, step).rows(rows)
         images, targets = apply_mixup(images, labels, plan, classes, augment.label_smoothing)
         return Batch(images, targets, rows)
 
-    def _mix_plan(self, epoch: int, step: int) -> MixPlan:
+    def mix_plan(self, epoch: int, step: int) -> MixPlan:
         """The draws of all groups of the global batch, one after the other."""
         augment, size = self.config.augment, self.config.image_size
         plans = [

@@ -1,0 +1,241 @@
+"""Images per second of the whole training pipeline, from MindRecord to mixed batches, and where the time goes.
+
+    python benchmarks/loader.py                     # threads and processes, 1 to all cores
+    python benchmarks/loader.py --workers 8 --kind process --batches 40
+
+The images are made for it: a few hundred JPEGs of 500 x 375 pixels and about 110 KB (ImageNet's average), cut from the two photographs
+that come with scikit-learn, enlarged, with some grain. They are converted to MindRecord once, in --folder. Peak rates of
+the machine vary while others use it, so each round also times decoding alone: the share of that limit is the figure to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from cswin.config.resolve import parse_settings, resolve_stage
+from cswin.data.dataset import Dataset, read_rows
+from cswin.data.decode import EncodedImage
+from cswin.data.loader import TrainLoader
+from cswin.data.mixup import apply_mixup
+from cswin.data.rng import sample_rng
+from cswin.data.transforms import Drawn, TrainTransform, planes
+
+WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
+GRAIN = 4.0  # standard deviation of the noise, of 255
+CLASSES = 4
+
+
+def photographs(count: int) -> Iterator[bytes]:
+    """`count` different JPEGs of the usual size, quality chosen so that their sizes vary about the average."""
+    from sklearn.datasets import load_sample_images
+
+    sources = [Image.fromarray(image) for image in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        source = sources[number % len(sources)]
+        height = int(rng.integers(300, source.height + 1))
+        width = height * WIDTH // HEIGHT
+        left, top = (int(rng.integers(0, free + 1)) for free in (source.width - width, source.height - height))
+        image = source.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, GRAIN, (HEIGHT, WIDTH, 1))
+        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+        yield encode(image, int(np.clip(rng.normal(BYTES, SPREAD), 50_000, 200_000)))
+
+
+def encode(image: Image.Image, size: int) -> bytes:
+    """At the best quality that stays below `size` bytes."""
+    low, high, best = 30, 99, b""
+    while low <= high:
+        quality, buffer = (low + high) // 2, io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= size:
+            low, best = quality + 1, buffer.getvalue()
+        else:
+            high = quality - 1
+    return best or buffer.getvalue()
+
+
+def dataset(folder: Path, images: int) -> Dataset:
+    """The images in MindRecord; made where they are not there yet."""
+    folder = folder / f"photographs-{images}"
+    result, rows, summary = (folder / name for name in ("dataset.json", "manifest.csv.gz", "manifest.json"))
+    if not result.exists():
+        from cswin.data.assemble import write_dataset
+        from cswin.data.mindrecord import convert_shard
+        from cswin.data.scan import write_manifest
+        from cswin.progress import Console
+
+        console = Console(None, io.StringIO())
+        for number, data in enumerate(photographs(images)):
+            for split in ("train", "val") if number < CLASSES else ("train",):
+                path = folder / "images" / split / f"class{number % CLASSES}" / f"{number:05d}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        splits = write_manifest(folder / "images", rows, summary, console).splits
+        for split, facts in splits.items():
+            for shard in range(facts.shards):
+                output = folder / "shards" / f"{split}-{shard:05d}.mindrecord"
+                convert_shard(folder / "images", rows, summary, split, shard, output, console)
+        write_dataset(summary, folder / "shards", result)
+    return Dataset.load(result)
+
+
+def stage(kind: str, workers: int, batch: int):
+    """The report's recipe on one device."""
+    settings = parse_settings({
+        "data": {"source": "folder", "folder": "images", "classes": CLASSES},
+        "augment": {"mixup_group": batch},
+        "optimizer": {"global_batch": batch},
+        "stages": {"only": {"start_epoch": 0, "epochs": 300}},
+        "runtime": {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind},
+    })  # fmt: skip
+    return resolve_stage(settings, "only"), settings.runtime
+
+
+class Rate(NamedTuple):
+    """Images per second, and milliseconds of CPU time per image over all threads and processes."""
+
+    images: float
+    cpu: float
+
+
+def measured(images: int, work: Callable[[], object]) -> Rate:
+    started, cpu = time.perf_counter(), cpu_seconds()
+    work()
+    return Rate(images / (time.perf_counter() - started), 1000 * (cpu_seconds() - cpu) / images)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def pipeline_rate(data: Dataset, kind: str, workers: int, batch: int, batches: int) -> Rate:
+    """The loader; the start of the workers is part of it."""
+    loader = TrainLoader(data, *stage(kind, workers, batch))
+    loader.positions = np.tile(loader.positions, -(-batches * batch // len(loader.positions)))  # a long epoch, not several
+    loader.steps_per_epoch = batches
+    return measured(batches * batch, lambda: deque(loader.epoch(0), maxlen=0))
+
+
+def decode_rate(rows: list[bytes], workers: int) -> Rate:
+    """Decoding alone, on threads (it happens outside of Python's lock): the machine's limit."""
+    with ThreadPoolExecutor(workers) as pool:
+        return measured(len(rows), lambda: deque(pool.map(simplejpeg.decode_jpeg, rows), maxlen=0))
+
+
+class Clock:
+    """CPU time by name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.process_time()
+
+    def lap(self, name: str) -> None:
+        now = time.process_time()
+        self.seconds[name] += now - self._last
+        self._last = time.process_time()
+
+
+def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
+    """Milliseconds of CPU time per image and operation, in one thread."""
+    loader = TrainLoader(data, *stage("thread", 1, batch))
+    transform, clock, count = loader.transform, Clock(), epochs * len(loader.positions) // batch * batch
+    images, labels = np.empty((batch, 3, transform.size, transform.size), np.float32), np.zeros(batch, np.int64)
+    for number, (position, label, row) in enumerate(read_rows(data, "train", np.tile(loader.positions, epochs)[:count])):
+        clock.lap("read")
+        drawn = draw(transform, row, sample_rng(0, number // len(loader.positions), position), clock)
+        transform.finish(drawn, images[number % batch])
+        labels[number % batch] = label
+        clock.lap("normalise, erase")
+        if number % batch == batch - 1:
+            apply_mixup(images, labels, loader.mix_plan(0, number // batch), CLASSES, 0.1)
+            clock.lap("mix")
+    return {name: 1000 * seconds / count for name, seconds in clock.seconds.items()}
+
+
+def draw(transform: TrainTransform, row: bytes, rng: np.random.Generator, clock: Clock) -> Drawn:
+    """TrainTransform.draw, timed step by step."""
+    image = EncodedImage(row)
+    box = transform.crop.draw(rng, *image.size)
+    clock.lap("header, crop's draw")
+    part = image.part(box, transform.mode)
+    clock.lap("decode")
+    resized = part.resize((transform.size, transform.size), transform.resample)
+    clock.lap("resize")
+    flipped = transform.flip(resized, rng)
+    clock.lap("flip")
+    augmented = transform.augment(flipped, rng)
+    clock.lap("RandAugment")
+    pixels = planes(augmented)
+    patches = transform.erase.patches(rng, *pixels.shape)
+    clock.lap("planes, erasing's draw")
+    return Drawn(pixels, patches)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, default=Path("benchmarks/data"), help="where the images are kept (default: %(default)s)"
+    )
+    parser.add_argument("--images", type=int, default=400, help="different images (default: %(default)s)")
+    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, cores, 2 * cores}), help="numbers of workers")
+    parser.add_argument("--kind", nargs="+", choices=("thread", "process"), default=("thread", "process"))
+    parser.add_argument("--batch", type=int, default=128, help="images per batch (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=12, help="batches per measurement (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; the load average tells how far the machine was shared."""
+    args = parse(argv)
+    data = dataset(args.folder, args.images)
+    rows = [row for _, _, row in read_rows(data, "train", np.arange(data.images("train")))]
+    cores = len(os.sched_getaffinity(0))
+    print(f"{len(rows)} images, {sum(map(len, rows)) / len(rows) / 1000:.0f} kB on average, {cores} cores")
+    rates: dict[str, list[Rate]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
+    for _ in range(args.repeat):
+        limit = decode_rate(rows, cores)
+        rates[f"decoding alone, {cores} threads"].append(limit)
+        for kind in args.kind:
+            for workers in args.workers:
+                name = f"pipeline, {workers} {kind}{'s' if kind == 'thread' else 'es'}"
+                rates[name].append(pipeline_rate(data, kind, workers, args.batch, args.batches))
+                shares[name].append(rates[name][-1].images / limit.images)
+    for name, values in rates.items():
+        images, cpu = ([getattr(rate, key) for rate in values] for key in Rate._fields)
+        share = f"   {statistics.median(shares[name]):.2f} of decoding alone" if name in shares else ""
+        print(
+            f"{name:28} {statistics.median(images):6.0f} images/s (from {min(images):.0f} to {max(images):.0f})"
+            f"   {statistics.median(cpu):6.2f} ms of CPU time per image{share}"
+        )
+    parts = breakdown(data, args.batch, args.repeat)
+    print("CPU time per image in one thread:")
+    for name, milliseconds in parts.items():
+        print(f"  {name:24} {milliseconds:6.3f} ms   {milliseconds / sum(parts.values()):4.0%}")
+    print(f"  {'all':24} {sum(parts.values()):6.3f} ms")
+    print("load average over 1, 5 and 15 minutes:", *(f"{load:.1f}" for load in os.getloadavg()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
