@@ -20,7 +20,7 @@ checkpoint shard_plan:
     input:
         f"{DATA}/manifest.json",
     output:
-        f"{DATA}/shards.json",
+        f"{DATA}/plan.json",
     log:
         f"{DATA}/logs/shard_plan.log",
     params:
@@ -31,7 +31,7 @@ checkpoint shard_plan:
 
 rule convert:
     input:
-        summary=f"{DATA}/shards.json",
+        summary=f"{DATA}/plan.json",
         rows=ancient(f"{DATA}/manifest.csv.gz"),
     output:
         shard=f"{DATA}/shards/{{split}}-{{shard}}.mindrecord",
@@ -51,7 +51,7 @@ rule convert:
 
 rule dataset:
     input:
-        summary=f"{DATA}/shards.json",
+        summary=f"{DATA}/plan.json",
         receipts=shard_receipts,
     output:
         f"{DATA}/dataset.json",
