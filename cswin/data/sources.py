@@ -80,7 +80,11 @@ def _shard(path: Path, class_names: Sequence[str]) -> Source:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             for row, label in enumerate(index.labels):
-                yield index.first + row, int(label), read_image(descriptor, path, int(index.offsets[row]), int(index.sizes[row]))
+                yield (
+                    index.first + row,
+                    int(label),
+                    read_image(descriptor, path, int(index.offsets[row]), int(index.sizes[row])),
+                )
         finally:
             os.close(descriptor)
 
