@@ -107,7 +107,7 @@ def stage(kind: str, workers: int, batch: int):
 
 
 class Rate(NamedTuple):
-    """Images per second, and milliseconds of CPU time per image over all threads and processes."""
+    """Images per second, and milliseconds of this process's CPU time per image, over all of its threads."""
 
     images: float
     cpu: float
@@ -120,9 +120,9 @@ def measured(images: int, work: Callable[[], object]) -> Rate:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """Of this process. Worker processes are not its children but the fork server's, and nobody counts their time."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return times.user + times.system
 
 
 def pipeline_rate(data: Dataset, kind: str, workers: int, batch: int, batches: int) -> Rate:
@@ -224,9 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, values in rates.items():
         images, cpu = ([getattr(rate, key) for rate in values] for key in Rate._fields)
         share = f"   {statistics.median(shares[name]):.2f} of decoding alone" if name in shares else ""
+        time_text = "" if name.endswith("processes") else f"   {statistics.median(cpu):.2f} ms of CPU time per image"
         print(
-            f"{name:28} {statistics.median(images):6.0f} images/s (from {min(images):.0f} to {max(images):.0f})"
-            f"   {statistics.median(cpu):6.2f} ms of CPU time per image{share}"
+            f"{name:28} {statistics.median(images):6.0f} images/s (from {min(images):.0f} to {max(images):.0f}){share}{time_text}"
         )
     parts = breakdown(data, args.batch, args.repeat)
     print("CPU time per image in one thread:")
