@@ -83,6 +83,24 @@ def shard_receipts(wildcards):
     ]
 
 
+def run_pictures():
+    """All pictures of the run."""
+    by_stage = [
+        f"{RUN}/{stage}/{name}.png"
+        for stage in STAGES
+        for name in ("classes", "predictions", "samples")
+    ]
+    return [f"{RUN}/curves.png", f"{RUN}/throughput.png", *by_stage]
+
+
+def run_pages():
+    """All pages of the run."""
+    return [
+        f"{RUN}/{name}.html"
+        for name in ("table", "configuration", "data", "provenance")
+    ]
+
+
 def guide():
     """What a person sees first."""
     return (

@@ -22,7 +22,12 @@ rule table:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
     output:
-        csv=f"{RUN}/final_acc.csv",
+        csv=report(
+            f"{RUN}/final_acc.csv",
+            caption="report/table.rst",
+            category="1. Results",
+            labels={"result": "Table, as CSV"},
+        ),
     log:
         f"{RUN}/logs/table.log",
     params:
@@ -31,24 +36,11 @@ rule table:
         "cswin table {params.run} --settings {input.settings} --output {output.csv} > {log} 2>&1"
 
 
-rule curves:
-    input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=f"{RUN}/config/expectations.yaml",
-    output:
-        f"{RUN}/curves.png",
-    log:
-        f"{RUN}/logs/curves.log",
-    params:
-        run=subpath(output[0], parent=True),
-    shell:
-        "cswin curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
-
-
 rule final_acc:
     input:
         table=f"{RUN}/final_acc.csv",
-        curves=f"{RUN}/curves.png",
+        pictures=run_pictures(),
+        pages=run_pages(),
     output:
         "results/final_acc.csv",
     log:

@@ -72,7 +72,9 @@ def _classes(args) -> None:
 
     config, dataset, predictions = _evaluated(args)
     classes = class_accuracy(predictions, dataset.class_names)
-    draw_classes(classes, args.output, title=f"{config.run}, {config.stage}: accuracy by class", weights=_WEIGHTS[predictions.which])
+    draw_classes(
+        classes, args.output, title=f"{config.run}, {config.stage}: accuracy by class", weights=_WEIGHTS[predictions.which]
+    )
 
 
 def _predictions(args) -> None:

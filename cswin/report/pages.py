@@ -29,7 +29,7 @@ _PAGE = Template(
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 1.5rem; max-width: 78rem; }
 h1 { font-size: 1.35rem; margin: 0 0 .3rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p, summary { color: var(--quiet); max-width: 48rem; } summary { cursor: pointer; margin-top: 1rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
 td { overflow-wrap: anywhere; min-width: 5rem; } th { font-weight: 600; white-space: nowrap; }
@@ -112,7 +112,9 @@ def data_page(summary: dict[str, Any], shards: dict[str, int]) -> str:
 
 def provenance_page(run: str, stages: list[StageResult]) -> str:
     """Who trained what when: each stage's result and each of its attempts."""
-    parts = [_paragraph("One table per stage: its checkpoint, then one column per attempt, from attempts.jsonl. Times are UTC.")]
+    parts = [
+        _paragraph("One table per stage: its checkpoint, then one column per attempt, from attempts.jsonl. Times are UTC.")
+    ]
     for stage in stages:
         record = stage.record or {}
         facts = [["checkpoint sha256", record.get("sha256")], ["best epoch", record.get("best_epoch")],
@@ -172,7 +174,9 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]], marked: Seque
         cells = "".join(f"<td>{html.escape(_text(value))}</td>" for value in values)
         style = ' class="differs"' if number < len(marked) and marked[number] else ""
         lines.append(f'<tr{style}><th scope="row">{html.escape(str(name))}</th>{cells}</tr>')
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+    )
 
 
 def _text(value: Any) -> str:

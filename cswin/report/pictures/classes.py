@@ -25,7 +25,9 @@ def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str)
         weights: which weights were evaluated, in words.
     """
     right, n = int(classes.right.sum()), int(classes.n.sum())
-    subtitle = f"{right:,} of {n:,} validation images right ({100 * right / n:.2f} %), {weights}; thin lines: 95 % Wilson intervals"
+    subtitle = (
+        f"{right:,} of {n:,} validation images right ({100 * right / n:.2f} %), {weights}; thin lines: 95 % Wilson intervals"
+    )
     if len(classes) <= _MOST_BARS:
         with picture(path, 1.3 + 0.3 * len(classes), title, subtitle) as figure:
             _draw_bars(figure.subplots(), classes)
@@ -47,7 +49,7 @@ def _draw_bars(axes: Axes, classes: pd.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     for place, row in zip(places, classes.itertuples(), strict=True):
-        text = f"{row.right} of {row.n}" + (f", {row.times} as {_short(row.mistaken)}" if row.mistaken else "")
+        text = f"{row.right} of {row.n}" + (f", {row.times} as “{_short(row.mistaken)}”" if row.mistaken else "")
         axes.annotate(text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(6, 0), textcoords="offset points", size=SMALL,
                       va="center", color=RAW if row.mistaken else QUIET, annotation_clip=False, parse_math=False)  # fmt: skip
 

@@ -100,7 +100,7 @@ def _draw_accuracy(axes: Axes, stages: list[StageResult]) -> None:
     rows = [row for stage in stages for row in stage.epochs()]
     for which, marker in (("raw", "o"), ("ema", "s")):
         values = [row[which]["top1"] for row in rows]
-        style = {"marker": marker, "markersize": 3} if len(rows) <= 60 else {}
+        style = {"marker": marker, "markersize": 3} if len(rows) <= 60 else {"linewidth": 1.1}
         axes.plot([row["epoch"] + 1 for row in rows], values, color=_COLOURS[which], label=_NAMES[which], **style)
     chosen = selected(stages)
     axes.plot([epoch + 1 for epoch, _, _ in chosen], [value for _, value, _ in chosen], color=INK, marker="o", markersize=8,
@@ -125,10 +125,10 @@ def _draw_references(axes: Axes, stages: list[StageResult], reported: dict[str, 
         if value := reported.get(stage.name):
             start, end = stage.config.start_epoch, stage.config.epochs
             axes.plot([start, end], [value] * 2, color=INK, linestyle="--", linewidth=1.2)
-            _note(axes, f"reported {value:.2f}", (start, value), (4, 3), ha="left", color=INK)
+            _note(axes, f"reported\n{value:.2f}", ((start + end) / 2, low), (0, 4), ha="center", color=INK)
     if paper:
         axes.axhline(paper, color=QUIET, linestyle=":", linewidth=1.2)
-        _note(axes, f"expected {paper:.2f}", (stages[0].config.start_epoch, paper), (4, -11), ha="left", color=QUIET)
+        _note(axes, f"expected {paper:.2f}", (stages[0].config.start_epoch, paper), (4, 3), ha="left", color=QUIET)
     for epoch, value, which in selected(stages):
         _note(axes, f"{value:.2f}", (epoch + 1, value), (0, 7), ha="center", color=_COLOURS[which], weight="bold")
 

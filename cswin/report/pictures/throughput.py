@@ -90,7 +90,9 @@ def resumptions(stages: list[StageResult], frame: pd.DataFrame) -> list[float]:
 
 def _draw(axes: Axes, frame: pd.DataFrame, key: str, factor: float, colour: str) -> None:
     """One stage: measurements as points, their mean as a line; what includes compilation is left out of the line."""
-    axes.plot((frame.begin + frame.time) / 2, factor * frame[key], ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
+    axes.plot(
+        (frame.begin + frame.time) / 2, factor * frame[key], ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0
+    )
     steady = frame[~frame["first"]]
     if len(steady):
         line = smoothed(steady, key, min(_SPANS, max(2, len(steady) // 5)))
