@@ -90,9 +90,8 @@ class Lease:
         holder = self._holder()
         if holder is None:
             return
-        if holder.get("host") == self.me["host"]:
-            alive = _process_start(holder.get("pid", -1)) == holder.get("started") is not None
-        else:
+        alive = lives_here(holder)
+        if alive is None:
             alive = time.time() - holder.get("heartbeat", 0) < self.timeout
         if alive:
             raise UserError(self._held_by(holder))
@@ -113,10 +112,7 @@ class Lease:
         )
 
     def _holder(self) -> dict | None:
-        try:
-            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        return read_lease(self.folder)
 
     def _write(self) -> None:
         temporary = self.folder / f".{RECORD}.{self.me['nonce']}"
@@ -127,6 +123,21 @@ class Lease:
         while not self._stop.wait(min(10.0, self.timeout / 4)):
             with contextlib.suppress(OSError):  # a full disk must not end training here
                 self._write()
+
+
+def read_lease(folder: Path) -> dict | None:
+    """Who holds the lease of a folder, or left it behind; None where nobody did."""
+    try:
+        return json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def lives_here(holder: dict) -> bool | None:
+    """Whether the process that holds a lease lives; None if it is on another host, where only its heartbeat can tell."""
+    if holder.get("host") != socket.gethostname():
+        return None
+    return _process_start(holder.get("pid", -1)) == holder.get("started") is not None
 
 
 def _process_start(pid: int) -> str | None:
