@@ -1,4 +1,4 @@
-"""How far a run is, from its files alone: no lock, no process of this machine is asked for, nothing is written.
+"""How far a run is, from its files alone: nothing is written, no lock is touched.
 
 So it works on any machine that sees the files, also while a stage is trained elsewhere.
 """
@@ -14,10 +14,9 @@ from typing import Any
 import yaml
 
 from cswin.errors import UserError
-from cswin.train.attempts import ATTEMPTS, HISTORY, LOST, AttemptSummary, summaries
+from cswin.train.attempts import ATTEMPTS, HISTORY, LOST, AttemptSummary, Signs, current, summaries
 from cswin.train.history import read_history, read_tail
-from cswin.train.lease import RECORD as LEASE
-from cswin.train.lease import lives_here, read_lease
+from cswin.train.lease import Holder, look
 from cswin.train.state import ACCEPTED, PATTERN
 
 TAIL = 512 * 1024  # bytes of a history that are read: some 2,500 steps
@@ -39,15 +38,15 @@ class StageStatus:
         epoch: the one in training (running), or the best one (done).
         step, first_step, last_step: optimizer steps on the whole schedule; `step` is the last one in the history.
         resume_step: from which step the same command goes on.
-        images_per_s: lately.
+        images_per_s: of the last steps in the history.
         seconds_left: to the end of the stage, validation and saving included.
         heartbeat_age: seconds since the trainer's last sign of life.
         clock_ahead: seconds by which the trainer's clock is ahead of the file system's, where that is more than 2.
         host, pid, job: where it runs, or ran last.
         loss, lr: of the last step.
         validated_epoch, top1_raw, top1_ema: the last validation in per cent (running, interrupted), or the result (done).
-        attempts: how many.
-        hours: of the attempts that have ended, and of the one that runs.
+        attempts: how many the present training has had.
+        hours: of these; one that was killed counts up to its last sign of life.
     """
 
     name: str
@@ -161,14 +160,14 @@ def _load_json(path: Path) -> dict[str, Any] | None:
 
 def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: float) -> StageStatus:
     status = StageStatus(folder.name, start_epoch=config.get("start_epoch"), epochs=config.get("epochs"))
-    tried = summaries(read_history(folder / ATTEMPTS)) if (folder / ATTEMPTS).exists() else []
+    tried = current(summaries(read_history(folder / ATTEMPTS))) if (folder / ATTEMPTS).exists() else []
     last = tried[-1] if tried else None
-    holder = read_lease(folder)
+    holder = look(folder)
     if last:
-        _describe_attempts(status, tried, now if holder else None)
+        _describe_attempts(status, tried)
     _describe_history(status, folder / HISTORY, last, config, now)
     if holder:
-        _describe_holder(status, folder, holder, timeout, now)
+        _describe_holder(status, holder, timeout, now)
     record = _load_json(folder / "record.json")
     if status.state == "running":
         status.detail = "" if status.step is not None and last and last.from_step is not None else "starting"
@@ -179,17 +178,17 @@ def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: flo
     if status.state == "stale":
         _describe_saved(status, folder / "state")
     if status.state != "running":
-        status.images_per_s = status.images_per_s if status.state == "done" else None
         status.seconds_left = None
+    if last and last.ended is None:
+        end = now if status.state == "running" else Signs.read(folder).last_life(last.start)[0]
+        status.hours += max(0.0, end - last.started) / 3600
     return status
 
 
-def _describe_attempts(status: StageStatus, tried: list[AttemptSummary], now: float | None) -> None:
+def _describe_attempts(status: StageStatus, tried: list[AttemptSummary]) -> None:
     last = tried[-1]
     status.attempts = len(tried)
     status.hours = sum(one.hours or 0.0 for one in tried)
-    if last.ended is None and now is not None:
-        status.hours += max(0.0, now - last.started) / 3600
     status.host, status.pid, status.job = (last.start.get(key) for key in ("host", "pid", "job"))
     status.first_step, status.last_step = last.first_step, last.last_step
 
@@ -230,36 +229,30 @@ def _seconds_per_step(logged: list[dict[str, Any]], last: AttemptSummary | None)
     return (mine[-1]["time"] - mine[0]["time"]) / steps if steps else None
 
 
-def _describe_holder(status: StageStatus, folder: Path, holder: dict[str, Any], timeout: float, now: float) -> None:
+def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: float) -> None:
     """Running, stale, or (on this machine, where it can be seen) dead."""
-    status.host, status.pid, status.job = holder.get("host"), holder.get("pid"), holder.get("job")
-    status.heartbeat_age, status.clock_ahead = _age(folder / LEASE, holder, now)
-    here = lives_here(holder)
-    if here is False:
+    status.host, status.pid, status.job = holder.host, holder.pid, holder.job
+    status.heartbeat_age, status.clock_ahead = _age(holder, now)
+    if holder.lives is False:
         return
     if status.heartbeat_age <= timeout:
         status.state = "running"
         return
     status.state = "stale"
     status.detail = f"no sign of life for longer than runtime.lease_timeout, {timeout:.0f} s" + (
-        "; its process is there" if here else "; the same command may take it over"
+        "; its process is there" if holder.lives else "; the same command may take it over"
     )
 
 
-def _age(lease: Path, holder: dict[str, Any], now: float) -> tuple[float, float | None]:
+def _age(holder: Holder, now: float) -> tuple[float, float | None]:
     """Seconds since the last heartbeat, and by how much the trainer's clock is ahead of the file system's.
 
     Two witnesses: the time that the trainer wrote, by its own clock, and the date of the file, often by a server's. Either clock
     may be wrong; a sign of life in the future is disregarded, and of the others the younger one counts, so that a stage
     is called stale only when both say so.
     """
-    beat = float(holder.get("heartbeat", 0.0))
-    try:
-        written = lease.stat().st_mtime
-    except OSError:
-        written = beat
-    ages = [age for age in (now - beat, now - written) if age >= -CLOCK_TOLERANCE]
-    ahead = beat - written
+    ages = [age for age in (now - holder.heartbeat, now - holder.written) if age >= -CLOCK_TOLERANCE]
+    ahead = holder.heartbeat - holder.written
     return max(0.0, min(ages, default=0.0)), ahead if abs(ahead) > CLOCK_TOLERANCE else None
 
 

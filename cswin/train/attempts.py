@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cswin.train.history import read_history
-from cswin.train.lease import read_lease
+from cswin.train.lease import Holder, look
 
 ATTEMPTS, HISTORY = "attempts.jsonl", "history.jsonl"
-LOST = "killed, or its machine failed"
+LOST, COMPLETE = "killed, or its machine failed", "complete"
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,23 @@ class Signs:
     """What a stage's folder tells of who was at work there last; to be read before anything is written there.
 
     Attributes:
-        holder: content of the lease that was left behind, or None.
+        holder: of the lease that was left behind, or None.
         history: when the history was last written, seconds since 1970, or None.
     """
 
-    holder: dict[str, Any] | None
+    holder: Holder | None
     history: float | None
 
     @classmethod
     def read(cls, folder: Path) -> Signs:
         """The signs in a stage's folder."""
         history = Path(folder) / HISTORY
-        return cls(read_lease(folder), history.stat().st_mtime if history.exists() else None)
+        return cls(look(folder), history.stat().st_mtime if history.exists() else None)
 
     def last_life(self, start: dict[str, Any]) -> tuple[float, str]:
         """When the attempt of this start row was last alive, and by which sign: heartbeat, history or start."""
-        holder = self.holder or {}
-        if holder.get("heartbeat") and all(holder.get(key) == start.get(key) for key in ("host", "pid")):
-            return holder["heartbeat"], "heartbeat"
+        if self.holder and (self.holder.host, self.holder.pid) == (start.get("host"), start.get("pid")):
+            return self.holder.heartbeat, "heartbeat"
         if self.history:
             return self.history, "history"
         return _seconds(start["time"]), "start"
@@ -159,6 +158,18 @@ def summaries(rows: list[dict[str, Any]]) -> list[AttemptSummary]:
         elif row["event"] == "lost":
             one.ended, one.reason = row["time"], LOST
     return list(found.values())
+
+
+def current(tried: list[AttemptSummary]) -> list[AttemptSummary]:
+    """The attempts of the training that the last one belongs to: a stage that was complete, or changed, was trained anew."""
+    begin = len(tried) - 1
+    while begin > 0:
+        one, before = tried[begin], tried[begin - 1]
+        same = one.start.get("identity") == before.start.get("identity")
+        if not (one.resumed or (same and before.reason != COMPLETE)):
+            break
+        begin -= 1
+    return tried[max(begin, 0) :]
 
 
 def _now() -> str:

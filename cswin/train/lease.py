@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
@@ -90,8 +91,9 @@ class Lease:
         holder = self._holder()
         if holder is None:
             return
-        alive = lives_here(holder)
-        if alive is None:
+        if holder.get("host") == self.me["host"]:
+            alive = _process_start(holder.get("pid", -1)) == holder.get("started") is not None
+        else:
             alive = time.time() - holder.get("heartbeat", 0) < self.timeout
         if alive:
             raise UserError(self._held_by(holder))
@@ -112,7 +114,10 @@ class Lease:
         )
 
     def _holder(self) -> dict | None:
-        return read_lease(self.folder)
+        try:
+            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def _write(self) -> None:
         temporary = self.folder / f".{RECORD}.{self.me['nonce']}"
@@ -125,19 +130,36 @@ class Lease:
                 self._write()
 
 
-def read_lease(folder: Path) -> dict | None:
-    """Who holds the lease of a folder, or left it behind; None where nobody did."""
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, or left it behind, as somebody sees it who only looks.
+
+    Attributes:
+        host, pid, job: of the trainer.
+        heartbeat: its last one, seconds since 1970 by its own clock.
+        written: the same moment by the date of the file, often a server's clock.
+        lives: whether its process lives; None if it is on another host, where only the heartbeat can tell.
+    """
+
+    host: str | None
+    pid: int | None
+    job: str | None
+    heartbeat: float
+    written: float
+    lives: bool | None
+
+
+def look(folder: Path) -> Holder | None:
+    """The holder of a folder's lease; None where there is none. Nothing is locked or written."""
+    path = Path(folder) / RECORD
     try:
-        return json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        record, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
     except (OSError, ValueError):
         return None
-
-
-def lives_here(holder: dict) -> bool | None:
-    """Whether the process that holds a lease lives; None if it is on another host, where only its heartbeat can tell."""
-    if holder.get("host") != socket.gethostname():
-        return None
-    return _process_start(holder.get("pid", -1)) == holder.get("started") is not None
+    here = record.get("host") == socket.gethostname()
+    lives = _process_start(record.get("pid", -1)) == record.get("started") is not None if here else None
+    known = (record.get(key) for key in ("host", "pid", "job"))
+    return Holder(*known, record.get("heartbeat", written), written, lives)
 
 
 def _process_start(pid: int) -> str | None:

@@ -18,7 +18,7 @@ from cswin.data.loader import normalisation
 from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
-from cswin.train.attempts import ATTEMPTS, Attempt, Signs
+from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
 from cswin.train.handover import prepare_start
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
@@ -130,7 +130,7 @@ def _train(files, config, runtime, dataset, identity, stopping, attempt, progres
     with atomic_path(files.folder / RECORD) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     trainer.states.mark_complete(facts)
-    attempt.end("complete", trainer.last_step)
+    attempt.end(COMPLETE, trainer.last_step)
     return 0
 
 
