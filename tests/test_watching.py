@@ -259,7 +259,8 @@ def test_only_the_end_of_a_long_history_is_read(tmp_path):
     stage = run.status().stages[0]
     assert (stage.step, stage.validated_epoch) == (20, 1)
     with history.open("wb") as file:  # the last validation lies further back than one reads at first
-        file.write(b"this is no JSON\n" * 1_000_000)
+        file.write(b"this is no JSON\n" * 1000)
+        file.write(filler * 40_000)
         file.write(end)
         file.write(filler.replace(b'"step": 0', b'"step": 9') * 20_000)
     stage = run.status().stages[0]

@@ -19,6 +19,8 @@ from cswin.report.run import StageResult
 from cswin.report.table import wilson
 from cswin.train.attempts import COMPLETE, AttemptSummary, current, summaries
 
+IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
+REPORT_DEVICES = 8
 HASH = 12  # digits of a hash that are shown where the whole is in a file named beside it
 
 
@@ -133,19 +135,19 @@ def _reservations(run: Run) -> list[str]:
     targets = {start.get("device_target", run.runtime.device_target) for start in starts} or {run.runtime.device_target}
     lines = []
     if "Ascend" not in targets:
-        lines.append(
-            "- **Not run on Ascend.** Training and evaluation ran on the CPU; nothing here says how fast it is on NPUs."
-        )
+        lines.append("- **Not run on Ascend.** Training ran on the CPU; nothing here says how it runs, or how fast, on NPUs.")
     if len(targets) > 1:
         lines.append(f"- Attempts ran on different devices: {', '.join(sorted(targets))}.")
-    if run.dataset.name != "imagenet":
-        lines.append(f"- Not ImageNet: the data are `{run.dataset.name}`, {len(run.dataset.class_names):,} classes.")
+    if (run.dataset.images("train"), run.dataset.images("val"), len(run.dataset.class_names)) != IMAGENET:
+        lines.append(f"- Not run on ImageNet-1K: the data are `{run.dataset.name}`; see below.")
     lines.append(
         f"- One training with one seed ({run.last.config.seed}): how much the result varies between seeds was not measured."
     )
     lines += _choice(run)
     if all(value is None for value in run.expected.stages.values()):
         lines.append("- The report gives no figures for this configuration: nothing is compared with it.")
+    elif targets != {"Ascend"} or {start.get("devices") for start in starts} != {REPORT_DEVICES}:
+        lines.append(f"- The report's figures come from {REPORT_DEVICES} x Ascend 910; this run had other devices.")
     if any(stage.config.optimizer.amp_level != "O0" for stage in run.stages):
         lines.append("- Trained in mixed precision, evaluated in float32.")
     if any((start.get("git") or {}).get("dirty") for start in starts):
