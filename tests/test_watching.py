@@ -233,6 +233,15 @@ def test_speed_and_time_left(tmp_path):
     assert (stage.validated_epoch, stage.top1_raw) == (3, 40.0)
 
 
+def test_time_left_after_a_pause_does_not_count_the_pause(tmp_path):
+    run = Invented(tmp_path)
+    begun = {"event": "resume", "time": run.clock(-8), "step": 40, "first_step": 0, "last_step": 100}
+    start = {"event": "start", "time": run.clock(-10), "host": "node7", "pid": 6, "job": None}
+    run.write("attempts.jsonl", [{"attempt": "b", **row} for row in (start, begun)], "a")
+    run.lease(-5, -5)
+    assert run.status().stages[0].seconds_left == pytest.approx(60 * 100 / 25)  # the attempt has logged nothing of its own yet
+
+
 def test_without_a_lease_it_is_interrupted_and_says_why(tmp_path):
     run = Invented(tmp_path)
     assert (run.status().stages[0].state, run.status().stages[0].resume_step) == ("interrupted", 30)

@@ -218,7 +218,8 @@ def _describe_history(status: StageStatus, path: Path, last: AttemptSummary | No
         status.images_per_s = sum(row["images_per_s"] * row["seconds"] for row in logged[-20:]) / seconds
     if batch and status.images_per_s and status.last_step is not None:
         per_step = _seconds_per_step(logged, last) or batch / status.images_per_s
-        since = max(0.0, now - end["time"]) if "time" in end else 0.0
+        mine = last is not None and end.get("time", 0.0) >= last.started  # not what an earlier attempt has logged
+        since = max(0.0, now - end["time"]) if mine else 0.0
         status.seconds_left = max(0.0, (status.last_step - end["step"]) * per_step - since)
 
 
