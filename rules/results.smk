@@ -45,8 +45,26 @@ rule curves:
         "cswin curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
 
 
+rule card:
+    input:
+        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
+        settings=f"{RUN}/config/expectations.yaml",
+        dataset=ancient(f"{DATA}/dataset.json"),
+        runtime=ancient(f"{RUN}/config/runtime.yaml"),
+    output:
+        f"{RUN}/README.md",
+    log:
+        f"{RUN}/logs/card.log",
+    params:
+        run=subpath(output[0], parent=True),
+    shell:
+        "cswin card {params.run} --settings {input.settings} --runtime {input.runtime} --dataset {input.dataset} "
+        "--output {output} > {log} 2>&1"
+
+
 rule final_acc:
     input:
+        card=f"{RUN}/README.md",
         table=f"{RUN}/final_acc.csv",
         curves=f"{RUN}/curves.png",
     output:

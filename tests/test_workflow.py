@@ -16,7 +16,7 @@ from cswin.config.resolve import load_stage
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
-AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "curves": 1}
+AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "curves": 1, "card": 1}
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_run_made_everything(finished_run):
     table = pd.read_csv(results / "final_acc.csv")
     assert list(table.stage) == ["stage1", "stage2", "stage3"]
     assert (results / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (results / "digits" / "README.md").read_text().startswith("# digits\n")
     for stage in table.stage:
         history = read_history(results / "digits" / stage / "history.jsonl")
         steps = [row["step"] for row in history if row["kind"] == "step"]
@@ -77,7 +78,7 @@ def test_what_changes_speed_trains_nothing_again(run, key):
 
 def test_expected_accuracy_redraws_only(run):
     run.edit("config/config.yaml", lambda v: v.update(paper_top1=98.0))
-    assert set(run.planned()) == {"expectations_config", "table", "curves"}
+    assert set(run.planned()) == {"expectations_config", "table", "curves", "card"}
 
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):

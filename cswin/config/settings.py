@@ -209,6 +209,7 @@ class Runtime(Section):
     )
     prefetch: Count = Field(4, description="Batches made ahead of the device.")
     log_every: Count = Field(50, description="Steps between two reads of the loss from the device.")
+    tensorboard: bool = Field(True, description="Write an event file for TensorBoard into each stage's folder.")
     save_minutes: Positive = Field(
         15.0, description="Minutes between two saves of the training state; each epoch saves as well."
     )

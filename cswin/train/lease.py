@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
@@ -127,6 +128,38 @@ class Lease:
         while not self._stop.wait(min(10.0, self.timeout / 4)):
             with contextlib.suppress(OSError):  # a full disk must not end training here
                 self._write()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, or left it behind, as somebody sees it who only looks.
+
+    Attributes:
+        host, pid, job: of the trainer.
+        heartbeat: its last one, seconds since 1970 by its own clock.
+        written: the same moment by the date of the file, often a server's clock.
+        lives: whether its process lives; None if it is on another host, where only the heartbeat can tell.
+    """
+
+    host: str | None
+    pid: int | None
+    job: str | None
+    heartbeat: float
+    written: float
+    lives: bool | None
+
+
+def look(folder: Path) -> Holder | None:
+    """The holder of a folder's lease; None where there is none. Nothing is locked or written."""
+    path = Path(folder) / RECORD
+    try:
+        record, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    here = record.get("host") == socket.gethostname()
+    lives = _process_start(record.get("pid", -1)) == record.get("started") is not None if here else None
+    known = (record.get(key) for key in ("host", "pid", "job"))
+    return Holder(*known, record.get("heartbeat", written), written, lives)
 
 
 def _process_start(pid: int) -> str | None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
-from cswin.checkpoint import CheckpointRecord, Preprocessing, save_checkpoint
+from cswin.checkpoint import CheckpointRecord, Preprocessing, file_sha256, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
+from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
 from cswin.data.loader import normalisation
 from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
-from cswin.train.attempts import Attempt
+from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
 from cswin.train.handover import prepare_start
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
@@ -72,6 +73,7 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         )
     select_device(runtime.device_target)
     stopping = Stopping(max_runtime)
+    signs = Signs.read(files.folder)
     with Lease(files.folder, runtime.lease_timeout):
         stopping.listen()
         if files.previous is not None:
@@ -80,18 +82,27 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         _retire_foreign_state(files.folder, runtime.keep_states, identity, say)
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
-        attempt = Attempt(
-            files.folder / "attempts.jsonl",
-            {
-                "command": shlex.join(sys.argv),
-                "versions": versions(),
-                "git": git_commit(),
-                "devices": runtime.devices,
-                "identity": identity,
-            },
-        )
-        with attempt:
+        with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity), signs) as attempt:
             return _train(files, config, runtime, dataset, identity, stopping, attempt, progress, say)
+
+
+def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -> dict[str, Any]:
+    """What an attempt is: enough to know, and to repeat, what it did. `identity` holds the resolved configuration."""
+    read = {"config": files.config, "runtime": files.runtime, "dataset": files.dataset}
+    inputs = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in read.items()}
+    if files.previous is not None:
+        inputs["checkpoint"] = {"path": str(files.previous), "sha256": identity["input_checkpoint"]}
+    return {
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "versions": versions(),
+        "git": git_commit(),
+        "device_target": runtime.device_target,
+        "devices": runtime.devices,
+        "inputs": inputs,
+        "runtime": runtime.model_dump(mode="json"),
+        "identity": identity,
+    }
 
 
 def _train(files, config, runtime, dataset, identity, stopping, attempt, progress, say) -> int:
@@ -119,7 +130,7 @@ def _train(files, config, runtime, dataset, identity, stopping, attempt, progres
     with atomic_path(files.folder / RECORD) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     trainer.states.mark_complete(facts)
-    attempt.end("complete", trainer.last_step)
+    attempt.end(COMPLETE, trainer.last_step)
     return 0
 
 

@@ -24,6 +24,7 @@ from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
 from cswin.train.attempts import Attempt
+from cswin.train.events import EventFile
 from cswin.train.handover import Start
 from cswin.train.history import History
 from cswin.train.schedule import learning_rates
@@ -105,7 +106,7 @@ class Trainer:
             UserError: if training cannot go on (the loss is not finite, the disk is full); the last good state is whole.
         """
         step = self._resume_or_begin()
-        attempt.resumed(step, self.first_step)
+        attempt.resumed(step, self.first_step, self.last_step)
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
             for epoch in range(self.epochs_done, self.config.epochs):
@@ -159,7 +160,7 @@ class Trainer:
             figures = dict(zip(TrainStep.OUTPUTS, map(float, values.asnumpy()), strict=True))
             finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
             rows.append({"kind": "step", "step": number, "epoch": epoch, **finite})
-        rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds}
+        rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds, "time": round(time.time(), 3)}
         self.history.append(rows)
         self.display.update(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
         bad = max(row["skipped_in_a_row"] for row in rows)  # also where a good step came before anyone looked
@@ -183,7 +184,16 @@ class Trainer:
             predictions = self.evaluator.run(self._weights(which), batches)
             figures[which] = predictions.figures()
         self.history.append(
-            [{"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on, **figures}]
+            [
+                {
+                    "kind": "epoch",
+                    "epoch": epoch,
+                    "step": (epoch + 1) * self.per_epoch,
+                    "on": settings.select_on,
+                    "time": round(time.time(), 3),
+                    **figures,
+                }
+            ]
         )
         key = settings.select_by
         if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
@@ -221,7 +231,7 @@ class Trainer:
         state = self.states.load()
         if state is None:
             self.start.apply(self.parameters, self.names)
-            self.history = History(self.folder / "history.jsonl")
+            self.history = self._history()
             self.history.append([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **self.start.record}])
             self._save(self.first_step, background=False)
             return self.first_step
@@ -231,9 +241,13 @@ class Trainer:
         if state.meta["best"]:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
             self.best = Best(**state.meta["best"], weights=best)
-        self.history = History(self.folder / "history.jsonl", state.meta["history_bytes"])
+        self.history = self._history(state.meta["history_bytes"])
         self.say(f"going on from step {state.step} of {self.last_step}")
         return state.step
+
+    def _history(self, size: int = 0) -> History:
+        events = EventFile(self.folder, self.first_step, self.say) if self.runtime.tensorboard else None
+        return History(self.folder / "history.jsonl", size, events)
 
     def _save(self, step: int, background: bool = True) -> None:
         arrays = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
