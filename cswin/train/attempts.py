@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -28,16 +29,17 @@ class Attempt:
 
     def __exit__(self, kind, error, trace) -> None:
         if not self.ended:
-            self.end(f"{kind.__name__}: {error}" if kind else "left without an end", None)
+            with contextlib.suppress(OSError):  # a full disk is what ended it, and must be what is reported
+                self.end(f"{kind.__name__}: {error}" if kind else "left without an end", None)
 
     def resumed(self, step: int, first_step: int) -> None:
         """From which step training goes on."""
         self._append({"event": "resume" if step > first_step else "begin", "time": _now(), "step": step})
 
-    def end(self, reason: str, step: int | None) -> None:
+    def end(self, reason: str, step: int | None, **facts) -> None:
         """How and where the attempt ended."""
         self.ended = True
-        self._append({"event": "end", "time": _now(), "reason": reason, "step": step})
+        self._append({"event": "end", "time": _now(), "reason": reason, "step": step, **facts})
 
     def _append(self, row: dict) -> None:
         with self.path.open("a", encoding="utf-8") as file:

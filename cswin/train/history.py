@@ -5,9 +5,10 @@ Lines written after the last saved state are cut off when training goes on from 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cswin.errors import UserError
@@ -19,10 +20,11 @@ class History:
     Args:
         path: the file.
         size: bytes that belong to the state from which training goes on; what follows them is cut off.
+        guard: called before each write; raises if this process may not write any more.
     """
 
-    def __init__(self, path: Path, size: int = 0):
-        path = Path(path)
+    def __init__(self, path: Path, size: int = 0, guard: Callable[[], None] | None = None):
+        path, self.guard = Path(path), guard
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         if path.stat().st_size < size:
@@ -34,9 +36,21 @@ class History:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, rows: Iterable[dict]) -> None:
-        """Write rows and hand them to the operating system."""
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self._file.flush()
+        """Write rows and hand them to the operating system.
+
+        Raises:
+            UserError: if they cannot be written (a full disk).
+        """
+        if self.guard is not None:
+            self.guard()
+        try:
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name}: cannot be written ({error.strerror}); put that right (df -h) and give the same command again: "
+                "it goes on from the last state"
+            ) from error
 
     def size(self) -> int:
         """Bytes so far, all of them on the disk."""
@@ -44,7 +58,8 @@ class History:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # rows that did not get to a full disk; append() has said so
+            self._file.close()
 
 
 def read_history(path: Path) -> list[dict]:
