@@ -211,7 +211,7 @@ def _who(record: dict | None) -> str:
 
 
 def _numbers(folder: Path) -> list[int]:
-    return [int(match[1]) for name in os.listdir(folder) if (match := RECORDS.fullmatch(name))]
+    return [int(match[1]) for path in folder.iterdir() if (match := RECORDS.fullmatch(path.name))]
 
 
 def _newest(folder: Path) -> int:
@@ -246,7 +246,7 @@ def _process_table() -> str | None:
     """Names what process numbers mean here: this boot of this machine, and the container's name space."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None
 
