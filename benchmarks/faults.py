@@ -14,6 +14,7 @@ follow. In the end the checkpoints must be those of the finished run to the bit,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -158,6 +159,14 @@ class Interruptions:
         wanted = before + self.chance.randint(2, 8)
         until = began + self.chance.uniform(0.2, 14.0)
         process = self.snakemake()
+        try:
+            return self._watch(kill, stage, process, before, wanted, until, began)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+    def _watch(self, kill, stage, process, before, wanted, until, began) -> bool:
         while True:
             if process.poll() is not None:
                 if process.returncode:
@@ -169,7 +178,7 @@ class Interruptions:
             if self._is_time(kill.moment, stage, steps >= wanted, now >= until):
                 break
             time.sleep(POLL)
-        self._kill(kill.victim, process)
+        self._kill(kill.victim, process, stage)
         kill.lost, kill.lost_seconds = self._lost(stage)
         return True
 
@@ -186,8 +195,10 @@ class Interruptions:
             return bool(rows) and rows[-1]["kind"] == "step" and rows[-1]["step"] % self._epoch_steps == 0
         return any(folder.glob(".checkpoint.partial*")) or (folder / "checkpoint.safetensors").exists()
 
-    def _kill(self, victim: str, process: subprocess.Popen) -> None:
+    def _kill(self, victim: str, process: subprocess.Popen, stage: str) -> None:
         """Kill, and leave nothing running."""
+        from cswin.train.lease import holder
+
         trainers = self._trainers(process.pid)
         if victim == "trainer" and trainers:
             for pid in trainers:
@@ -198,7 +209,7 @@ class Interruptions:
         if victim == "snakemake":
             process.kill()
             process.wait()
-            if trainers and not self.report.refused:
+            if not self.report.refused and (holder(self.folder / self.run / stage) or {}).get("pid") in trainers:
                 self._try_beside(trainers)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -212,7 +223,12 @@ class Interruptions:
             os.kill(pid, signal.SIGSTOP)
         self._unlock()
         size = (self.folder / "output.txt").stat().st_size
-        failed = self.snakemake().wait(timeout=300)
+        second = self.snakemake()
+        try:
+            failed = second.wait(timeout=600)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(second.pid, signal.SIGKILL)
         if not failed or b"another trainer is at work" not in (self.folder / "output.txt").read_bytes()[size:]:
             self.report.problems.append("a second trainer was not turned away")
         self.report.refused += 1

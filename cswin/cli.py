@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr)
+        print(
+            f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         return 130

@@ -77,7 +77,7 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         if files.previous is not None:
             accept(files.previous.parent / "state")
         identity = fingerprint(config, dataset.manifest_hash, files.previous)
-        _retire_foreign_state(files.folder, runtime.keep_states, identity, say)
+        retire_foreign_state(files.folder, runtime.keep_states, identity, say)
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
         attempt = Attempt(
@@ -146,7 +146,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
     return CheckpointRecord(arch, dataset.class_names, preprocessing, provenance)
 
 
-def _retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:
+def retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:
     """Set a state aside that belongs to another computation, or to one that has ended and been used."""
     states = StateFolder(folder / "state", keep, say)
     if not states.path.exists():

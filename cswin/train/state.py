@@ -152,23 +152,23 @@ class StateFolder:
 
     def _write(self, state: State) -> None:
         began = time.monotonic()
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.glob(PARTIAL):  # of a killed process; there is one writer
-            stale.unlink()
-        needed = sum(a.nbytes for a in state.arrays.values())
-        free = shutil.disk_usage(self.path).free
-        if free < needed * 1.05:
-            raise self._not_written(f"it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
-        meta = {"step": str(state.step), "meta": json.dumps(state.meta), "digest": _digest(state)}
         file = self.path / f"state-{state.step:09d}.safetensors"
+        needed = sum(a.nbytes for a in state.arrays.values())
+        meta = {"step": str(state.step), "meta": json.dumps(state.meta), "digest": _digest(state)}
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.glob(PARTIAL):  # of a killed process; there is one writer
+                stale.unlink()
+            free = shutil.disk_usage(self.path).free
+            if free < needed * 1.05:
+                raise self._not_written(f"it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
             with atomic_path(file, self.guard) as temporary:
                 save_file(state.arrays, temporary, meta)
-        except SafetensorError as error:  # its way to say that the disk is full
+            for old in sorted(self.path.glob(PATTERN))[: -self.keep]:
+                old.unlink()
+            self._count(file.stat().st_size, time.monotonic() - began)
+        except (SafetensorError, OSError) as error:  # SafetensorError: its way to say that the disk is full
             raise self._not_written(error) from error
-        for old in sorted(self.path.glob(PATTERN))[: -self.keep]:
-            old.unlink()
-        self._count(file.stat().st_size, time.monotonic() - began)
 
     def _not_written(self, reason) -> UserError:
         return UserError(
