@@ -1,13 +1,14 @@
-"""Kills the workflow again and again and shows what it cost: kills survived, states damaged and recovered, steps lost, seconds to
-the first resumed step; and what saving a state costs.
+"""Interrupts the workflow again and again and shows what it cost: kills survived, states damaged and recovered, steps lost, seconds
+to the first resumed step.
 
-    python benchmarks/faults.py kills --like FOLDER [--kills 21] [--seed 0]
-    python benchmarks/faults.py saves [cswin_64_24322_small_224_report ...]
+    python benchmarks/faults.py --like FOLDER [--each 8] [--seed 0]
 
-FOLDER holds a finished run of the workflow (`snakemake` in a copy of this project). Its data are copied, its stages are trained again
-in a temporary folder through `snakemake`, and interrupted by SIGKILL: at random times after the command, after random numbers of
-steps, while a state is written, in validation, while the checkpoint is written; the whole process group, the trainer alone or
-snakemake alone. After some kills the newest state is damaged. Each time `snakemake --unlock`, where it is needed, and the same command
+FOLDER holds a finished run of the workflow (`snakemake` in a copy of this project). It is copied, without the later stages' results,
+to a temporary folder. There the first stage is trained again (--forcerun) and then the others, all through `snakemake`, and
+interrupted, `--each` times in each stage: by SIGKILL at random times after the command, after random numbers of steps, while a state is
+written, in validation, while the checkpoint is written, of the whole process group, the trainer alone or snakemake alone; and once in
+each stage by a signal that asks the trainer to stop. After some kills the newest state is damaged, and once the folder moves to another
+place and, as far as the lease can tell, to another machine. Each time `snakemake --unlock`, where it is needed, and the same command
 follow. In the end the checkpoints must be those of the finished run to the bit, and the histories must have each step once.
 """
 
@@ -29,14 +30,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-WORKFLOW = ("Snakefile", "rules", "config", "profiles", "data")
-MOMENTS = ("time", "steps", "saving", "time", "steps", "validation", "checkpoint")  # each stage's kills come in this order
+COPIED = ("Snakefile", "rules", "config", "profiles", "data", ".snakemake/metadata")
+MOMENTS = (  # of each stage, in this order; every third stage begins anew
+    ("steps", "time", "stop", "time", "saving", "time", "validation", "checkpoint"),
+    ("steps", "time", "saving", "time", "stop", "time", "steps", "validation"),
+    ("time", "steps", "time", "stop", "saving", "time", "checkpoint", "time"),
+)
 VICTIMS = ("group", "trainer", "group", "snakemake", "group")
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DAMAGES = ("a changed byte", "cut off", "empty")
-SAVE_MINUTES = 0.01
+LATEST = 10.0  # seconds after the command at which a kill at a random time comes
+SPEED = {"save_minutes": 0.01, "log_every": 1, "lease_timeout": 5.0}  # not a reason to train again
 POLL = 0.01
 
 
@@ -45,14 +51,16 @@ class Kill:
     """One interruption and what came of it.
 
     Attributes:
+        stage: the stage that it was meant for.
         moment: what was waited for.
-        victim: who was killed: group, trainer or snakemake.
+        victim: who was killed: group, trainer or snakemake; or the signal by which the trainer was asked to stop.
         started: seconds from the command to the first step that was done; None if it was killed before.
         lost: steps that were done and are not in the newest state.
         lost_seconds: how long they had taken.
         damaged: how the newest state was damaged afterwards, if it was.
     """
 
+    stage: str
     moment: str
     victim: str
     started: float | None = None
@@ -60,13 +68,18 @@ class Kill:
     lost_seconds: float = 0.0
     damaged: str | None = None
 
+    @property
+    def stop(self) -> bool:
+        return self.moment == "stop"
+
 
 @dataclass
 class Report:
-    """All kills, and what was found in the end; `problems` is empty if the run is as if nothing had happened."""
+    """All interruptions, and what was found in the end; `problems` is empty if the run is as if nothing had happened."""
 
     kills: list[Kill] = field(default_factory=list)
     refused: int = 0
+    moved: int = 0
     recovered: int = 0
     saving: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -74,24 +87,24 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The figures, one a line."""
+        kills, stops = ([kill for kill in self.kills if kill.stop == asked] for asked in (False, True))
+        victims = {name: sum(kill.victim == name for kill in kills) for name in dict.fromkeys(VICTIMS)}
         started = [kill.started for kill in self.kills if kill.started is not None]
-        victims = {name: sum(kill.victim == name for kill in self.kills) for name in dict.fromkeys(VICTIMS)}
-        yield f"kills survived: {len(self.kills)} ({', '.join(f'{name} {count}' for name, count in victims.items())})"
-        yield f"after steps had been done: {len(started)}, before: {len(self.kills) - len(started)}"
-        damaged = [kill.damaged for kill in self.kills if kill.damaged]
+        damaged = [kill.damaged for kill in kills if kill.damaged]
+        yield f"kills survived: {len(kills)} ({', '.join(f'{name} {count}' for name, count in victims.items())})"
+        yield f"  before the first step: {sum(kill.started is None for kill in kills)}"
+        yield f"  steps lost: mean {statistics.mean(kill.lost for kill in kills):.1f}, at most {max(kill.lost for kill in kills)}"
+        yield (
+            f"  seconds of training lost: at most {max(kill.lost_seconds for kill in kills):.1f} with a save every "
+            f"{60 * SPEED['save_minutes']:.1f} s"
+        )
+        yield f"stops on request: {', '.join(kill.victim for kill in stops)}; steps lost: {sum(kill.lost for kill in stops)}"
         yield f"states damaged: {len(damaged)} ({', '.join(damaged)}), recovered from the one before: {self.recovered}"
-        yield f"second trainers turned away: {self.refused}"
+        yield f"second trainers turned away: {self.refused}; moved to another place: {self.moved}"
         if started:
-            yield (
-                f"from the command to the first step, s: median {statistics.median(started):.1f}, "
-                f"{min(started):.1f} to {max(started):.1f}"
-            )
-        lost = [kill.lost for kill in self.kills]
-        worst = max(kill.lost_seconds for kill in self.kills)
-        yield f"steps lost at a kill: mean {statistics.mean(lost):.1f}, at most {max(lost)}; {worst:.1f} s at most"
-        yield f"interval between saves: {60 * SAVE_MINUTES:.1f} s"
-        saves = sum(facts["saves"] for facts in self.saving)
-        if saves:
+            low, middle, high = min(started), statistics.median(started), max(started)
+            yield f"from the command to the first step: median {middle:.1f} s, {low:.1f} to {high:.1f}"
+        if saves := sum(facts["saves"] for facts in self.saving):
             spent, waited = (sum(facts[key] for facts in self.saving) / saves for key in ("seconds", "held_up"))
             size = self.saving[-1]["bytes"] / 1e6
             yield f"a save: {size:.1f} MB, {spent:.3f} s until it is on the disk, training waits {waited:.3f} s for it"
@@ -111,35 +124,42 @@ class Interruptions:
 
     def __init__(self, like: Path, folder: Path, chance: random.Random, say: Callable[[str], None] = print):
         self.like, self.folder, self.chance, self.say = Path(like), Path(folder), chance, say
-        self.folder.mkdir(parents=True)
-        for part in WORKFLOW:
-            source = self.like / part
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, self.folder / part)
+        for part in COPIED:
+            source, target = self.like / part, self.folder / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
         config = self.folder / "config/config.yaml"
         settings = yaml.safe_load(config.read_text())
-        settings["runtime"] |= {"save_minutes": SAVE_MINUTES, "log_every": 1}  # only speed: not a reason to train again
+        settings["runtime"] |= SPEED
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         self.run, self.stages = f"results/{settings['run']}", list(settings["stages"])
-        self.report, self._output = Report(), (self.folder / "output.txt").open("a")
+        for part in ("config", self.stages[0]):
+            shutil.copytree(self.like / self.run / part, self.folder / self.run / part)
+        self.epoch_steps = self._count_epoch_steps()
+        self.report, self._output = Report(), self.folder.with_name(f"{self.folder.name}.txt")
 
-    def train(self, kills: int) -> Report:
-        """Train all stages with so many kills, to the end.
+    def train(self, each: int) -> Report:
+        """Train all stages, each with so many interruptions, to the end.
 
         Raises:
             RuntimeError: if the workflow fails where nobody interrupted it.
         """
         began = time.monotonic()
-        per_stage = -(-kills // len(self.stages))
-        for stage in self.stages:
-            for number in range(min(per_stage, kills - len(self.report.kills))):
-                moment = MOMENTS[number % len(MOMENTS)]
-                kill = Kill(moment, VICTIMS[len(self.report.kills) % len(VICTIMS)])
-                if not self._interrupt(kill, stage):
-                    break  # it went through; the stages that follow take the kills that are left
+        for position, stage in enumerate(self.stages):
+            moments = (MOMENTS[position % len(MOMENTS)] * each)[:each]
+            for number, moment in enumerate(moments):
+                count = len(self.report.kills)
+                kill = Kill(
+                    stage, moment, (STOPS[position % len(STOPS)].name if moment == "stop" else VICTIMS[count % len(VICTIMS)])
+                )
+                if not self._interrupt(kill, () if count else ("--forcerun", f"train_{stage}")):
+                    break  # all stages went through
                 self.report.kills.append(kill)
-                if moment in ("steps", "saving") and number % 3 == 1:
+                if moment == "steps" or (moment, number) == ("saving", 2):
                     kill.damaged = self._damage(stage)
-                self.say(f"{time.monotonic() - began:5.0f} s  {stage} {kill}")
+                elif moment == "saving" and not self.report.moved:
+                    self._move()
+                self.say(f"{time.monotonic() - began:5.0f} s  {kill}")
         self._finish()
         self._compare()
         self.report.seconds = time.monotonic() - began
@@ -148,70 +168,83 @@ class Interruptions:
     def snakemake(self, *arguments: str) -> subprocess.Popen:
         """Start the command in a process group of its own."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *arguments], cwd=self.folder, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, env=os.environ | {"PATH": path, "GLOG_v": "3"},
-        )  # fmt: skip
+        with self._output.open("a") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "snakemake", *arguments], cwd=self.folder, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"PATH": path, "GLOG_v": "3"},
+            )  # fmt: skip
 
-    def _interrupt(self, kill: Kill, stage: str) -> bool:
-        """Give the command, wait for the moment, kill; False if the workflow came to its end before."""
-        before, began = self._steps(stage), time.monotonic()
-        wanted = before + self.chance.randint(2, 8)
-        until = began + self.chance.uniform(0.2, 14.0)
-        process = self.snakemake()
+    def _interrupt(self, kill: Kill, arguments: tuple[str, ...]) -> bool:
+        """Give the command, wait for the moment, interrupt; False if the workflow came to its end before."""
+        process = self.snakemake(*arguments)
         try:
-            return self._watch(kill, stage, process, before, wanted, until, began)
-        except BaseException:
+            if not self._wait_for_moment(kill, process):
+                return False
+            if kill.stop:
+                self._ask_to_stop(kill, process)
+            else:
+                self._kill(kill, process)
+        finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            raise
-
-    def _watch(self, kill, stage, process, before, wanted, until, began) -> bool:
-        while True:
-            if process.poll() is not None:
-                if process.returncode:
-                    raise RuntimeError(f"the workflow failed by itself; see {self.folder / 'output.txt'}")
-                return False
-            now, steps = time.monotonic(), self._steps(stage)
-            if kill.started is None and steps > before:
-                kill.started = now - began
-            if self._is_time(kill.moment, stage, steps >= wanted, now >= until):
-                break
-            time.sleep(POLL)
-        self._kill(kill.victim, process, stage)
-        kill.lost, kill.lost_seconds = self._lost(stage)
+        kill.lost, kill.lost_seconds = self._lost(kill.stage)
         return True
 
-    def _is_time(self, moment: str, stage: str, enough_steps: bool, late_enough: bool) -> bool:
-        folder = self.folder / self.run / stage
-        if moment == "time":
+    def _wait_for_moment(self, kill: Kill, process: subprocess.Popen) -> bool:
+        before, began = None, time.monotonic()
+        enough, latest = self.chance.randint(2, 8), began + self.chance.uniform(0.2, LATEST)
+        while process.poll() is None:
+            now, steps = time.monotonic(), self._steps(kill.stage)
+            if before is None or steps < before:  # cut to the newest state, or begun anew
+                before = steps
+            if kill.started is None and steps > before:
+                kill.started = now - began
+            if self._is_time(kill, steps >= before + enough, now >= latest):
+                return True
+            time.sleep(POLL)
+        if process.returncode:
+            raise RuntimeError(f"the workflow failed by itself; see {self._output}")
+        return False
+
+    def _is_time(self, kill: Kill, enough_steps: bool, late_enough: bool) -> bool:
+        folder = self.folder / self.run / kill.stage
+        if kill.moment == "time":
             return late_enough
-        if moment == "steps":
+        if kill.moment in ("steps", "stop"):
             return enough_steps
-        if moment == "saving":
+        if kill.moment == "saving":
             return enough_steps and any(folder.glob("state/.state-*.partial.safetensors"))
-        if moment == "validation":
-            rows = self._rows(stage)
-            return bool(rows) and rows[-1]["kind"] == "step" and rows[-1]["step"] % self._epoch_steps == 0
+        if kill.moment == "validation":
+            rows = self._rows(kill.stage)
+            return bool(rows) and rows[-1]["kind"] == "step" and rows[-1]["step"] % self.epoch_steps == 0
         return any(folder.glob(".checkpoint.partial*")) or (folder / "checkpoint.safetensors").exists()
 
-    def _kill(self, victim: str, process: subprocess.Popen, stage: str) -> None:
+    def _ask_to_stop(self, kill: Kill, process: subprocess.Popen) -> None:
+        for pid in self._trainers(process.pid):
+            os.kill(pid, signal.Signals[kill.victim])
+        if process.wait(timeout=600) == 0:
+            raise RuntimeError("snakemake took a stopped trainer for a finished one")
+        if "exit code 75" not in self._attempt_output():
+            self.report.problems.append(f"{kill.stage}: a trainer that was asked to stop did not say so")
+
+    def _kill(self, kill: Kill, process: subprocess.Popen) -> None:
         """Kill, and leave nothing running."""
         from cswin.train.lease import holder
 
         trainers = self._trainers(process.pid)
-        if victim == "trainer" and trainers:
+        if kill.victim == "trainer" and trainers:
             for pid in trainers:
                 os.kill(pid, signal.SIGKILL)
-            if process.wait(timeout=120) == 0:
+            if process.wait(timeout=600) == 0:
                 raise RuntimeError("snakemake took a killed trainer for a finished one")
             return
-        if victim == "snakemake":
+        if kill.victim == "snakemake":
             process.kill()
             process.wait()
-            if not self.report.refused and (holder(self.folder / self.run / stage) or {}).get("pid") in trainers:
+            if not self.report.refused and (holder(self.folder / self.run / kill.stage) or {}).get("pid") in trainers:
                 self._try_beside(trainers)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         while self._members(process.pid):
             time.sleep(POLL)
@@ -222,16 +255,30 @@ class Interruptions:
         for pid in trainers:
             os.kill(pid, signal.SIGSTOP)
         self._unlock()
-        size = (self.folder / "output.txt").stat().st_size
         second = self.snakemake()
         try:
             failed = second.wait(timeout=600)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(second.pid, signal.SIGKILL)
-        if not failed or b"another trainer is at work" not in (self.folder / "output.txt").read_bytes()[size:]:
+        if not failed or "another trainer is at work" not in self._attempt_output():
             self.report.problems.append("a second trainer was not turned away")
         self.report.refused += 1
+
+    def _move(self) -> None:
+        """Copy the folder to another place with new dates; the lease's holder is alive elsewhere for all that can be seen there."""
+        moved = self.folder.with_name(f"{self.folder.name}.moved")
+        shutil.copytree(self.folder, moved, copy_function=shutil.copyfile)
+        shutil.rmtree(self.folder)
+        self.folder = moved
+        for record in moved.glob(f"{self.run}/*/lease-*.json"):
+            facts = json.loads(record.read_text())
+            record.write_text(json.dumps(facts | {"processes": "another machine", "host": "another", "heartbeat": time.time()}))
+        self.report.moved += 1
+
+    def _attempt_output(self) -> str:
+        """The end of what the commands said."""
+        return self._output.read_text(errors="replace")[-5000:]
 
     def _unlock(self) -> None:
         locks = self.folder / ".snakemake/locks"
@@ -281,8 +328,7 @@ class Interruptions:
         rows = [row for row in self._rows(stage) if row["kind"] == "step" and row["step"] > saved] if states else []
         return len(rows), sum(row.get("seconds", 0.0) for row in rows)
 
-    @property
-    def _epoch_steps(self) -> int:
+    def _count_epoch_steps(self) -> int:
         from cswin.config.resolve import load_settings
         from cswin.data.dataset import Dataset
 
@@ -292,12 +338,15 @@ class Interruptions:
 
     def _finish(self) -> None:
         if self.snakemake().wait():
-            raise RuntimeError(f"the workflow failed by itself; see {self.folder / 'output.txt'}")
+            raise RuntimeError(f"the workflow failed by itself; see {self._output}")
 
     def _compare(self) -> None:
-        for stage in self.stages:
+        for position, stage in enumerate(self.stages):
             mine, theirs = self.folder / self.run / stage, self.like / self.run / stage
             self.report.problems += [f"{stage}: {text}" for text in compare(mine, theirs)]
+            aside = len(list(mine.glob("state.*")))
+            if aside != (position == 0):  # the forced one began anew, once; no other state was ever given up
+                self.report.problems.append(f"{stage}: {aside} states set aside")
             self.report.recovered += len(list(mine.glob("state*/*.damaged")))
             attempts = map(json.loads, (mine / "attempts.jsonl").read_text().splitlines())
             self.report.saving += [row["saving"] for row in attempts if "saving" in row]
@@ -328,50 +377,14 @@ def _lasting(row: dict) -> dict:
     return {key: value for key, value in row.items() if key not in ("images_per_s", "wait", "seconds")}
 
 
-def saves(architecture: str, folder: Path, repeat: int) -> Iterator[str]:
-    """What saving a state of an architecture costs: weights, two moments and EMA, and the best weights and EMA."""
-    from cswin.model.variants import variant
-    from cswin.profile import profile
-    from cswin.train.state import State, StateFolder
-
-    numbers = profile(variant(architecture)).parameters
-    arrays = {f"part{i}": np.random.default_rng(i).standard_normal(numbers // 8, dtype=np.float32) for i in range(8 * 4)}
-    best = {f"best.{name}": array for name, array in list(arrays.items())[:16]}
-    copies, waits, states = [], [], StateFolder(folder / architecture, keep=2, say=print)
-    for step in range(repeat):
-        began = time.monotonic()
-        copy = {name: array.copy() for name, array in arrays.items()} | best
-        copies.append(time.monotonic() - began)
-        states.save(State(step, copy, {}))
-        waits.append(time.monotonic() - began - copies[-1])
-        states.wait()
-    began = time.monotonic()
-    states.load()
-    figures = states.figures
-    yield (
-        f"{architecture}: {figures.bytes / 1e6:.0f} MB; copy {1000 * statistics.median(copies):.0f} ms and start "
-        f"{1000 * statistics.median(waits):.1f} ms in training's way; on the disk after {figures.seconds / figures.saves:.2f} s in "
-        f"the background (slowest {figures.slowest:.2f} s); read and checked in {time.monotonic() - began:.2f} s"
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    kills = commands.add_parser("kills", help="interrupt a run again and again")
-    kills.add_argument("--like", type=Path, required=True, metavar="FOLDER", help="a finished run of the workflow")
-    kills.add_argument("--kills", type=int, default=21)
-    kills.add_argument("--seed", type=int, default=0)
-    cost = commands.add_parser("saves", help="time saving a state")
-    cost.add_argument("architecture", nargs="*", default=["cswin_64_24322_small_224_report"])
-    cost.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--like", type=Path, required=True, metavar="FOLDER", help="a finished run of the workflow")
+    parser.add_argument("--each", type=int, default=8, metavar="N", help="interruptions in each stage (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        if args.what == "saves":
-            for architecture in args.architecture:
-                print(*saves(architecture, Path(folder), args.repeat), sep="\n")
-            return 0
-        report = Interruptions(args.like, Path(folder, "run"), random.Random(args.seed)).train(args.kills)
+        report = Interruptions(args.like, Path(folder, "run"), random.Random(args.seed)).train(args.each)
         print(*report.lines(), sep="\n")
         return bool(report.problems)
 
