@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done; 2: something that the user can put right, named on stderr; other codes are the command's own.
+        0: done; 2: something that the user can put right, named on stderr; 130: ended by Ctrl-C; other codes are the command's
+        own.
     """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
     args = build_parser().parse_args(argv)
@@ -56,3 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `cswin … | head` is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -190,8 +190,8 @@ class Invented:
     def lease(self, heartbeat: float, written: float) -> None:
         """Heartbeat by the trainer's clock and date of the file by the file system's, seconds from now."""
         holder = {"host": "node7", "pid": 5, "started": "1", "job": "4711", "heartbeat": self.now + heartbeat}
-        (self.stage / "lease.json").write_text(json.dumps(holder))
-        os.utime(self.stage / "lease.json", (self.now + written, self.now + written))
+        (self.stage / "lease-000001.json").write_text(json.dumps(holder))
+        os.utime(self.stage / "lease-000001.json", (self.now + written, self.now + written))
 
     def status(self):
         return run_status(self.run, self.now)
@@ -294,7 +294,7 @@ def test_text_fits_80_columns(tmp_path, capsys):
         if change == "running":
             run.lease(-5, -5)
         elif change == "interrupted":
-            (run.stage / "lease.json").unlink()
+            (run.stage / "lease-000001.json").unlink()
         elif change == "failed":
             reason = "UserError: " + "the loss or its gradient was not finite for 20 steps in a row " * 4
             run.write(
@@ -354,7 +354,7 @@ def test_lost_attempts_get_the_end_that_the_signs_give(tmp_path):
     os.utime(run.stage / "history.jsonl", (run.now - 400, run.now - 400))
     row = lost(Signs.read(run.stage))
     assert (row["attempt"], row["sign"]) == ("a", "heartbeat") and seconds(row) == pytest.approx(-300, abs=1.1)
-    (run.stage / "lease.json").write_text(json.dumps({"host": "other", "pid": 5, "heartbeat": run.now}))
+    (run.stage / "lease-000001.json").write_text(json.dumps({"host": "other", "pid": 5, "heartbeat": run.now}))
     row = lost(Signs.read(run.stage))  # somebody else's lease says nothing of this attempt
     assert row["sign"] == "history" and seconds(row) == pytest.approx(-400, abs=1.1)
     row = lost(Signs(None, None))

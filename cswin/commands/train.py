@@ -1,7 +1,8 @@
 """Train one stage, or go on where it was interrupted.
 
 Exit codes: 0 the stage is complete; 75 it was asked to stop (SIGTERM, SIGINT, SIGUSR1, --max-runtime) and has saved its state,
-the same command goes on from there; 2 something that the user can put right; 1 a defect.
+the same command goes on from there; 2 something that the user can put right; 130 Ctrl-C a second time, which does not wait for the
+step to end; 1 a defect.
 """
 
 from __future__ import annotations
@@ -28,5 +29,5 @@ def run(args):
 
     limit = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
-    with Console(args.log) as console:
+    with Console(args.log, append=True) as console:  # it may be the log of a trainer at work, which then turns this one away
         return run_stage(files, limit, lambda total, done: TrainProgress(console, total, done), console.say)

@@ -183,7 +183,10 @@ class EvalTask:
             raise BadImage(f"validation image {position}: {error}; {_REMEDY}") from error
 
 
-_REMEDY = "make the dataset again with data.on_bad_image: skip, which leaves such files out"
+_REMEDY = (
+    "`cswin data verify` says whether its shard is damaged and how to convert that one again; if none is, make the dataset again "
+    "with data.on_bad_image: skip, which leaves such files out"
+)
 
 
 def eval_batches(

@@ -27,6 +27,11 @@ class Stopping:
         self.reserve = min(5.0, 0.05 * max_runtime) if max_runtime else 0.0
         self._last_asked = self.started
 
+    @property
+    def asked(self) -> str | None:
+        """The signal by which somebody asked to stop, as a reason; None if nobody did."""
+        return f"asked to stop by {self.signal_name}" if self.signal_name else None
+
     def listen(self) -> None:
         """Take the signals over; a second SIGINT ends the process at once."""
         for number in SIGNALS:
@@ -40,8 +45,8 @@ class Stopping:
         """The reason to stop, or None."""
         now = time.monotonic()
         since_last, self._last_asked = now - self._last_asked, now
-        if self.signal_name:
-            return f"asked to stop by {self.signal_name}"
+        if self.asked:
+            return self.asked
         if self.max_runtime and now + since_last + self.reserve > self.started + self.max_runtime:
             return f"the time limit of {self.max_runtime:.0f} s is near"
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +30,7 @@ from cswin.train.history import History
 from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
+from cswin.train.stopping import Stopping
 
 WEIGHT_SETS = ("raw", "ema")
 
@@ -57,9 +58,10 @@ class Trainer:
         start: what the stage begins with, see `handover`.
         folder: the stage's folder: state/ and history.jsonl are made here.
         fingerprint: identity of the stage, see `identity`; a state of another identity is set aside.
-        stop: asked after each step; a reason to stop, or None.
+        stop: asked after each step; a reason to stop, or None. Told how long saving takes.
         progress: makes a progress display for (steps of the stage, steps done); see `cswin.progress`.
         say: receives lines for the log.
+        guard: called before each write to `folder`; raises if this process may not write any more.
     """
 
     def __init__(
@@ -70,12 +72,13 @@ class Trainer:
         start: Start,
         folder: Path,
         fingerprint: dict,
-        stop: Callable[[], str | None],
+        stop: Stopping,
         progress,
         say: Callable[[str], None],
+        guard: Callable[[], None] | None = None,
     ):
         self.config, self.runtime, self.dataset, self.folder = config, runtime, dataset, Path(folder)
-        self.fingerprint, self.stop, self.progress, self.say = fingerprint, stop, progress, say
+        self.fingerprint, self.stop, self.progress, self.say, self.guard = fingerprint, stop, progress, say, guard
         self.loader = TrainLoader(dataset, config, runtime)
         self.per_epoch = self.loader.steps_per_epoch
         if self.per_epoch == 0:
@@ -95,7 +98,7 @@ class Trainer:
         self.names = [p.name for p in network.get_parameters()]
         self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
-        self.states = StateFolder(self.folder / "state", runtime.keep_states, say)
+        self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
         self.start, self.best, self.epochs_done = start, None, config.start_epoch
 
     def run(self, attempt: Attempt) -> Best:
@@ -109,6 +112,8 @@ class Trainer:
         attempt.resumed(step, self.first_step, self.last_step)
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
+            if self.stop.asked:
+                self._interrupt(self.stop.asked, step)
             for epoch in range(self.epochs_done, self.config.epochs):
                 self._train_epoch(epoch, step)
                 step = (epoch + 1) * self.per_epoch
@@ -138,9 +143,10 @@ class Trainer:
             if len(pending) == self.runtime.log_every or step % self.per_epoch == 0 or due or reason:
                 self._log(pending, epoch, step, time.monotonic() - started, waited)
                 pending, waited, started = [], 0.0, time.monotonic()
+                self.states.check()
             if reason:
                 self._interrupt(reason, step)
-            if due and step % self.per_epoch:
+            if due:  # at the end of an epoch too: validation may take long
                 self._save(step)
 
     def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
@@ -213,7 +219,9 @@ class Trainer:
             yield batch
 
     def _interrupt(self, reason: str, step: int) -> NoReturn:
-        self._save(step, background=False)
+        if step != self.step:
+            self._save(step, background=False)
+        self.states.wait()
         raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
 
     def _validation_rows(self) -> tuple[str, np.ndarray]:
@@ -242,14 +250,17 @@ class Trainer:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
             self.best = Best(**state.meta["best"], weights=best)
         self.history = self._history(state.meta["history_bytes"])
+        self.step = state.step
+        self.stop.took(state.meta["save_seconds"])
         self.say(f"going on from step {state.step} of {self.last_step}")
         return state.step
 
     def _history(self, size: int = 0) -> History:
         events = EventFile(self.folder, self.first_step, self.say) if self.runtime.tensorboard else None
-        return History(self.folder / "history.jsonl", size, events)
+        return History(self.folder / "history.jsonl", size, events, self.guard)
 
     def _save(self, step: int, background: bool = True) -> None:
+        began, figures = time.monotonic(), self.states.figures
         arrays = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
         best = None
         if self.best is not None:
@@ -260,9 +271,17 @@ class Trainer:
             "history_bytes": self.history.size(),
             "epochs_done": self.epochs_done,
             "best": best,
+            "save_seconds": figures.slowest,
         }
+        copied = time.monotonic() - began
         self.states.save(State(step, arrays, meta), background)
         self.saved, self.step = time.monotonic(), step
+        figures.held_up += self.saved - began
+        self.stop.took(copied + figures.slowest)
+
+    def save_figures(self) -> dict[str, float]:
+        """What saving cost in this attempt, see `SaveFigures`."""
+        return asdict(self.states.figures)
 
 
 def checkpoint_of(best: Best, record) -> Checkpoint:
