@@ -75,7 +75,7 @@ def save_predictions(path: Path, results: Mapping[str, Predictions], class_names
         class_names: in the order of the labels.
     """
     any_set = next(iter(results.values()))
-    small = np.uint16 if len(class_names) <= 1 << 16 else np.int32  # 1.6 MB for ImageNet, most of it losses
+    small = np.uint16 if len(class_names) <= 1 << 16 else np.int32  # 1.7 MB for ImageNet, most of it losses
     arrays = {
         "positions": any_set.positions,
         "labels": any_set.labels.astype(small),
