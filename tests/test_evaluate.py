@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cswin.checkpoint import load_checkpoint
@@ -9,6 +10,7 @@ from cswin.config.settings import Runtime
 from cswin.data.sources import open_source
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
+from cswin.predictions import Predictions
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +30,15 @@ def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     for key in ("n", "right1", "right5"):
         assert figures[key] == wanted[key]
     assert figures["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+
+
+def test_an_image_that_was_not_judged_is_noticed(finished_run, stage, monkeypatch):
+    checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
+    source = open_source(finished_run.path / "data/digits/dataset.json", "val", checkpoint.record.class_names)
+    three = Predictions(np.zeros(3, np.int32), np.zeros((3, 5), np.int32), np.zeros(3), np.arange(3))
+    monkeypatch.setattr("cswin.evaluate.Evaluator.run", lambda *_: three)  # as if a device had lost its share
+    with pytest.raises(RuntimeError, match="3 of 360 images were judged"):
+        evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, Runtime(workers=1, worker_kind="thread"))
 
 
 def test_strange_classes_are_named(tmp_path):
