@@ -7,6 +7,8 @@ rule evaluate:
     output:
         figures=f"{RUN}/{{stage}}/evaluation.json",
         predictions=f"{RUN}/{{stage}}/predictions.npz",
+        per_class=f"{RUN}/{{stage}}/per_class.csv",
+        confusions=f"{RUN}/{{stage}}/confusions.csv",
     log:
         f"{RUN}/logs/evaluate_{{stage}}.log",
     wildcard_constraints:
@@ -14,21 +16,25 @@ rule evaluate:
     threads: SETTINGS.runtime.workers
     shell:
         "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
-        "--output {output.figures} --predictions {output.predictions} > {log} 2>&1"
+        "--output {output.figures} --predictions {output.predictions} "
+        "--per-class {output.per_class} --confusions {output.confusions} > {log} 2>&1"
 
 
 rule table:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
+        predictions=expand(f"{RUN}/{{stage}}/predictions.npz", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
     output:
         csv=f"{RUN}/final_acc.csv",
+        markdown=f"{RUN}/final_acc.md",
+        json=f"{RUN}/final_acc.json",
     log:
         f"{RUN}/logs/table.log",
     params:
         run=subpath(output.csv, parent=True),
     shell:
-        "cswin table {params.run} --settings {input.settings} --output {output.csv} > {log} 2>&1"
+        "cswin table {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
 
 
 rule curves:
@@ -65,11 +71,11 @@ rule card:
 rule final_acc:
     input:
         card=f"{RUN}/README.md",
-        table=f"{RUN}/final_acc.csv",
+        tables=multiext(f"{RUN}/final_acc", ".csv", ".md", ".json"),
         curves=f"{RUN}/curves.png",
     output:
-        "results/final_acc.csv",
+        multiext("results/final_acc", ".csv", ".md", ".json"),
     log:
         f"{RUN}/logs/final_acc.log",
     shell:
-        "cp {input.table} {output} 2> {log}"
+        "cp {input.tables} results/ 2> {log}"

@@ -22,19 +22,21 @@ def configure(parser):
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write what was predicted for each image, as NPZ")
+    parser.add_argument("--per-class", type=Path, metavar="FILE", help="write the accuracy of each class, as CSV")
+    parser.add_argument("--confusions", type=Path, metavar="FILE", help="write what the worst classes are taken for, as CSV")
 
 
 def run(args):
     import dataclasses
     import json
 
-    import numpy as np
-
     from cswin.atomic import atomic_path
     from cswin.checkpoint import file_sha256, load_checkpoint
     from cswin.data.sources import open_source
     from cswin.device import select_device
     from cswin.evaluate import evaluate_checkpoint
+    from cswin.predictions import save_predictions
+    from cswin.report.classes import confusions, per_class
     from cswin.train.state import accept
 
     runtime = _runtime(args)
@@ -46,12 +48,13 @@ def run(args):
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     select_device(runtime.device_target, args.device_id)
     results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime)
+    class_names = checkpoint.record.class_names
     if args.predictions:
-        arrays = {"labels": results["raw"].labels}
-        for which, predictions in results.items():
-            arrays |= {f"{which}_top5": predictions.top5, f"{which}_losses": predictions.losses}
-        with atomic_path(args.predictions) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        save_predictions(args.predictions, results, class_names)
+    for path, make in ((args.per_class, per_class), (args.confusions, confusions)):
+        if path:
+            with atomic_path(path) as temporary:
+                make(results, class_names).to_csv(temporary, index=False)
     figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
     figures |= {"crop_ratio": preprocessing.crop_ratio}
     figures |= {which: predictions.figures() for which, predictions in results.items()}

@@ -23,6 +23,7 @@ from cswin.evaluate import Evaluator
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
+from cswin.predictions import WEIGHT_SETS
 from cswin.train.attempts import Attempt
 from cswin.train.events import EventFile
 from cswin.train.handover import Start
@@ -31,8 +32,6 @@ from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
 from cswin.train.stopping import Stopping
-
-WEIGHT_SETS = ("raw", "ema")
 
 
 class Interrupted(Exception):
