@@ -83,6 +83,24 @@ def shard_receipts(wildcards):
     ]
 
 
+def run_pictures():
+    """All pictures of the run."""
+    by_stage = [
+        f"{RUN}/{stage}/{name}.png"
+        for stage in STAGES
+        for name in ("classes", "predictions", "samples")
+    ]
+    return [f"{RUN}/curves.png", f"{RUN}/throughput.png", *by_stage]
+
+
+def run_pages():
+    """All pages of the run."""
+    return [
+        f"{RUN}/{name}.html"
+        for name in ("table", "configuration", "data", "provenance")
+    ]
+
+
 def guide():
     """What a person sees first."""
     return (
@@ -93,7 +111,8 @@ def guide():
 
 def accept_stages():
     """The workflow has succeeded: repeating one of its stages from now on means from nothing. A stage that it did not look at
-    (another target was asked for) may have been killed at its last moment and goes on from its state."""
+    (another target was asked for) may have been killed at its last moment and goes on from its state.
+    """
     from cswin.train.state import accept
 
     looked_at = {job.rule.name for job in workflow.dag.jobs}

@@ -26,7 +26,12 @@ rule table:
         predictions=expand(f"{RUN}/{{stage}}/predictions.npz", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
     output:
-        csv=f"{RUN}/final_acc.csv",
+        csv=report(
+            f"{RUN}/final_acc.csv",
+            caption="report/table.rst",
+            category="1. Results",
+            labels={"result": "Table, as CSV"},
+        ),
         markdown=f"{RUN}/final_acc.md",
         json=f"{RUN}/final_acc.json",
     log:
@@ -35,20 +40,6 @@ rule table:
         run=subpath(output.csv, parent=True),
     shell:
         "cswin table {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
-
-
-rule curves:
-    input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=f"{RUN}/config/expectations.yaml",
-    output:
-        f"{RUN}/curves.png",
-    log:
-        f"{RUN}/logs/curves.log",
-    params:
-        run=subpath(output[0], parent=True),
-    shell:
-        "cswin curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
 
 
 rule card:
