@@ -55,8 +55,8 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
             raise UserError(f"data_url: {', '.join(missing)} is missing beside {', '.join(i.name for i in official.values())}")
         return {"source": "ilsvrc2012", **{key: _bring(item, work, say) for key, item in official.items()}}
     archives = [item for item in items if item.name.endswith(ARCHIVES)]
-    folders = [Item(storage_for(url), url, name) for url, name in places if SPLITS <= set(storage_for(url).names(url))]
-    folders += [item for item in items if item.storage.is_folder(item.url) and SPLITS <= set(item.storage.names(item.url))]
+    folders = [Item(storage_for(url), url, name) for url, name in places if set(storage_for(url).names(url)) >= SPLITS]
+    folders += [item for item in items if item.storage.is_folder(item.url) and set(item.storage.names(item.url)) >= SPLITS]
     if len(archives) == 1:
         return {"source": "archive", "archive": _bring(archives[0], work, say)}
     if not archives and len(folders) == 1:

@@ -179,9 +179,12 @@ class BringOut:
         staging = self.parameters.work / ".openi-staging"
         try:
             selected = self._gather(staging)
-            snapshot = self.snapshots.commit(selected, self.work_id)
-            for item in selected:
-                self._publish(item)
+            try:
+                self.selection.check(selected)
+                snapshot = self.snapshots.commit(selected, self.work_id)
+            finally:
+                for item in selected:
+                    self._publish(item)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         say(f"snapshot {snapshot.number} is at train_url: {len(snapshot.entries)} files, {size_text(snapshot.bytes)}")

@@ -6,6 +6,7 @@ alive if the record changes. A job that finds its own record replaced has lost t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -47,8 +48,9 @@ class Ownership:
     def __exit__(self, *exception) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost():
-            self.storage.remove(self.path)
+        with contextlib.suppress(UserError):  # what is left behind costs the next job a short wait
+            if not self.lost():
+                self.storage.remove(self.path)
 
     def lost(self) -> bool:
         """Whether another job has taken the place."""

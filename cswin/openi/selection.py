@@ -73,9 +73,17 @@ class Selection:
         selected += [self._take(record, staging, link=False) for path, record in records.items() if path in taken]
         if (states, outside, records) != (self._newest_states(), self._unfinished(), dict(self._records())):
             raise Changing("the workflow was just writing")
-        for path in states:
-            self._check_state(staging, path)
         return selected
+
+    def check(self, selected: list[Selected]) -> None:
+        """Look whether every state is whole and its history reaches as far as it says.
+
+        Raises:
+            UserError: if one is not; going on from it would begin the stage anew, so it must not replace an older one.
+        """
+        for item in selected:
+            if item.file.match(PATTERN):
+                self._check_state(item)
 
     def _newest_states(self) -> list[str]:
         """The newest state of each state folder, those set aside among them."""
@@ -115,19 +123,17 @@ class Selection:
             raise Changing(f"{path} was just removed") from error
         return Selected(path, target, modified)
 
-    def _check_state(self, staging: Path, path: str) -> None:
-        """A state is brought out only if it is whole and its history reaches as far as it says."""
-        file = staging / path
-        status = file.stat()
+    def _check_state(self, item: Selected) -> None:
+        folder, status = item.file.parent, item.file.stat()
         key = (status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._whole:
-            state = StateFolder(file.parent, 2, self.say).load()
+            state = StateFolder(folder, 2, self.say).load()
             if state is None:
-                raise UserError(f"{path}: the newest training state is damaged and is not brought out")
+                raise UserError(f"{item.path}: the newest training state is damaged and is not brought out")
             self._whole[key] = state.meta["history_bytes"]
-        history = (file.parent if file.parent.name != "state" else file.parent.parent) / HISTORY
+        history = (folder.parent if folder.name == "state" else folder) / HISTORY  # set aside, both are in one folder
         if not history.is_file() or history.stat().st_size < self._whole[key]:
-            raise UserError(f"{path}: its history is shorter than the state says and is not brought out")
+            raise UserError(f"{item.path}: its history is shorter than the state says; it is not brought out")
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.work).as_posix()

@@ -168,16 +168,18 @@ class Moxing:
 
     def _try(self, call: Callable, path: str, *arguments, **options):
         """A call that is repeated where it fails: the module's errors are of many kinds, and most pass."""
-        for pause in (*self.pauses, None):
+        for pause in self.pauses:
             try:
                 return call(path, *arguments, **options)
-            except Exception as error:
-                if pause is None:
-                    raise UserError(
-                        f"{path}: the object storage refused mox.file.{getattr(call, '__name__', call)} {len(self.pauses) + 1} "
-                        f"times ({type(error).__name__}: {error}); check the path and the job's access rights"
-                    ) from error
+            except Exception:
                 time.sleep(pause)
+        try:
+            return call(path, *arguments, **options)
+        except Exception as error:
+            raise UserError(
+                f"{path}: the object storage refused it {len(self.pauses) + 1} times ({type(error).__name__}: {error}); check the "
+                "path and the job's access rights"
+            ) from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -87,15 +87,24 @@ class Workflow:
 
     def _wait_for_group(self) -> None:
         """Until the last process has ended: a trainer that was asked to stop is still saving when Snakemake has gone."""
-        while True:
-            try:
-                os.killpg(self._group, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(POLL_SECONDS / 5)
+        while _alive(self._group):
+            time.sleep(POLL_SECONDS)
 
     def _command(self) -> list[str]:
         return [
             sys.executable, "-m", "snakemake", "--snakefile", str(self.root / "Snakefile"), "--directory", str(self.work),
             "--workflow-profile", str(self.root / "profiles" / "default"), "--configfile", str(self.config), "--cores", "all",
         ]  # fmt: skip
+
+
+def _alive(group: int) -> bool:
+    """Whether a process group has a process that runs; what ended and was not fetched by its parent (a container's first
+    process may never do so) does not count."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of_group = file.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # ended just now
+            continue
+        if int(of_group) == group and state not in "ZX":
+            return True
+    return False
