@@ -22,7 +22,6 @@ OFFICIAL = {
     "ILSVRC2012_img_val.tar": "val_archive",
     "ILSVRC2012_devkit_t12.tar.gz": "devkit",
 }
-SOURCE_KEYS = ("archive", "train_archive", "val_archive", "devkit", "folder")
 SPLITS = {"train", "val"}
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import yaml
 
+from cswin.config.inputs import SOURCE_KEYS
 from cswin.errors import UserError
-from cswin.openi.inputs import SOURCE_KEYS, bring_checkpoint, bring_data
+from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
 from cswin.openi.parameters import ROOT, Parameters, check, parse_parameters
 from cswin.openi.selection import RECORDS, RESULTS, Changing, Selected, Selection
