@@ -294,13 +294,19 @@ class TestOwnership:
 
     def test_dead_job_is_replaced_and_notices_it_if_it_was_only_slow(self, place):
         storage, url = place
-        slow = Ownership(storage, url, 1000, said)
-        with slow:
-            slow_beat, fast = storage.read(join(url, "owner.json")), Ownership(storage, url, 0.05, said)
-            with fast:
+        path = join(url, "owner.json")
+        with Ownership(storage, url, 1000, said) as slow:
+            record = json.loads(storage.read(path))
+            storage.write(path, json.dumps(record | {"every_s": 0.05}))  # it promised more than it keeps
+            with Ownership(storage, url, 0.05, said) as fast:
                 assert not fast.lost() and slow.lost()
-                assert storage.read(join(url, "owner.json")) != slow_beat
+                assert json.loads(storage.read(path))["nonce"] != record["nonce"]
         assert storage.names(url) == []
+
+    def test_a_slower_heartbeat_than_ones_own_is_waited_for(self, place):
+        storage, url = place
+        with Ownership(storage, url, 0.3, said), pytest.raises(UserError, match="at work"), Ownership(storage, url, 0.01, said):
+            pass
 
 
 def work_folder(path: Path) -> Path:

@@ -1,6 +1,8 @@
 """A job on the platform for real: killed, stopped, continued on empty machines with the same train_url; nothing is lost."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,16 +56,20 @@ class Platform:
         """A file that people find at train_url."""
         return self.buckets / "bucket" / "out" / "results" / "digits" / name
 
-    def wait_for_steps(self, job: subprocess.Popen, stage: str, steps: int) -> None:
-        """Until so many steps of a stage are at train_url."""
-        until = time.monotonic() + 400
-        while sum(row["kind"] == "step" for row in self._history(stage)) < steps:
+    def wait_for_state(self, job: subprocess.Popen, stage: str, beyond: int) -> None:
+        """Until train_url holds a state of a stage that has gone beyond a step."""
+        until = time.monotonic() + 600
+        while not any(step > beyond for step in self._states(stage)):
             assert job.poll() is None and time.monotonic() < until, self.log.read_text()[-6000:]
-            time.sleep(0.2)
+            time.sleep(0.05)
 
-    def _history(self, stage: str) -> list[dict]:
-        file = self.published(f"{stage}/history.jsonl")
-        return read_history(file) if file.exists() else []
+    def _states(self, stage: str) -> list[int]:
+        """Steps of the states of a stage in the newest snapshot."""
+        names = sorted((self.buckets / "bucket" / "out" / "resume").glob("index-*.json"))
+        if not names:
+            return []
+        paths = [entry["path"] for entry in json.loads(json.loads(names[-1].read_text())["snapshot"])["entries"]]
+        return [int(re.search(r"state-(\d+)", path)[1]) for path in paths if f"{stage}/state/state-" in path]
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +96,17 @@ def kill_machine(work: Path) -> None:
 def ended(platform):
     """Killed in stage 2, stopped in stage 3, continued to the end: three machines."""
     job = platform.start()
-    platform.wait_for_steps(job, "stage2", 8)
+    platform.wait_for_state(job, "stage2", 2 * 44)
     kill_machine(platform.work)
     assert job.wait(30) == -signal.SIGKILL
 
     job = platform.start()
-    platform.wait_for_steps(job, "stage3", 5)
+    platform.wait_for_state(job, "stage3", 3 * 44)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(120) == EXIT_INTERRUPTED, platform.log.read_text()[-6000:]
+    assert job.wait(400) == EXIT_INTERRUPTED, platform.log.read_text()[-6000:]
 
     job = platform.start()
-    assert job.wait(500) == 0, platform.log.read_text()[-6000:]
+    assert job.wait(900) == 0, platform.log.read_text()[-6000:]
     return platform
 
 
@@ -143,6 +149,6 @@ def test_another_job_with_all_done_trains_nothing(ended):
     """Through a plain folder this time: the same bucket, mounted."""
     bucket = ended.buckets / "bucket"
     before = ended.published("stage3/attempts.jsonl").read_bytes()
-    assert ended.start(data=str(bucket / "data"), train=str(bucket / "out")).wait(300) == 0, ended.log.read_text()[-6000:]
+    assert ended.start(data=str(bucket / "data"), train=str(bucket / "out")).wait(900) == 0, ended.log.read_text()[-6000:]
     assert "rule train_" not in ended.log.read_text()
     assert ended.published("stage3/attempts.jsonl").read_bytes() == before

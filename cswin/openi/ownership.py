@@ -26,7 +26,7 @@ class Ownership:
 
     Args:
         storage, url: the place.
-        beat: seconds between heartbeats; jobs at the same place must agree in it.
+        beat: seconds between heartbeats.
         say: receives messages.
 
     Raises (on entering):
@@ -62,11 +62,12 @@ class Ownership:
         holder = self._read()
         if holder is None:
             return
-        seconds = SILENT_BEATS * self.beat
+        beat = max(self.beat, holder.get("every_s", 0.0))
+        seconds = SILENT_BEATS * beat
         self.say(f"{self.path}: {_name(holder)} was at work here; waiting {seconds:.0f} s for a sign of life")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            time.sleep(self.beat / 2)
+            time.sleep(beat / 2)
             now = self._read()
             if now is None:
                 return
