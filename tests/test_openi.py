@@ -391,6 +391,11 @@ class TestSnapshots:
         needed = {entry.sha256 for snapshot in snapshots.all() for entry in snapshot.entries}
         assert set(storage.names(join(url, "resume", "objects"))) == needed
 
+    def test_unchanged_is_no_new_one(self, place, tmp_path):
+        work = work_folder(tmp_path)
+        self.bring_out(place, work)
+        assert [s.number for s in self.bring_out(place, work).all()] == [1]
+
     def test_killed_at_any_moment_the_last_whole_one_is_found(self, place, tmp_path, monkeypatch):
         """Each write to the storage in turn is the last one before the machine fails."""
         storage, url = place

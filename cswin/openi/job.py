@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from cswin.atomic import atomic_path
 from cswin.config.inputs import SOURCE_KEYS
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
@@ -114,7 +115,8 @@ def _continue(out: BringOut, workflow: Workflow, dataset: str) -> int:
     snapshots = out.snapshots.all()
     if marker.is_file():
         found = json.loads(marker.read_text(encoding="utf-8"))
-        if found["train_url"] != out.parameters.train_url or (snapshots and snapshots[0].work_id != found["work_id"]):
+        mine = not snapshots or snapshots[0].work_id == found["work_id"] or snapshots[0].number == found["began_with"]
+        if found["train_url"] != out.parameters.train_url or not mine:
             raise UserError(
                 f"{workflow.work}: holds the work of another job ({found['train_url']}), or one that was continued elsewhere; "
                 "remove the folder, or give another --work_dir"
@@ -123,13 +125,16 @@ def _continue(out: BringOut, workflow: Workflow, dataset: str) -> int:
         return 0
     if (workflow.work / RESULTS).exists():
         raise UserError(f"{workflow.work / RESULTS}: holds results that no job has made; move them, or give another --work_dir")
+    began_with = 0
     if snapshots:
         say(f"train_url holds a state to continue ({size_text(snapshots[0].bytes)}); making the dataset first")
         if code := workflow.run(dataset, lambda: None):
             return code
-        restored = out.snapshots.restore(snapshots, workflow.work)
-        say(f"continuing from snapshot {restored.number}")
-    marker.write_text(json.dumps({"train_url": out.parameters.train_url, "work_id": out.work_id}), encoding="utf-8")
+        began_with = out.snapshots.restore(snapshots, workflow.work).number
+        say(f"continuing from snapshot {began_with}")
+    facts = {"train_url": out.parameters.train_url, "work_id": out.work_id, "began_with": began_with}
+    with atomic_path(marker) as temporary:
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
     return 0
 
 
@@ -149,6 +154,7 @@ class BringOut:
         self.work_id = os.urandom(8).hex()
         self._due = time.monotonic() + 60 * parameters.copy_minutes
         self._copied: dict[str, tuple[int, int]] = {}
+        self._newest = 0
 
     def at_interval(self) -> None:
         """Copy if it is time; what goes wrong is said and tried again the next time, training goes on."""
@@ -188,7 +194,9 @@ class BringOut:
                     self._publish(item)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        say(f"snapshot {snapshot.number} is at train_url: {len(snapshot.entries)} files, {size_text(snapshot.bytes)}")
+        if snapshot.number != self._newest:
+            say(f"snapshot {snapshot.number} is at train_url: {len(snapshot.entries)} files, {size_text(snapshot.bytes)}")
+        self._newest = snapshot.number
 
     def _gather(self, staging: Path) -> list[Selected]:
         for attempt in range(TRIES):

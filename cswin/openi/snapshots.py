@@ -77,9 +77,11 @@ class Snapshots:
         return [found for name in sorted(names, reverse=True) if (found := self._read(name)) is not None]
 
     def commit(self, selected: list[Selected], work_id: str) -> Snapshot:
-        """Bring a state out; on return it is what the next start finds."""
+        """Bring a state out; on return it is what the next start finds. Where nothing has changed, it is there already."""
         before = self.all()
         entries = tuple(self._bring_out(item) for item in selected)
+        if before and (before[0].entries, before[0].work_id) == (entries, work_id):
+            return before[0]
         snapshot = Snapshot(1 + (before[0].number if before else 0), work_id, entries)
         content = json.dumps(asdict(snapshot))
         check = hashlib.sha256(content.encode()).hexdigest()
