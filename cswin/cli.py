@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "write a checkpoint as ONNX or MINDIR",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
+    "plan": "steps, files, memory and hours of a configuration",
     "config": "check a configuration; print the schema or the reference page",
 }
 

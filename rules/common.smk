@@ -1,10 +1,12 @@
 """What the rules share: the checked settings, paths, and small functions for inputs and parameters."""
 
 import json
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.config.inputs import missing_inputs
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
@@ -14,6 +16,9 @@ try:
     SETTINGS = parse_settings(config)
 except UserError as error:
     raise WorkflowError(f"The configuration is refused:\n{error}") from None
+# Snakemake's own message names the file, this one the key and the remedy.
+for line in missing_inputs(SETTINGS):
+    print(line, file=sys.stderr)
 
 RUN = f"results/{SETTINGS.run}"
 DATA = f"{SETTINGS.data.directory}/{SETTINGS.data.name}"

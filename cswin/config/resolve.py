@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cswin.config.inputs import SOURCE_KEYS, SOURCES
 from cswin.config.settings import Augment, Evaluation, Model, Optimizer, Runtime, Schedule, Section, Settings, Stage
 from cswin.errors import UserError
 from cswin.model.variants import Architecture, variant
@@ -270,15 +271,9 @@ def _check_selection(settings: Settings) -> list[str]:
 
 def _check_data(settings: Settings) -> list[str]:
     """Each source has its paths, and no other source's."""
-    needed = {
-        "digits": (),
-        "archive": ("archive",),
-        "ilsvrc2012": ("train_archive", "val_archive", "devkit"),
-        "folder": ("folder",),
-    }
     data, problems = settings.data, []
-    for key in ("archive", "train_archive", "val_archive", "devkit", "folder"):
-        value, wanted = getattr(data, key), key in needed[data.source]
+    for key in SOURCE_KEYS:
+        value, wanted = getattr(data, key), key in SOURCES[data.source]
         if wanted and value is None:
             problems.append(f"data.{key}: missing; source {data.source!r} needs its path")
         if value is not None and not wanted:
