@@ -15,7 +15,7 @@ import numpy as np
 from cswin.data import kernels
 from cswin.data.decode import EncodedImage
 from cswin.data.erasing import Patch, RandomErasing, paste
-from cswin.data.randaugment import FILTERS, RandAugment
+from cswin.data.randaugment import FILTERS, OPERATIONS, Operation, RandAugment
 from cswin.data.resample import CropBox, resize
 from cswin.errors import UserError
 
@@ -249,3 +249,12 @@ class EvalTransform:
 
     def __str__(self) -> str:
         return f"resize the shorter side to {self.short_side}; crop the centre, {self.size} x {self.size}; normalise"
+
+
+def compile_kernels() -> None:
+    """Loads or compiles every kernel, for processes that are forked from this one."""
+    pixels = resize(np.zeros((2, 2, 3), np.uint8), (2, 2), bicubic=True)
+    augment = RandAugment()
+    for name, definition in OPERATIONS.items():
+        augment.apply(pixels, [Operation(name, 1.0, definition.argument(1.0, 1), FILTERS[0] if definition.geometric else None)])
+    Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(pixels)
