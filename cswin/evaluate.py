@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import mindspore as ms
@@ -19,6 +19,7 @@ from cswin.data.transforms import EvalTransform
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
+from cswin.ranks import ALONE, Ranks
 
 REPORT_BATCH = 128  # the report counted whole batches only
 
@@ -57,6 +58,11 @@ class Predictions:
         return self.top5[:, 0] == self.labels
 
 
+def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:
+    """The predictions of all ranks, each of which judged its `Ranks.part`, in the images' order and on every rank."""
+    return Predictions(**{field.name: ranks.gather(getattr(predictions, field.name)) for field in fields(predictions)})
+
+
 class Evaluator:
     """A network for evaluation, compiled once for one batch size.
 
@@ -68,7 +74,7 @@ class Evaluator:
     def __init__(self, arch: Architecture, formats: Precision, batch_size: int):
         self.network = CSWin(arch, formats)
         self.network.set_train(False)
-        self.batch_size = batch_size
+        self.batch_size, self.classes = batch_size, arch.num_classes
         self.parameters = {p.name: p for p in self.network.get_parameters()}
         network = self.network
 
@@ -85,6 +91,7 @@ class Evaluator:
             # Into the parameter's own memory: a compiled graph does not notice new memory (set_data).
             ops.assign(parameter, value if isinstance(value, ms.Tensor) else ms.Tensor(value))
         parts = [_judge(logits, labels) for logits, labels in self._logits(batches)]
+        parts = parts or [_judge(np.zeros((0, self.classes)), np.zeros(0))]  # more ranks than images
         return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _logits(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -96,7 +103,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime
+    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -105,6 +112,7 @@ def evaluate_checkpoint(
         source: labelled images; the predictions are in its order.
         preprocessing: of the images; the checkpoint's own, or with another crop.
         runtime: batch size and workers.
+        ranks: the processes that share the images; each returns the predictions of all.
     """
     transform = EvalTransform(
         preprocessing.image_size,
@@ -117,7 +125,7 @@ def evaluate_checkpoint(
     evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
     weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
     return {
-        which: evaluator.run(weights, eval_batches(source.rows(), EvalTask(transform), runtime))
+        which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)), ranks)
         for which, weights in weight_sets.items()
         if weights is not None
     }
