@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -61,6 +62,14 @@ class Ranks:
             if row.any():
                 return row.tobytes().rstrip(b"\0").decode(errors="ignore")
         return None
+
+    def same(self, arrays: Iterable[np.ndarray]) -> bool:
+        """Whether all ranks hold the same bits; only digests travel."""
+        digest = hashlib.blake2b(digest_size=32)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        words = np.frombuffer(digest.digest(), np.int32)
+        return self.size == 1 or bool((self._words_of_all(words) == words).all())
 
     def follow_first(self, numbers: Iterable[int], parameters: Iterable) -> list[int]:
         """The first rank's integers (32 bits), and its values in all parameters (float32), on every rank."""

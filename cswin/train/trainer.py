@@ -197,11 +197,11 @@ class Trainer:
             batches = self._unless_stopped(eval_batches(rows, task, self.runtime), rounds, (epoch + 1) * self.per_epoch)
             predictions = gathered(self.evaluator.run(self._weights(which), batches), self.ranks)
             figures[which] = predictions.figures()
+        compared = self._compare_ranks(epoch)
         if not self.ranks.first:
             return
-        self.history.append(
-            [{"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on, **figures}]
-        )
+        row = {"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on}
+        self.history.append([row | figures | compared])
         key = settings.select_by
         if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
             weights = {name: self.parameters[name].asnumpy().copy() for name in self.names}
@@ -211,6 +211,15 @@ class Trainer:
             f"epoch {epoch}: top1 raw {figures['raw']['top1']:.2f} EMA {figures['ema']['top1']:.2f} "
             f"(best: epoch {self.best.epoch}, {key} {self.best.figures[key]['top1']:.2f})"
         )
+
+    def _compare_ranks(self, epoch: int) -> dict[str, bool]:
+        """For the history: whether all ranks hold the same bits, which is why the first one's are enough to save."""
+        if self.ranks.size == 1:
+            return {}
+        equal = self.ranks.same(parameter.asnumpy() for parameter in self.parameters.values())
+        if not equal:
+            self.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
+        return {"ranks_equal": equal}
 
     def _unless_stopped(self, batches: Iterator, rounds: int, step: int) -> Iterator:
         """The same batches; validation is not finished when training is asked to stop: it is done again on resumption.
