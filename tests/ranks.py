@@ -16,28 +16,29 @@ from image_trees import image_bytes
 from cswin.config.resolve import dump, parse_settings, resolve_stage
 from cswin.train.history import read_history
 
-GLOBAL, STEPS, CLASSES, VAL = 24, 20, 4, 13  # 13: no number of ranks divides it
+GLOBAL, PER_EPOCH, CLASSES, VAL = 24, 10, 4, 13  # 13: no number of ranks divides it
 LR = 1e-3
 
 
 def small_dataset(folder: Path):
-    """Ten batches of noise for training, and VAL images for validation."""
-    files = {f"train/c{n % CLASSES}/{n}.JPEG": image_bytes(n) for n in range(GLOBAL * STEPS // 2)}
+    """PER_EPOCH batches of noise for training, and VAL images for validation."""
+    files = {f"train/c{n % CLASSES}/{n}.JPEG": image_bytes(n) for n in range(GLOBAL * PER_EPOCH)}
     files |= {f"val/c{n % CLASSES}/{n}.JPEG": image_bytes(1000 + n) for n in range(VAL)}
     return converted(folder, files)
 
 
 class SmallStage:
-    """Two epochs, STEPS steps in all; mixup, cutmix and drop path are on.
+    """A few epochs; mixup, cutmix and drop path are on.
 
     Args:
         folder: where its files go.
         dataset: see `small_dataset`.
         devices: ranks; with `accumulation` they share the global batch.
+        epochs: of PER_EPOCH steps each.
         runtime: keys of the runtime section.
     """
 
-    def __init__(self, folder: Path, dataset, devices: int = 1, accumulation: int = 1, **runtime):
+    def __init__(self, folder: Path, dataset, devices: int = 1, accumulation: int = 1, epochs: int = 2, **runtime):
         self.folder, self.output, self.devices = folder, folder / "stage", devices
         settings = parse_settings({
             "data": {"source": "folder", "folder": "images", "classes": CLASSES},
@@ -46,7 +47,7 @@ class SmallStage:
             "optimizer": {"global_batch": GLOBAL, "amp_level": "O0"},
             "schedule": {"warmup_length": 0, "base_lr": LR, "min_lr": LR / 10},
             "evaluation": {"select": "last"},
-            "stages": {"only": {"start_epoch": 0, "epochs": 2}},
+            "stages": {"only": {"start_epoch": 0, "epochs": epochs}},
             "runtime": {
                 "device_target": "CPU", "devices": devices, "accumulation": accumulation,
                 "batch_size": GLOBAL // (devices * accumulation), "eval_batch_size": 3, "workers": 1, "worker_kind": "thread",
