@@ -204,7 +204,7 @@ class Runtime(Section):
     host_file: str | None = Field(
         None,
         description="Where Slurm does not tell the nodes: a file with an address a line, the first of which "
-        "leads (docs/cluster.md).",
+        "leads (docs/devices.md).",
     )
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
         None,

@@ -29,6 +29,7 @@ from cswin.ranks import ALONE, Ranks
 POLL = 0.1  # seconds
 GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
 LAST_LINES = 20  # of a failed rank's log
 
 
@@ -158,9 +159,12 @@ class _Watch:
         while not log_path(self.folder, 0).exists():
             yield
         with log_path(self.folder, 0).open("rb") as log:
+            rest = b""
             while True:
-                sys.stderr.write(log.read().decode(errors="replace"))
-                sys.stderr.flush()
+                *lines, rest = (rest + log.read()).split(b"\n")
+                for line in lines:
+                    if not line.startswith(CHATTER):
+                        print(line.decode(errors="replace"), file=sys.stderr, flush=True)
                 yield
 
     def _outcome(self) -> int:
