@@ -30,6 +30,7 @@ POLL = 0.1  # seconds
 GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
+LEAVE = 60.0  # seconds in which processes whose work is done must be gone
 LAST_LINES = 20  # of a failed rank's log
 
 
@@ -109,7 +110,7 @@ class _Watch:
     looked: float = field(default_factory=time.time)
 
     def run(self) -> int:
-        give_up = None
+        give_up: float | None = None
         with contextlib.closing(self._echo()) as echo:
             while self.msrun.poll() is None:
                 time.sleep(POLL)
@@ -117,6 +118,8 @@ class _Watch:
                 self._pass_signals_on()
                 if give_up is None and self._has_failed():
                     give_up = time.monotonic() + GRACE
+                if give_up is None and self._have_ended():
+                    give_up = time.monotonic() + LEAVE
                 if give_up is not None and time.monotonic() > give_up:
                     self.msrun.kill()
                     self.msrun.wait()
@@ -127,6 +130,11 @@ class _Watch:
     def _notes(self) -> dict[int, Note]:
         notes = {rank: Note.read(self.folder, rank) for rank in self.cluster.local_ranks}
         return {rank: note for rank, note in notes.items() if note}
+
+    def _have_ended(self) -> bool:
+        """Whether all ranks of this node have done their work."""
+        notes = self._notes()
+        return len(notes) == len(self.cluster.local_ranks) and all(note.code in _ENDS for note in notes.values())
 
     def _has_failed(self) -> bool:
         """Whether a rank, the scheduler or msrun has; remembers which rank was killed when."""
@@ -169,15 +177,15 @@ class _Watch:
 
     def _outcome(self) -> int:
         notes = self._notes()
+        if self._have_ended():  # whatever happened while they left
+            return max(note.code for note in notes.values())
         failures = {rank: (note.time, note) for rank, note in notes.items() if note.code not in (None, *_ENDS)}
         failures |= {rank: (when, notes[rank]) for rank, when in self.died.items()}
         if failures:
             rank = min(failures, key=lambda rank: failures[rank][0])
             return self._report(rank, failures[rank][1])
-        if self.msrun.returncode or len(notes) < len(self.cluster.local_ranks):
-            self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
-            return 1
-        return max(note.code for note in notes.values())
+        self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
+        return 1
 
     def _report(self, rank: int, note: Note) -> int:
         """The first failure, in the user's words where there are any."""
@@ -189,7 +197,8 @@ class _Watch:
             self._tell(f"ended by {name}", log)
             return 128 + self.signals[0]
         what = note.message or "was killed, by the system for want of memory if by nobody else"
-        self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended", log)
+        elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
+        self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
         return 1
 
     def _tell(self, what: str, log: Path) -> None:

@@ -39,7 +39,7 @@ def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: Lau
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        Note(pid, 1, f"{type(error).__name__}: {error}").write(facts.folder, rank)
+        Note(pid, 1, _summary(error)).write(facts.folder, rank)
         return 1
     Note(pid, code).write(facts.folder, rank)
     return 0
@@ -60,6 +60,12 @@ def _join(target: str, devices: int) -> Ranks:
     if get_group_size() != devices:
         raise UserError(f"runtime.devices: {devices}, but {get_group_size()} ranks have been started; the two must be equal")
     return Ranks(get_rank(), devices, device)
+
+
+def _summary(error: BaseException) -> str:
+    """An error in one line; MindSpore frames its own in rules and call stacks, which the log has."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    return " ".join([f"{type(error).__name__}:", *lines[:2]])
 
 
 def _run_scheduler(facts: LaunchFacts) -> int:
