@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import mindspore as ms
@@ -19,6 +20,12 @@ from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
 from cswin.predictions import Predictions
+from cswin.ranks import ALONE, Ranks
+
+
+def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:
+    """The predictions of all ranks, each of which judged its `Ranks.part`, in the images' order and on every rank."""
+    return Predictions(**{field.name: ranks.gather(getattr(predictions, field.name)) for field in fields(predictions)})
 
 
 class Evaluator:
@@ -32,7 +39,7 @@ class Evaluator:
     def __init__(self, arch: Architecture, formats: Precision, batch_size: int):
         self.network = CSWin(arch, formats)
         self.network.set_train(False)
-        self.batch_size = batch_size
+        self.batch_size, self.classes = batch_size, arch.num_classes
         self.parameters = {p.name: p for p in self.network.get_parameters()}
         network = self.network
 
@@ -48,7 +55,9 @@ class Evaluator:
             value = weights[name]
             # Into the parameter's own memory: a compiled graph does not notice new memory (set_data).
             ops.assign(parameter, value if isinstance(value, ms.Tensor) else ms.Tensor(value))
-        return Predictions.join([_judge(self._logits(b.images), b.labels, b.positions) for b in batches])
+        parts = [_judge(self._logits(b.images), b.labels, b.positions) for b in batches]
+        nothing = np.zeros(0, np.int64)
+        return Predictions.join(parts or [_judge(np.zeros((0, self.classes)), nothing, nothing)])  # more ranks than images
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         """(n, classes) of up to batch_size images."""
@@ -59,7 +68,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime
+    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -68,6 +77,7 @@ def evaluate_checkpoint(
         source: labelled images; the predictions are in its order.
         preprocessing: of the images; the checkpoint's own, or with another crop.
         runtime: batch size and workers.
+        ranks: the processes that share the images; each returns the predictions of all.
 
     Raises:
         RuntimeError: if not every image of the source was judged exactly once.
@@ -83,7 +93,7 @@ def evaluate_checkpoint(
     evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
     weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
     results = {
-        which: evaluator.run(weights, eval_batches(source.rows(), EvalTask(transform), runtime))
+        which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)), ranks)
         for which, weights in weight_sets.items()
         if weights is not None
     }

@@ -13,7 +13,7 @@ rule evaluate:
         f"{RUN}/logs/evaluate_{{stage}}.log",
     wildcard_constraints:
         stage="|".join(STAGES),
-    threads: SETTINGS.runtime.workers
+    threads: SETTINGS.runtime.devices // SETTINGS.runtime.nodes * SETTINGS.runtime.workers
     shell:
         "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
         "--output {output.figures} --predictions {output.predictions} "

@@ -53,7 +53,7 @@ for stage in STAGES:
             checkpoint=f"{RUN}/{stage}/checkpoint.safetensors",
         log:
             f"{RUN}/logs/train_{stage}.log",
-        threads: SETTINGS.runtime.devices * SETTINGS.runtime.workers
+        threads: SETTINGS.runtime.devices // SETTINGS.runtime.nodes * SETTINGS.runtime.workers
         params:
             folder=subpath(output.record, parent=True),
             previous=optional("--previous", previous_checkpoint(stage)),

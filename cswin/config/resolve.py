@@ -294,6 +294,10 @@ def _check_runtime(settings: Settings) -> list[str]:
                 f"{run.batch_size} x {run.devices} x {run.accumulation} = {product}; change accumulation or "
                 "batch_size (the learning rate is never scaled in silence)"
             )
+    if run.devices % run.nodes:
+        problems.append(f"runtime.nodes: {run.nodes} nodes cannot share {run.devices} devices equally; change one of the two")
+    if run.host_file and run.nodes == 1:
+        problems.append(f"runtime.host_file: {run.host_file!r} has no effect on one node; set runtime.nodes, or remove it")
     return problems
 
 

@@ -18,8 +18,9 @@ from cswin.data.loader import normalisation
 from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
+from cswin.ranks import Ranks
 from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
-from cswin.train.handover import prepare_start
+from cswin.train.handover import Start, prepare_start
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
 from cswin.train.state import StateFolder, accept
@@ -47,18 +48,11 @@ class StageFiles:
     previous: Path | None
 
 
-def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> int:
-    """Train a stage, or go on where it was interrupted.
-
-    Args:
-        progress: function that gives a progress display for (steps of the stage, steps done).
-        say: receives lines for the log.
-
-    Returns:
-        0 when the stage is complete, `EXIT_INTERRUPTED` when it was stopped on request and its state is saved.
+def check_stage(files: StageFiles) -> tuple[StageConfig, Runtime, Dataset]:
+    """What can be refused before anything is computed.
 
     Raises:
-        UserError: for everything that the user can put right.
+        UserError: if a file is missing or the files do not belong together.
     """
     config, runtime = load_stage(files.config), load_runtime(files.runtime)
     dataset = Dataset.load(files.dataset)
@@ -71,11 +65,33 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         raise UserError(
             f"stage {config.stage} starts from {config.previous or config.pretrained}: give its checkpoint (--previous)"
         )
-    stopping = Stopping(max_runtime)
+    return config, runtime, dataset
+
+
+def run_stage(files: StageFiles, stopping: Stopping, progress, say, ranks: Ranks) -> int:
+    """Train a stage, or go on where it was interrupted. Of several ranks the first writes all files; the others follow it.
+
+    Args:
+        stopping: when to stop early.
+        progress: function that gives a progress display for (steps of the stage, steps done).
+        say: receives lines for the log.
+        ranks: this process among those that train the stage.
+
+    Returns:
+        0 when the stage is complete, `EXIT_INTERRUPTED` when it was stopped on request and its state is saved.
+
+    Raises:
+        UserError: for everything that the user can put right.
+    """
+    config, runtime, dataset = check_stage(files)
+    if not ranks.first:
+        stopping.listen()
+        select_device(runtime.device_target, ranks.device)
+        return _follow(files, config, runtime, dataset, stopping, progress, say, ranks)
     signs = Signs.read(files.folder)
     with Lease(files.folder, runtime.lease_timeout, say) as lease:
         stopping.listen()
-        select_device(runtime.device_target)
+        select_device(runtime.device_target, ranks.device)
         if files.previous is not None:
             accept(files.previous.parent / "state")
         identity = fingerprint(config, dataset.manifest_hash, files.previous)
@@ -83,7 +99,7 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
         with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity), signs) as attempt:
-            return _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say)
+            return _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks)
 
 
 def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -> dict[str, Any]:
@@ -105,11 +121,24 @@ def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -
     }
 
 
-def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say) -> int:
+def _follow(files, config, runtime, dataset, stopping, progress, say, ranks) -> int:
+    """Train as one of the ranks that write nothing: the start comes from the first rank."""
+    from cswin.train.trainer import Interrupted, Trainer
+
+    trainer = Trainer(config, runtime, dataset, Start(), files.folder, {}, stopping, progress, say, None, ranks)
+    try:
+        trainer.run()
+    except Interrupted as reason:
+        say(str(reason))
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks) -> int:
     from cswin.train.trainer import Interrupted, Trainer, checkpoint_of
 
     start = prepare_start(config, files.previous)
-    trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say, lease.check)
+    trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say, lease.check, ranks)
     try:
         best = trainer.run(attempt)
     except Interrupted as reason:
