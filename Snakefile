@@ -25,6 +25,9 @@ localrules:
     stage_config,
     runtime_config,
     expectations_config,
+    shard_plan,
+    table,
+    curves,
 
 
 rule all:

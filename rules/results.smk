@@ -12,6 +12,9 @@ rule evaluate:
     wildcard_constraints:
         stage="|".join(STAGES),
     threads: SETTINGS.runtime.workers
+    resources:
+        **on_devices(1),
+        runtime=minutes(IMAGES["val"], 25),
     shell:
         "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
         "--output {output.figures} --predictions {output.predictions} > {log} 2>&1"

@@ -17,16 +17,20 @@ def configure(parser):
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint to start from")
     parser.add_argument("--log", type=Path, help="log file; progress bars go to the terminal")
     parser.add_argument(
-        "--max-runtime", metavar="TIME", help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS"
+        "--max-runtime",
+        metavar="TIME",
+        help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS; in a Slurm job at the latest before it ends",
     )
 
 
 def run(args):
+    from cswin import scheduler
     from cswin.progress import Console, TrainProgress
     from cswin.train.stage import StageFiles, run_stage
     from cswin.train.stopping import parse_duration
 
-    limit = parse_duration(args.max_runtime) if args.max_runtime else None
+    limits = [parse_duration(args.max_runtime) if args.max_runtime else None, scheduler.seconds_left()]
+    limit = min((seconds for seconds in limits if seconds is not None), default=None)
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
     with Console(args.log) as console:
         return run_stage(files, limit, lambda total, done: TrainProgress(console, total, done), console.say)
