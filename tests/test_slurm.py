@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -286,21 +287,16 @@ def test_outside_of_a_job_there_is_no_limit(monkeypatch):
 @slow
 @pytest.mark.parametrize("profile", ["slurm", "generic"])
 def test_devices_are_asked_for_as_configured(workspace, profile):
-    """ImageNet on 8 NPUs, without any Slurm: what would be submitted."""
+    """Four NPUs, without any Slurm: what would be submitted."""
     workspace.edit(
         "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=4, batch_size=8, workers=6)
     )
     workspace.edit(f"profiles/{profile}/config.yaml", lambda v: v["default-resources"].update(device_gres="ascend"))
     plan = workspace.snakemake("-n", "-p", "--workflow-profile", f"profiles/{profile}").stdout
-    jobs = {
-        block.split()[1].rstrip(":"): block
-        for block in plan.split("\n\n")
-        if "resources:" in block
-        for block in [block[block.index("rule ") :]]
-    }
-    assert "gres=ascend:4" in jobs["train_stage1"] and "mem_mb=46400" in jobs["train_stage1"]
-    assert "gres=ascend:1" in jobs["evaluate"]
-    assert "gres=ascend" not in jobs["manifest"] and "gres=ascend" not in jobs["extract"]
+    jobs = dict(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):\n(.*?)(?=^\[)", plan, re.MULTILINE | re.DOTALL))
+    assert " gres=ascend:4" in jobs["train_stage1"] and "mem_mb=46400" in jobs["train_stage1"]
+    assert " gres=ascend:1" in jobs["evaluate"]
+    assert " gres=ascend" not in jobs["manifest"] and " gres=ascend" not in jobs["extract"]
     assert "--max-runtime 86280" in plan
 
 
