@@ -13,7 +13,10 @@ rule evaluate:
         f"{RUN}/logs/evaluate_{{stage}}.log",
     wildcard_constraints:
         stage="|".join(STAGES),
-    threads: SETTINGS.runtime.devices // SETTINGS.runtime.nodes * SETTINGS.runtime.workers
+    threads: DEVICES_PER_NODE * SETTINGS.runtime.workers
+    resources:
+        **on_devices(DEVICES_PER_NODE),
+        runtime=minutes(IMAGES["val"], 25),
     shell:
         "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
         "--output {output.figures} --predictions {output.predictions} "

@@ -20,24 +20,31 @@ def configure(parser):
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint to start from")
     parser.add_argument("--log", type=Path, help="log file; progress bars go to the terminal")
     parser.add_argument(
-        "--max-runtime", metavar="TIME", help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS"
+        "--max-runtime",
+        metavar="TIME",
+        help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS; in a Slurm job at the latest before it ends",
     )
 
 
 def run(args):
+    import time
+
+    from cswin import scheduler
     from cswin.config.resolve import load_runtime
     from cswin.launch.launcher import run_on_devices
     from cswin.progress import Console, TrainProgress
     from cswin.train.stage import StageFiles, check_stage, run_stage
     from cswin.train.stopping import Stopping, parse_duration
 
-    limit = parse_duration(args.max_runtime) if args.max_runtime else None
+    given = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
     ranks_folder = args.log.with_suffix(".ranks") if args.log else args.output / "ranks"
 
     def train(ranks, started):
         with Console(args.log if ranks.first else None, append=True) as console:
-            stopping = Stopping(limit, started)
+            left = scheduler.seconds_left()  # from now, not from the start
+            limits = [given, left + time.monotonic() - started if left is not None else None]
+            stopping = Stopping(min((limit for limit in limits if limit is not None), default=None), started)
             return run_stage(files, stopping, lambda total, done: TrainProgress(console, total, done), console.say, ranks)
 
     return run_on_devices(load_runtime(args.runtime), ranks_folder, train, lambda: check_stage(files))

@@ -65,8 +65,13 @@ class Attempt:
         self.path, self.ended = Path(path), False
         self.id = os.urandom(6).hex()
         self._close_lost(signs)
-        job = os.environ.get("SLURM_JOB_ID")
-        self._append({"event": "start", "time": _now(), "host": socket.gethostname(), "pid": os.getpid(), "job": job, **facts})
+        where = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "visible_devices": os.environ.get("ASCEND_RT_VISIBLE_DEVICES"),
+        }
+        self._append({"event": "start", "time": _now(), **where, **facts})
 
     def __enter__(self) -> Attempt:
         return self
