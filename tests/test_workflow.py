@@ -17,7 +17,16 @@ from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
 SHOWN_OF_RUN = {"curves": 1, "throughput": 1, "table_page": 1, "provenance_page": 1}
-AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "classes": 2, "predictions": 2, **SHOWN_OF_RUN}
+AFTER_STAGE2 = {
+    "train_stage2": 1,
+    "train_stage3": 1,
+    "evaluate": 2,
+    "table": 1,
+    "card": 1,
+    "classes": 2,
+    "predictions": 2,
+    **SHOWN_OF_RUN,
+}
 CONFIGURATION_OF_STAGE2 = {"stage_config": 1, "samples": 1, "configuration_page": 1}
 ALL_STAGES = {"stage_config": 3, "train_stage1": 1, "evaluate": 3, "classes": 3, "predictions": 3, "samples": 3}
 
@@ -37,6 +46,7 @@ def test_run_made_everything(finished_run):
     table = pd.read_csv(results / "final_acc.csv")
     assert list(table.stage) == ["stage1", "stage2", "stage3"]
     assert (results / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (results / "digits" / "README.md").read_text().startswith("# digits\n")
     for stage in table.stage:
         history = read_history(results / "digits" / stage / "history.jsonl")
         steps = [row["step"] for row in history if row["kind"] == "step"]
@@ -79,8 +89,8 @@ def test_what_changes_speed_trains_nothing_again(run, key):
 
 
 def test_expected_accuracy_redraws_only(run):
-    run.edit("config/config.yaml", lambda v: v.update(paper_top1=99.0))
-    assert set(run.planned()) == {"expectations_config", "table", "table_page", "curves"}
+    run.edit("config/config.yaml", lambda v: v.update(paper_top1=98.0))
+    assert set(run.planned()) == {"expectations_config", "table", "table_page", "curves", "card"}
 
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
@@ -101,7 +111,7 @@ def test_override_on_the_command_line(run):
 
 
 def test_common_learning_rate_reruns_all_stages_but_no_data(run):
-    planned = run.planned("--config", "schedule={base_lr: 0.001}")
+    planned = run.planned("--config", "schedule={base_lr: 0.0007}")
     assert planned == {**AFTER_STAGE2, **ALL_STAGES, "configuration_page": 1}
 
 
