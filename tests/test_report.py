@@ -14,10 +14,10 @@ from cswin.config.resolve import load_runtime, load_stage
 from cswin.data.dataset import Dataset
 from cswin.data.loader import TrainLoader
 from cswin.errors import UserError
+from cswin.predictions import Predictions
 from cswin.report.pages import attempts, configuration_page, data_page
 from cswin.report.pictures.predictions import draw_predictions
 from cswin.report.pictures.samples import first_steps, sample_loader
-from cswin.report.predictions import StagePredictions
 from cswin.report.run import load_run
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_samples_are_those_of_the_training(folder, dataset):
 
 def test_predictions_of_other_images_are_refused(folder, dataset, tmp_path):
     labels = dataset.index("val").labels[::-1].copy()
-    other = StagePredictions("raw", labels, labels, np.ones(len(labels)))
+    other = Predictions(labels, labels[:, None], np.ones(len(labels)), np.arange(len(labels)))
     config = load_stage(folder / "config" / "stage1.yaml")
     with pytest.raises(UserError, match="evaluate the stage again"):
         draw_predictions(other, dataset, config, tmp_path / "x.png", title="", weights="")
