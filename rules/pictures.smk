@@ -42,7 +42,6 @@ rule classes:
     input:
         predictions=f"{RUN}/{{stage}}/predictions.npz",
         config=f"{RUN}/config/{{stage}}.yaml",
-        dataset=ancient(f"{DATA}/dataset.json"),
     output:
         report(
             f"{RUN}/{{stage}}/classes.png",
@@ -55,8 +54,7 @@ rule classes:
     wildcard_constraints:
         stage="|".join(STAGES),
     shell:
-        "cswin draw classes --config {input.config} --dataset {input.dataset} --predictions {input.predictions} "
-        "--output {output} > {log} 2>&1"
+        "cswin draw classes --config {input.config} --predictions {input.predictions} --output {output} > {log} 2>&1"
 
 
 rule predictions:

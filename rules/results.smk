@@ -66,7 +66,8 @@ rule final_acc:
     input:
         card=f"{RUN}/README.md",
         tables=multiext(f"{RUN}/final_acc", ".csv", ".md", ".json"),
-        curves=f"{RUN}/curves.png",
+        pictures=run_pictures(),
+        pages=run_pages(),
     output:
         multiext("results/final_acc", ".csv", ".md", ".json"),
     log:

@@ -13,14 +13,15 @@ from cswin.config.resolve import load_settings, resolve_stage
 from cswin.data.mixup import apply_mixup, one_hot, plan_mixup
 from cswin.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from cswin.errors import UserError
+from cswin.predictions import Predictions
+from cswin.report.classes import accuracy_with_mistakes
 from cswin.report.pictures import style
 from cswin.report.pictures.classes import draw_classes
 from cswin.report.pictures.curves import accuracy_limits, binned_loss, draw_curves, selected
-from cswin.report.pictures.predictions import choose
+from cswin.report.pictures.predictions import choose, prediction_tile
 from cswin.report.pictures.samples import denormalised, soft_label
 from cswin.report.pictures.throughput import draw_throughput, resumptions, smoothed, throughput_series, weighted_mean
 from cswin.report.pictures.tiles import percent
-from cswin.report.predictions import StagePredictions, class_accuracy, load_predictions
 from cswin.report.run import StageResult
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,14 @@ def stages():
         attempts = [{"event": "start", "devices": 1}, {"event": "begin", "step": first}]
         if name == "stage2":
             attempts += [{"event": "start", "devices": 1}, {"event": "resume", "step": first + 40}]
-        found.append(StageResult(name, config, history, attempts, {"best_epoch": config.epochs - 2}, None))
+        found.append(stage_result(config, history, attempts, {"best_epoch": config.epochs - 2}))
     return found
+
+
+def stage_result(config, history, attempts=(), record=None) -> StageResult:
+    return StageResult(
+        config.stage, Path(config.stage), Path(f"{config.stage}.yaml"), config, history, list(attempts), record, None
+    )
 
 
 def test_loss_is_binned_by_half_epochs(stages):
@@ -62,7 +69,7 @@ def test_loss_is_binned_by_half_epochs(stages):
 
 def test_rings_are_at_the_checkpoints(stages):
     assert selected(stages) == [(13, pytest.approx(91.6), "ema"), (18, pytest.approx(92.1), "ema")]
-    unfinished = StageResult("stage2", stages[1].config, stages[1].history, [], None, None)
+    unfinished = stage_result(stages[1].config, stages[1].history)
     assert selected([unfinished]) == []
 
 
@@ -102,18 +109,19 @@ def predictions(n=4000, classes=12, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n).astype(np.int32)
     said = np.where(rng.random(n) < 0.8, labels, rng.integers(0, classes, n)).astype(np.int32)
-    return StagePredictions("ema", labels, said, rng.random(n))
+    return Predictions(labels, said[:, None], rng.exponential(size=n), np.arange(n))
 
 
 def test_class_accuracy_like_a_cross_table():
     made = predictions()
     names = tuple(f"class {i}" for i in range(12))
-    found = class_accuracy(made, names).set_index("label")
-    table = pd.crosstab(made.labels, made.predicted)
+    found = accuracy_with_mistakes(made, names)
+    table = pd.crosstab(made.labels, made.top5[:, 0])
     for label, row in table.iterrows():
         right, n = int(row[label]), int(row.sum())
         interval = binomtest(right, n).proportion_ci(0.95, "wilson")
-        mine = found.loc[label]
+        mine = found.iloc[label]
+        assert mine["name"] == names[label]
         assert (mine.n, mine.right) == (n, right)
         assert mine.top1 == pytest.approx(100 * right / n)
         assert (mine.low, mine.high) == (pytest.approx(100 * interval.low), pytest.approx(100 * interval.high))
@@ -123,15 +131,15 @@ def test_class_accuracy_like_a_cross_table():
 
 def test_classes_without_images_or_mistakes():
     labels = np.array([0, 0, 2], np.int32)
-    found = class_accuracy(StagePredictions("raw", labels, labels, np.ones(3)), ("a", "b", "c"))
+    found = accuracy_with_mistakes(Predictions(labels, labels[:, None], np.ones(3), np.arange(3)), ("a", "b", "c"))
     assert found.name.tolist() == ["a", "c"] and found.mistaken.tolist() == ["", ""] and found.times.tolist() == [0, 0]
 
 
 def test_shown_images_wrong_first_least_probable_first():
     made = predictions()
     chosen = choose(made, seed=3)
-    wrong = sorted(np.flatnonzero(made.labels != made.predicted), key=lambda i: made.label_probability[i])
-    right = sorted(np.flatnonzero(made.labels == made.predicted), key=lambda i: made.label_probability[i])
+    wrong = sorted(np.flatnonzero(made.labels != made.top5[:, 0]), key=lambda i: np.exp(-made.losses[i]))
+    right = sorted(np.flatnonzero(made.labels == made.top5[:, 0]), key=lambda i: np.exp(-made.losses[i]))
     assert list(chosen) == ["wrong", "unsure", "typical"]
     assert chosen["wrong"].tolist() == wrong[:24] and chosen["unsure"].tolist() == right[:8]
     assert len(set(chosen["typical"])) == 8 and set(chosen["typical"]) <= set(right[8:])
@@ -141,24 +149,17 @@ def test_shown_images_wrong_first_least_probable_first():
 def test_few_images_are_all_shown_once():
     made = predictions(n=20)
     chosen = np.concatenate(list(choose(made, 0).values()))
-    assert len(set(chosen.tolist())) == len(chosen) == min(20, int((~made.right).sum()) + 16)
+    assert len(set(chosen.tolist())) == len(chosen) == min(20, int((~made.right1).sum()) + 16)
 
 
-def test_probability_of_the_label_comes_from_the_loss(tmp_path):
-    logits, labels = np.random.default_rng(0).normal(size=(9, 6)), np.arange(9, dtype=np.int32) % 6
-    probability = softmax(logits, axis=1)[np.arange(9), labels]
-    top5 = np.argsort(-logits, axis=1)[:, :5].astype(np.int32)
-    np.savez(tmp_path / "p.npz", labels=labels, raw_top5=top5, raw_losses=-np.log(probability))
-    loaded = load_predictions(tmp_path / "p.npz", "ema")  # no moving average in it
-    assert loaded.which == "raw" and np.allclose(loaded.label_probability, probability)
-    assert np.array_equal(loaded.right, logits.argmax(1) == labels)
-
-
-def test_a_file_that_holds_no_predictions_is_named(tmp_path):
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    for name in ("other.npz", "missing.npz"):
-        with pytest.raises(UserError, match=name):
-            load_predictions(tmp_path / name, "raw")
+def test_caption_names_both_classes_and_the_probability_of_the_label():
+    logits, labels = np.array([[0.1, 2.0, 0.7], [3.0, -1.0, 0.2]]), np.array([2, 0], np.int32)
+    probability = softmax(logits, axis=1)
+    losses = -np.log(probability[[0, 1], labels])
+    made = Predictions(labels, np.argsort(-logits, axis=1).astype(np.int32), losses, np.arange(2))
+    wrong, right = (prediction_tile(made, ("ant", "bee", "cat"), i, labels[i], np.zeros((1, 2, 2), np.uint8)) for i in (0, 1))
+    assert wrong.caption == ("✗ said bee", "is cat", f"p {100 * probability[0, 2]:.0f} %") and wrong.colour == style.WRONG
+    assert right.caption == ("✓ ant", f"p {100 * probability[1, 0]:.0f} %") and right.colour == style.RIGHT
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -235,12 +236,12 @@ def test_pictures_of_a_run(stages, tmp_path):
 
 def test_pictures_while_the_first_stage_runs(stages, tmp_path):
     rows = stages[0].history[: STEPS + 1]  # one epoch, just validated
-    running = StageResult("stage1", stages[0].config, rows, stages[0].attempts, None, None)
+    running = stage_result(stages[0].config, rows, stages[0].attempts)
     draw_curves([running], tmp_path / "curves.png", title="made-up", reported={}, paper=None)
     draw_throughput([running], tmp_path / "throughput.png", title="made-up")
     check_picture(tmp_path / "curves.png")
     with pytest.raises(UserError, match="log_every"):
-        nothing = StageResult("stage1", stages[0].config, rows[:2], [], None, None)
+        nothing = stage_result(stages[0].config, rows[:2])
         draw_throughput([nothing], tmp_path / "none.png", title="made-up")
     assert not (tmp_path / "none.png").exists()
 
@@ -249,5 +250,5 @@ def test_pictures_while_the_first_stage_runs(stages, tmp_path):
 def test_pictures_of_classes(tmp_path, classes):
     made = predictions(classes=classes)
     names = ("$x_1$ & <b>", "a very long name of a class, with a comma and more", *(f"n{i:08d}" for i in range(classes)))
-    draw_classes(class_accuracy(made, names), tmp_path / "classes.png", title="made-up", weights="raw weights")
+    draw_classes(accuracy_with_mistakes(made, names), tmp_path / "classes.png", title="made-up", weights="raw weights")
     check_picture(tmp_path / "classes.png")

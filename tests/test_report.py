@@ -14,10 +14,10 @@ from cswin.config.resolve import load_runtime, load_stage
 from cswin.data.dataset import Dataset
 from cswin.data.loader import TrainLoader
 from cswin.errors import UserError
+from cswin.predictions import Predictions
 from cswin.report.pages import attempts, configuration_page, data_page
 from cswin.report.pictures.predictions import draw_predictions
 from cswin.report.pictures.samples import first_steps, sample_loader
-from cswin.report.predictions import StagePredictions
 from cswin.report.run import load_run
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_samples_are_those_of_the_training(folder, dataset):
 
 def test_predictions_of_other_images_are_refused(folder, dataset, tmp_path):
     labels = dataset.index("val").labels[::-1].copy()
-    other = StagePredictions("raw", labels, labels, np.ones(len(labels)))
+    other = Predictions(labels, labels[:, None], np.ones(len(labels)), np.arange(len(labels)))
     config = load_stage(folder / "config" / "stage1.yaml")
     with pytest.raises(UserError, match="evaluate the stage again"):
         draw_predictions(other, dataset, config, tmp_path / "x.png", title="", weights="")
@@ -138,44 +138,66 @@ def report(finished_run, tmp_path_factory):
 
 
 def test_report_in_a_browser(report, folder, tmp_path):
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def entries():
-        return driver.find_elements(By.CSS_SELECTOR, "nav tbody tr")
+    def rows(count):
+        """The rows of a category's list, once it is shown: the description of one of them has fewer."""
+        return wait.until(lambda d: [r for r in [d.find_elements(By.CSS_SELECTOR, "nav tbody tr")] if len(r) == count])[0]
 
-    def click(xpath):
-        wait.until(lambda d: d.find_elements(By.XPATH, xpath))[0].click()
+    def press(element):
+        """A click that hits whatever moves: the report's menu glides."""
+        driver.execute_script("arguments[0].click()", element)
+
+    def click(text):
+        press(wait.until(lambda d: d.find_elements(By.XPATH, f"//nav//*[text()='{text}']"))[0])
+
+    def new_picture():
+        """The picture that is shown and was not before; loaded."""
+        found = driver.find_elements(By.CSS_SELECTOR, "#app div > img[src^='data:image/png']")
+        found = [image for image in found if image.get_attribute("src") not in pictures]
+        return found[0] if found and driver.execute_script("return arguments[0].complete", found[0]) else None
+
+    def new_page():
+        """The text of the page that is shown and was not before."""
+        for frame in driver.find_elements(By.CSS_SELECTOR, "#app iframe"):
+            driver.switch_to.frame(frame)
+            text = " ".join(body.text for body in driver.find_elements(By.TAG_NAME, "body"))  # none yet while it loads
+            driver.switch_to.default_content()
+            if text and text not in pages.values():
+                return text
+        return None
 
     pictures, pages, captions = {}, {}, {}
     with browser(tmp_path / "profile") as driver:
-        wait = WebDriverWait(driver, 60)
+        wait = WebDriverWait(driver, 60, ignored_exceptions=[StaleElementReferenceException, NoSuchElementException])
         driver.get("data:text/html,<img src='http://127.0.0.1:9/x.png'>")
         assert "http://127.0.0.1:9/x.png" in requested(driver)  # what is asked for over a network is noticed
+        driver.get_log("browser")
         driver.get(report.as_uri())
         results = wait.until(lambda d: d.execute_script("return results"))
-        for category in ("1. Results", "2. Stages", "3. Origin"):
-            click(f"//nav//*[text()='{category}']")
-            wait.until(lambda d: entries())
-            for number in range(len(entries())):
-                name = entries()[number].text
-                look, about = entries()[number].find_elements(By.TAG_NAME, "a")
-                if look.get_attribute("iconname") == "eye":
-                    look.click()
-                    shown = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#app div > img[src], #app iframe"))[-1]
-                    if shown.tag_name == "img":
-                        wait.until(lambda d, image=shown: d.execute_script("return arguments[0].complete", image))
-                        width = driver.execute_script("return arguments[0].naturalWidth", shown)
-                        pictures[shown.get_attribute("src")] = width
+        for category, count in (("1. Results", 4), ("2. Stages", 9), ("3. Origin", 3)):
+            click(category)
+            for number in range(count):
+                name = rows(count)[number].text
+                look, about = rows(count)[number].find_elements(By.TAG_NAME, "a")
+                if name == "Table, as CSV":
+                    assert look.get_attribute("href").startswith("data:text/csv")
+                else:
+                    press(look)
+                    if category == "3. Origin" or name == "Table":
+                        pages[name] = wait.until(lambda d: new_page())
                     else:
-                        driver.switch_to.frame(shown)
-                        pages[name] = wait.until(lambda d: d.find_element(By.TAG_NAME, "body").text)
-                        driver.switch_to.default_content()
-                entries()[number].find_elements(By.TAG_NAME, "a")[1].click()
-                captions[name] = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "nav").text)
-                click(f"//nav//a[text()='{category}']")
-                wait.until(lambda d: entries())
-            click("//nav//a[text()='Results']")
+                        picture = wait.until(lambda d: new_picture())
+                        width = driver.execute_script("return arguments[0].naturalWidth", picture)
+                        pictures[picture.get_attribute("src")] = width
+                press(rows(count)[number].find_elements(By.TAG_NAME, "a")[1])
+                captions[name] = wait.until(
+                    lambda d: [t for t in [d.find_element(By.CSS_SELECTOR, "#app nav").text] if "DESCRIPTION" in t]
+                )[0]
+                click(category)
+            click("Results")
         asked = [url for url in requested(driver) if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
         trouble = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     assert asked == [] and trouble == []
@@ -189,4 +211,4 @@ def test_report_in_a_browser(report, folder, tmp_path):
     assert "1,437" in pages["Data"] and "360" in pages["Data"]
     assert json.loads((folder / "stage3" / "record.json").read_text())["sha256"] in pages["Provenance"]
     assert len(captions) == 16 and all("DESCRIPTION" in text for text in captions.values())
-    assert "Training samples of stage stage2" in captions["Training samples stage2"]
+    assert "Training samples of stage stage2" in captions["stage2 Training samples"]

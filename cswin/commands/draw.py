@@ -22,7 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         picture = _picture(pictures, name, function, summary)
         picture.add_argument("--config", type=Path, required=True, metavar="FILE", help="resolved configuration of the stage")
-        picture.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="dataset.json")
+        if name != "classes":
+            picture.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="dataset.json")
         if name != "samples":
             picture.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the stage's predictions.npz")
 
@@ -67,32 +68,32 @@ def _stages(args):
 
 
 def _classes(args) -> None:
+    from cswin.report.classes import accuracy_with_mistakes
     from cswin.report.pictures.classes import draw_classes
-    from cswin.report.predictions import class_accuracy
 
-    config, dataset, predictions = _evaluated(args)
-    classes = class_accuracy(predictions, dataset.class_names)
-    draw_classes(
-        classes, args.output, title=f"{config.run}, {config.stage}: accuracy by class", weights=_WEIGHTS[predictions.which]
-    )
+    config, predictions, class_names, weights = _evaluated(args)
+    classes = accuracy_with_mistakes(predictions, class_names)
+    draw_classes(classes, args.output, title=f"{config.run}, {config.stage}: accuracy by class", weights=weights)
 
 
 def _predictions(args) -> None:
+    from cswin.data.dataset import Dataset
     from cswin.report.pictures.predictions import draw_predictions
 
-    config, dataset, predictions = _evaluated(args)
+    config, predictions, _, weights = _evaluated(args)
     title = f"{config.run}, {config.stage}: predictions"
-    draw_predictions(predictions, dataset, config, args.output, title=title, weights=_WEIGHTS[predictions.which])
+    draw_predictions(predictions, Dataset.load(args.dataset), config, args.output, title=title, weights=weights)
 
 
 def _evaluated(args):
-    """A stage's configuration, its dataset, and the predictions of the weights that its checkpoint was selected by."""
+    """A stage's configuration, predictions of the weights that its checkpoint was selected by, class names, those weights in words."""
     from cswin.config.resolve import load_stage
-    from cswin.data.dataset import Dataset
-    from cswin.report.predictions import load_predictions
+    from cswin.predictions import load_predictions
 
     config = load_stage(args.config)
-    return config, Dataset.load(args.dataset), load_predictions(args.predictions, config.evaluation.select_by)
+    results, class_names = load_predictions(args.predictions)
+    which = config.evaluation.select_by if config.evaluation.select_by in results else "raw"
+    return config, results[which], class_names, _WEIGHTS[which]
 
 
 _WEIGHTS = {"raw": "raw weights", "ema": "moving average of the weights"}

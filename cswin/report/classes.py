@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cswin.predictions import Predictions
+from cswin.report.statistics import wilson
 
 WORST, TAKEN_FOR = 20, 5  # classes in the list of confusions, and how many wrong classes are named for each
 
@@ -28,6 +29,24 @@ def per_class(results: Mapping[str, Predictions], class_names: Sequence[str]) ->
     for which in results:
         table[f"top1_{which}"] = (100 * table[f"right1_{which}"] / table["n"]).round(4)
     return table
+
+
+def accuracy_with_mistakes(predictions: Predictions, class_names: Sequence[str]) -> pd.DataFrame:
+    """One row per class that has images, in the order of the labels.
+
+    Returns:
+        Columns name, n, right, top1 (per cent), low and high (95 % Wilson interval), mistaken (the class that its images were most
+        often taken for, by name; empty where none was), times (how often).
+    """
+    labels, first, rows = predictions.labels, predictions.top5[:, 0], []
+    for label in np.unique(labels):
+        mine = labels == label
+        n, right = int(mine.sum()), int((first[mine] == label).sum())
+        others = np.bincount(first[mine & (first != label)], minlength=len(class_names))
+        times = int(others.max())
+        mistaken = class_names[int(others.argmax())] if times else ""
+        rows.append((class_names[label], n, right, 100 * right / n, *wilson(right, n), mistaken, times))
+    return pd.DataFrame(rows, columns=["name", "n", "right", "top1", "low", "high", "mistaken", "times"])
 
 
 def confusions(

@@ -12,6 +12,7 @@ import pandas as pd
 from cswin.config.settings import Section
 from cswin.progress import size_text
 from cswin.report.run import StageResult
+from cswin.train.attempts import summaries
 
 _PAGE = Template(
     """<!doctype html>
@@ -128,18 +129,16 @@ def provenance_page(run: str, stages: list[StageResult]) -> str:
 
 
 def attempts(stage: StageResult) -> list[dict[str, Any]]:
-    """The attempts at a stage, oldest first: what was recorded at start, resumption and end, as one flat mapping each."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in stage.attempts:
-        facts = found.setdefault(row["attempt"], {})
-        rest = {key: value for key, value in row.items() if key not in ("attempt", "event", "identity", "time")}
-        if row["event"] == "end":
-            facts |= {"ended": row["time"], "reason": rest.get("reason"), "last step": rest.get("step")}
-        elif row["event"] in ("begin", "resume"):
-            facts |= {"resumed from step" if row["event"] == "resume" else "from step": rest.get("step")}
-        elif row["event"] == "start":
-            facts |= {"started": row["time"], **_flat(rest)}
-    return list(found.values())
+    """The attempts at a stage, oldest first, as one flat mapping each; the configuration has a page of its own."""
+    found = []
+    for one in summaries(stage.attempts):
+        start = {
+            key: value for key, value in one.start.items() if key not in ("attempt", "event", "identity", "time", "config")
+        }
+        began = {} if one.from_step is None else {"resumed from step" if one.resumed else "from step": one.from_step}
+        end = {"ended": one.ended, "reason": one.reason, "last step": one.step} if one.ended else {}
+        found.append({"started": one.start["time"], **_flat(start), **began, **end})
+    return found
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str)
     """Write the picture.
 
     Args:
-        classes: see `cswin.report.predictions.class_accuracy`.
+        classes: see `cswin.report.classes.accuracy_with_mistakes`.
         path: PNG to write.
         title: above the picture.
         weights: which weights were evaluated, in words.
@@ -35,7 +35,7 @@ def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str)
         with picture(path, 6.4, title, subtitle) as figure:
             curve, worst = figure.subplots(1, 2, width_ratios=(1, 1))
             _draw_curve(curve, classes)
-            _draw_bars(worst, classes.sort_values(["top1", "label"]).head(_WORST))
+            _draw_bars(worst, classes.sort_values("top1", kind="stable").head(_WORST))
             worst.set_title(f"the {min(_WORST, len(classes))} worst", size=SMALL, color=QUIET, loc="left")
 
 
@@ -56,7 +56,7 @@ def _draw_bars(axes: Axes, classes: pd.DataFrame) -> None:
 
 def _draw_curve(axes: Axes, classes: pd.DataFrame) -> None:
     """Classes sorted by accuracy, with intervals and quartiles."""
-    ordered = classes.sort_values(["top1", "label"], ascending=False)
+    ordered = classes.sort_values("top1", ascending=False, kind="stable")
     rank = np.arange(1, len(ordered) + 1)
     axes.fill_between(rank, ordered.low, ordered.high, color=EMA, alpha=0.18, linewidth=0)
     axes.plot(rank, ordered.top1, color=EMA, drawstyle="steps-mid")

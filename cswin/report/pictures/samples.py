@@ -73,7 +73,8 @@ def first_steps(loader: TrainLoader) -> dict[str, int]:
 
 def denormalised(images: np.ndarray, normalise: Normalise) -> np.ndarray:
     """Pixels (…, C, H, W) uint8 of a network's input (…, C, H, W) float32; what is out of range (erased noise) is clipped."""
-    return np.clip(np.rint((images - normalise.offset) / normalise.factor), 0, 255).astype(np.uint8)
+    factor, offset = normalise.factor[:, None, None], normalise.offset[:, None, None]
+    return np.clip(np.rint((images - offset) / factor), 0, 255).astype(np.uint8)
 
 
 def soft_label(target: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
