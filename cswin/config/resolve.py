@@ -245,6 +245,27 @@ def _check_stages(settings: Settings) -> list[str]:
                 f"epochs, but {first_name} has {lengths[first_name]}; the stages continue one schedule, so add the "
                 "difference to epochs or take it from the phases"
             )
+    return problems + _check_selection(settings)
+
+
+def _check_selection(settings: Settings) -> list[str]:
+    """The part of the training set that is held out is one part, in every stage: no stage trains on what another selects on."""
+    stages, images = {name: resolve_stage(settings, name).evaluation for name in settings.stages}, settings.data.expect_train
+    (first_name, first), *others = stages.items()
+    problems = []
+    for name, evaluation in others:
+        for key in ("select_on", "minival_images") if "minival" in (first.select_on, evaluation.select_on) else ():
+            mine, theirs = getattr(evaluation, key), getattr(first, key)
+            if mine != theirs:
+                problems.append(
+                    f"stages.{name}.evaluation.{key}: {mine} must be {theirs}, as in {first_name}: otherwise a stage trains on "
+                    "images that another selects on"
+                )
+    if first.select_on == "minival" and images is not None and first.minival_images >= images:
+        problems.append(
+            f"evaluation.minival_images: {first.minival_images} must be less than the {images} training images "
+            "(data.expect_train), of which they are held out"
+        )
     return problems
 
 
@@ -273,6 +294,10 @@ def _check_runtime(settings: Settings) -> list[str]:
                 f"{run.batch_size} x {run.devices} x {run.accumulation} = {product}; change accumulation or "
                 "batch_size (the learning rate is never scaled in silence)"
             )
+    if run.devices % run.nodes:
+        problems.append(f"runtime.nodes: {run.nodes} nodes cannot share {run.devices} devices equally; change one of the two")
+    if run.host_file and run.nodes == 1:
+        problems.append(f"runtime.host_file: {run.host_file!r} has no effect on one node; set runtime.nodes, or remove it")
     return problems
 
 
