@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from contextlib import contextmanager
 from datetime import datetime
@@ -123,8 +125,20 @@ def again(finished: Workspace, path: Path, stage: str) -> tuple[Workspace, Attem
     return workspace, Attempts(workspace, stage, since=1)
 
 
-def seconds_between(first: dict, second: dict) -> float:
-    return (datetime.fromisoformat(second["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
+def losses(workspace: Workspace, stage: str) -> list[tuple]:
+    """Step and loss of each row of the history."""
+    history = read_history(workspace.path / RESULTS / stage / "history.jsonl")
+    return [(row["step"], row["loss"]) for row in history if row["kind"] == "step"]
+
+
+@contextmanager
+def frozen(pid: int):
+    """A process that gets no time, as on a machine that is too slow."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def assert_same_training(workspace: Workspace, finished: Workspace, stage: str) -> None:
@@ -168,22 +182,26 @@ def test_nothing_is_left_to_do_with_any_profile_or_time_limit(finished, tmp_path
 def test_time_limit_and_scancel_in_the_middle_of_a_stage(cluster, finished, tmp_path):
     """The trainer ends before its job does, the profile submits again, a cancelled job is submitted again too."""
     whole = Attempts(finished, "stage2")
-    start, begin, end = whole.events_of(whole.starts()[0])
-    to_start = datetime.fromisoformat(start["time"]).timestamp() - cluster.started(start["job"])
-    half = seconds_between(start, begin) + seconds_between(begin, end) / 2
-    limit = ceil((to_start + half + 10) / 60)  # minutes
+    start, *_, end = whole.events_of(whole.starts()[0])
+    needed = datetime.fromisoformat(end["time"]).timestamp() - cluster.started(start["job"])
+    limit = ceil((needed + 20) / 60)  # minutes, enough for the whole stage: it is held up below
     workspace, attempts = again(finished, tmp_path / "copy", "stage2")
     workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(runtime=limit))
-    cluster.delay_next_job(60 * limit - to_start - half - 5)  # so that the time is over in the middle of the training
+    cluster.delay_next_job(10)
     with running(workspace, *train("stage2")) as run:
-        wait_for("the first attempt's end", lambda: attempts.path.exists() and attempts.ends())
+        first = attempts.at_work(1)
+        wait_for("some steps", lambda: len(losses(workspace, "stage2")) >= 10)
+        with frozen(first["pid"]):
+            time.sleep(max(0, cluster.started(first["job"]) + 60 * limit - 15 - time.time()))
         second = attempts.at_work(2)
         cluster.ask("scancel", second["job"])
         said = run.wait()
     starts, ends = attempts.starts(), attempts.ends()
     assert len({row["job"] for row in starts}) == len(starts) == 3
-    assert "time limit" in ends[0]["reason"] and f"exit code {EXIT_INTERRUPTED}" in said
-    assert 2 * 44 < ends[0]["step"] < 6 * 44
+    seconds = int(re.search(r"the time limit of (\d+) s is near", ends[0]["reason"])[1])
+    assert 0 < seconds <= 60 * limit - 10  # what the job had spent before counts
+    assert f"exit code {EXIT_INTERRUPTED}" in said
+    assert 2 * 44 + 10 <= ends[0]["step"] < 6 * 44
     states = [cluster.jobs()[row["job"]] for row in starts]
     assert states == ["FAILED", "CANCELLED", "COMPLETED"]  # no TIMEOUT: it was faster
     assert ends[-1]["reason"] == "complete" and attempts.trained_at_a_time()
