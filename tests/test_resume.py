@@ -66,7 +66,7 @@ class Stage1:
         process = self.start()
         self.wait_for_steps(process, beyond)
         process.send_signal(number)
-        return process.wait(timeout=300)
+        return process.wait(timeout=600)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def test_suspended_trainer_that_was_replaced_stops_without_writing(finished_run,
     with Lease(stage.folder, 4.0, use_lock=False):
         before = contents(stage.folder)
         sleeper.send_signal(signal.SIGCONT)
-        assert sleeper.wait(timeout=300) == 2
+        assert sleeper.wait(timeout=600) == 2
         after = contents(stage.folder)
         attempts = after.pop("attempts.jsonl").decode().splitlines()
         assert json.loads(attempts[-1])["reason"].startswith("LeaseLost")
@@ -152,7 +152,7 @@ def test_second_trainer_is_turned_away_and_time_limit_saves(finished_run, tmp_pa
     assert second.returncode == 2
     assert f"process {first.pid}" in second.stderr and "another trainer" in second.stderr
     started = time.monotonic()
-    assert first.wait(timeout=120) in (0, EXIT_INTERRUPTED)
+    assert first.wait(timeout=600) in (0, EXIT_INTERRUPTED)
     assert time.monotonic() - started < 60
     assert list((stage.folder / "state").glob("state-*.safetensors"))
 
