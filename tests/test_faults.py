@@ -1,6 +1,7 @@
 """The workflow, interrupted anywhere, ends as if nothing had happened; every repair of docs/recovery.md does what it says."""
 
 import base64
+import json
 import random
 import re
 import shutil
@@ -61,6 +62,19 @@ class TestRepairs:
         assert run.planned() == {}
         run.snakemake()
         assert used.exists()
+
+    def test_a_damaged_checkpoint_is_made_again_without_training(self, run, monkeypatch):
+        folder = run.path / "results/digits/stage2"
+        checkpoint = folder / "checkpoint.safetensors"
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[:3_000_000] + b"xxxx" + whole[3_000_004:])
+        (folder / "state/accepted").unlink()
+        monkeypatch.setenv("GIT_DIR", "/nowhere")  # the code has changed since, as far as can be told
+        run.snakemake("-f", "results/digits/stage2/checkpoint.safetensors")
+        assert checkpoint.read_bytes() == whole
+        last = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()][-2:]
+        assert [(row["event"], row["step"]) for row in last] == [("resume", 132), ("end", 132)]
+        assert run.planned() == {}
 
     def test_trainer_names_a_damaged_shard_and_the_command(self, run):
         with (run.path / SHARDS[1]).open("ab") as shard:

@@ -330,6 +330,14 @@ class TestForeignState:
         assert re.fullmatch(r"state\.\d{8}-\d{6}-\d{6}", aside.name) and str(aside) in said
         assert sorted(contents(aside).values()) == sorted(before.values())
 
+    def test_what_was_set_aside_can_be_put_back(self, folder):
+        before = contents(folder)
+        self.retire(folder, {"config": {"seed": 7}})
+        (aside,) = folder.iterdir()
+        (folder / "history.jsonl").write_text("of the other computation")
+        aside.rename(folder / "state")
+        assert self.retire(folder, self.identity) == "" and contents(folder) == before
+
     def test_killed_while_it_is_set_aside(self, folder):
         before = contents(folder)
         (folder / "history.jsonl").rename(folder / "state/history.jsonl")
