@@ -179,11 +179,43 @@ def test_dag_lint_and_format(workspace):
     subprocess.run([snakefmt, "--check", *files], check=True)
 
 
+BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b|^\s*(script|run|notebook|wrapper|cwl):"
+
+
+def bans(code: str) -> list[str]:
+    """What of the banned stands in a Snakefile, comments left out."""
+    code = "\n".join(line.split("#")[0] for line in code.splitlines())
+    return [match[0].strip() for match in re.finditer(BANNED, code, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('    output:\n        update("state.npz"),', ["update("]),
+        ('    output:\n        directory(f"{RUN}/state"),', ["directory("]),
+        ("    retries: 3", ["retries"]),
+        ('    script:\n        "train.py"', ["script:"]),
+        ("    run:\n        train()", ["run:"]),
+        ("    # retries: 3 would stay in the same allocation", []),
+    ],
+)
+def test_bans_are_found(code, found):
+    assert bans(code) == found
+
+
 def test_bans_around_training_state(workspace):
     """What facts about Snakemake forbid: each of these has destroyed or doubled training in an experiment."""
     for file in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]:
-        code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
-        for banned in (r"\bupdate\(", r"\bdirectory\(", r"\bretries\b", r"^\s*(script|run|notebook):"):
-            assert not re.search(banned, code, re.MULTILINE), (file, banned)
-    for profile in workspace.path.glob("profiles/*/config.yaml"):
+        assert bans(file.read_text()) == [], file
+    for profile in workspace.path.glob("profiles/*/config*.yaml"):
         assert not yaml.safe_load(profile.read_text()).get("keep-incomplete")
+    root = Path(__file__).parents[1]
+    for commands in [root / "Makefile", root / "README.md", root / ".ci/run", *root.glob("docs/*.md")]:
+        assert not re.search(r"snakemake .*--keep-incomplete|--ki\b", commands.read_text()), commands
+
+
+def test_no_rule_declares_training_state(finished_run):
+    outputs = [line.split("\t")[0] for line in finished_run.snakemake("--summary").stdout.splitlines() if "\t" in line]
+    assert "results/digits/stage2/checkpoint.safetensors" in outputs
+    kept = ("/state", "history.jsonl", "attempts.jsonl", "lease")
+    assert not [output for output in outputs if any(name in output for name in kept)]

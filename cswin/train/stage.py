@@ -146,7 +146,9 @@ def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, 
         say(f"{reason}. The same command goes on from there (exit code {EXIT_INTERRUPTED}).")
         return EXIT_INTERRUPTED
     lease.check()
-    record = _checkpoint_record(config, dataset, identity, best)
+    # A checkpoint that is made again from a complete state is the same file, whatever code makes it: later stages go by its hash.
+    made_by = trainer.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
+    record = _checkpoint_record(config, dataset, identity, best, made_by)
     sha = save_checkpoint(files.folder / CHECKPOINT, checkpoint_of(best, record))
     facts = {
         "stage": config.stage,
@@ -159,12 +161,12 @@ def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, 
     }
     with atomic_path(files.folder / RECORD, lease.check) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    trainer.states.mark_complete(facts)
+    trainer.states.mark_complete(facts | {"made_by": made_by})
     attempt.end(COMPLETE, trainer.last_step, saving=trainer.save_figures())
     return 0
 
 
-def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best) -> CheckpointRecord:
+def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best, made_by) -> CheckpointRecord:
     arch = config.architecture
     preprocessing = Preprocessing(
         arch.image_size,
@@ -180,8 +182,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
         "figures": best.figures,
         "manifest": dataset.manifest_hash,
         "input_checkpoint": identity["input_checkpoint"],
-        "git": git_commit(),
-        "versions": versions(),
+        **made_by,
     }
     return CheckpointRecord(arch, dataset.class_names, preprocessing, provenance)
 
