@@ -144,8 +144,21 @@ def test_runs_are_found_by_name_and_by_path(tmp_path):
         find_runs(tmp_path / "nowhere", [])
 
 
-@pytest.mark.slow
-def test_watching_ends_when_all_is_done(finished_run, capsys):
-    assert main(["status", "--results", str(finished_run.path / "results"), "--watch", "0.1", "--json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and {s["state"] for s in json.loads(lines[0])["runs"][0]["stages"]} == {"done"}
+def test_watching_ends_when_all_is_done(tmp_path, capsys, monkeypatch):
+    run = Invented(tmp_path)
+    run.lease(-5, -5)
+    figures = {"raw": {"top1": 81.5}, "ema": {"top1": 82.5}}
+
+    def finish(seconds):
+        (run.stage / LEASE).unlink(missing_ok=True)
+        for name in ("one", "two"):
+            (run.run / name).mkdir(exist_ok=True)
+            (run.run / name / "checkpoint.safetensors").touch()
+            (run.run / name / "record.json").write_text(json.dumps({"best_epoch": 7, "figures": figures}))
+        (run.stage / "evaluation.json").write_text(json.dumps({"raw": {"top1": 81.0}, "ema": {"top1": 82.0}}))
+
+    monkeypatch.setattr("time.sleep", finish)
+    assert main(["status", "--results", str(run.run.parent), "--watch", "3", "--json"]) == 0
+    looks = [json.loads(line)["runs"][0]["stages"] for line in capsys.readouterr().out.splitlines()]
+    assert [[stage["state"] for stage in look] for look in looks] == [["running", "waiting"], ["done", "done"]]
+    assert [(s["epoch"], s["top1_ema"], s["detail"]) for s in looks[1]] == [(7, 82.0, ""), (7, 82.5, "not evaluated yet")]
