@@ -1,10 +1,13 @@
 """What the rules share: the checked settings, paths, and small functions for inputs and parameters."""
 
 import json
+import math
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.config.inputs import missing_inputs
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
@@ -14,10 +17,19 @@ try:
     SETTINGS = parse_settings(config)
 except UserError as error:
     raise WorkflowError(f"The configuration is refused:\n{error}") from None
+# Snakemake's own message names the file, this one the key and the remedy.
+for line in missing_inputs(SETTINGS):
+    print(line, file=sys.stderr)
 
 RUN = f"results/{SETTINGS.run}"
 DATA = f"{SETTINGS.data.directory}/{SETTINGS.data.name}"
 STAGES = list(SETTINGS.stages)
+IMAGES = {
+    "train": SETTINGS.data.expect_train or 1_281_167,
+    "val": SETTINGS.data.expect_val or 50_000,
+}
+NODES = SETTINGS.runtime.nodes
+DEVICES_PER_NODE = SETTINGS.runtime.devices // NODES
 
 
 def stage_text(wildcards):
@@ -83,6 +95,68 @@ def shard_receipts(wildcards):
     ]
 
 
+def run_pictures():
+    """All pictures of the run."""
+    by_stage = [
+        f"{RUN}/{stage}/{name}.png"
+        for stage in STAGES
+        for name in ("classes", "predictions", "samples")
+    ]
+    return [f"{RUN}/curves.png", f"{RUN}/throughput.png", *by_stage]
+
+
+def run_pages():
+    """All pages of the run."""
+    return [
+        f"{RUN}/{name}.html"
+        for name in ("table", "configuration", "data", "provenance")
+    ]
+
+
+def minutes(images, per_second):
+    """Run time to ask for where `images` are handled at no less than `per_second`: a quarter of an hour is for all the rest."""
+    return 15 + math.ceil(images / per_second / 60)
+
+
+def on_devices(devices, nodes=1):
+    """What a job asks for to compute on `devices` of each of `nodes`; nothing is named that does not apply.
+
+    mem_mb: host memory of a node; per device its process, with batches and a copy of the state, and the loader's workers.
+    gres: the devices under the site's name for them (`device_gres` in the profile). CPUs have none.
+    mpi, nodes, tasks: one launcher on each node.
+    """
+    runtime, names = (
+        SETTINGS.runtime,
+        workflow.resource_settings.default_resources or {},
+    )
+    asked = {"mem_mb": devices * (8000 + 600 * runtime.workers)}
+    if runtime.device_target != "CPU":
+        asked["gres"] = (
+            f"{names['device_gres'].raw if 'device_gres' in names else 'npu'}:{devices}"
+        )
+    if nodes > 1:
+        asked |= {"mpi": "srun", "nodes": nodes, "tasks": nodes}
+    return asked
+
+
+def launcher(wildcards, resources, threads):
+    """The prefix of the training command: one `cswin train` on each of several nodes."""
+    if "mpi" not in resources.keys():
+        return ""
+    return (
+        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.tasks} --ntasks-per-node=1 "
+        f"--cpus-per-task={threads} --kill-on-bad-exit=1"
+    )
+
+
+def time_limit(wildcards, resources):
+    """The trainer ends by itself before the job's time is over. What is kept back is for the start and the end of the job."""
+    if "runtime" not in resources.keys():
+        return ""
+    seconds = 60 * resources.runtime
+    return f"--max-runtime {seconds - min(120, seconds // 20)}"
+
+
 def guide():
     """What a person sees first."""
     return (
@@ -92,8 +166,12 @@ def guide():
 
 
 def accept_stages():
-    """The workflow has succeeded: repeating a stage from now on means from nothing."""
+    """The workflow has succeeded: repeating one of its stages from now on means from nothing. A stage that it did not look at
+    (another target was asked for) may have been killed at its last moment and goes on from its state.
+    """
     from cswin.train.state import accept
 
+    looked_at = {job.rule.name for job in workflow.dag.jobs}
     for stage in STAGES:
-        accept(Path(RUN, stage, "state"))
+        if f"train_{stage}" in looked_at:
+            accept(Path(RUN, stage, "state"))

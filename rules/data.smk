@@ -7,6 +7,9 @@ rule manifest:
     log:
         f"{DATA}/logs/manifest.log",
     threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=minutes(sum(IMAGES.values()), 200),
     params:
         images=images_folder(),
         promised=promised(),
@@ -42,6 +45,9 @@ rule convert:
     wildcard_constraints:
         split="train|val",
         shard=r"\d{5}",
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         images=images_folder(),
     shell:
@@ -57,6 +63,9 @@ rule dataset:
         f"{DATA}/dataset.json",
     log:
         f"{DATA}/logs/dataset.log",
+    resources:
+        mem_mb=2000,
+        runtime=minutes(sum(IMAGES.values()), 200),
     params:
         shards=f"{DATA}/shards",
         cleanup=optional(

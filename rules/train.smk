@@ -53,10 +53,14 @@ for stage in STAGES:
             checkpoint=f"{RUN}/{stage}/checkpoint.safetensors",
         log:
             f"{RUN}/logs/train_{stage}.log",
-        threads: SETTINGS.runtime.devices * SETTINGS.runtime.workers
+        threads: DEVICES_PER_NODE * SETTINGS.runtime.workers
+        resources:  # `runtime` is the profile's: a stage goes on in as many jobs as it takes
+            **on_devices(DEVICES_PER_NODE, NODES),
         params:
+            launcher=launcher,
+            limit=time_limit,
             folder=subpath(output.record, parent=True),
             previous=optional("--previous", previous_checkpoint(stage)),
         shell:
-            "cswin train --config {input.config} --runtime {input.runtime} --dataset {input.dataset} "
-            "--output {params.folder} --log {log} {params.previous}"
+            "exec {params.launcher} cswin train --config {input.config} --runtime {input.runtime} --dataset {input.dataset} "
+            "--output {params.folder} --log {log} {params.previous} {params.limit}"

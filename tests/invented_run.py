@@ -10,7 +10,7 @@ import yaml
 
 from cswin.report.status import run_status
 
-LEASE = "lease.json"
+LEASE = "lease-000001.json"
 
 
 class Invented:

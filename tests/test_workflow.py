@@ -16,7 +16,19 @@ from cswin.config.resolve import load_stage
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
-AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "curves": 1, "card": 1}
+SHOWN_OF_RUN = {"curves": 1, "throughput": 1, "table_page": 1, "provenance_page": 1}
+AFTER_STAGE2 = {
+    "train_stage2": 1,
+    "train_stage3": 1,
+    "evaluate": 2,
+    "table": 1,
+    "card": 1,
+    "classes": 2,
+    "predictions": 2,
+    **SHOWN_OF_RUN,
+}
+CONFIGURATION_OF_STAGE2 = {"stage_config": 1, "samples": 1, "configuration_page": 1}
+ALL_STAGES = {"stage_config": 3, "train_stage1": 1, "evaluate": 3, "classes": 3, "predictions": 3, "samples": 3}
 
 
 @pytest.fixture
@@ -73,12 +85,12 @@ def test_comment_reruns_nothing(run):
 @pytest.mark.parametrize("key", ["workers", "log_every", "save_minutes", "prefetch"])
 def test_what_changes_speed_trains_nothing_again(run, key):
     run.edit("config/config.yaml", lambda v: v["runtime"].update({key: 7}))
-    assert set(run.planned()) <= {"runtime_config"}
+    assert set(run.planned()) <= {"runtime_config", "configuration_page"}
 
 
 def test_expected_accuracy_redraws_only(run):
-    run.edit("config/config.yaml", lambda v: v.update(paper_top1=99.0))
-    assert set(run.planned()) == {"expectations_config", "table", "curves", "card"}
+    run.edit("config/config.yaml", lambda v: v.update(paper_top1=98.0))
+    assert set(run.planned()) == {"expectations_config", "table", "table_page", "curves", "card"}
 
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
@@ -90,17 +102,17 @@ def test_new_shard_size_converts_and_trains_nothing_again(run):
 
 def test_learning_rate_of_stage2_reruns_stages_2_and_3(run):
     run.edit("config/config.yaml", lambda v: v["stages"]["stage2"]["schedule"].update(cool_lr=2.0e-5))
-    assert run.planned() == {"stage_config": 1, **AFTER_STAGE2}
+    assert run.planned() == {**CONFIGURATION_OF_STAGE2, **AFTER_STAGE2}
 
 
 def test_override_on_the_command_line(run):
     override = "stages={stage2: {schedule: {cool_lr: 2.0e-5}}}"
-    assert run.planned("--config", override) == {"stage_config": 1, **AFTER_STAGE2}
+    assert run.planned("--config", override) == {**CONFIGURATION_OF_STAGE2, **AFTER_STAGE2}
 
 
 def test_common_learning_rate_reruns_all_stages_but_no_data(run):
-    planned = run.planned("--config", "schedule={base_lr: 0.001}")
-    assert planned == {"stage_config": 3, "train_stage1": 1, **AFTER_STAGE2, "evaluate": 3}
+    planned = run.planned("--config", "schedule={base_lr: 0.0007}")
+    assert planned == {**AFTER_STAGE2, **ALL_STAGES, "configuration_page": 1}
 
 
 def test_forcerun_and_until(run):

@@ -9,6 +9,7 @@ Rows of attempts.jsonl, each with the attempt's id and a time (UTC):
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -64,25 +65,31 @@ class Attempt:
         self.path, self.ended = Path(path), False
         self.id = os.urandom(6).hex()
         self._close_lost(signs)
-        job = os.environ.get("SLURM_JOB_ID")
-        self._append({"event": "start", "time": _now(), "host": socket.gethostname(), "pid": os.getpid(), "job": job, **facts})
+        where = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "visible_devices": os.environ.get("ASCEND_RT_VISIBLE_DEVICES"),
+        }
+        self._append({"event": "start", "time": _now(), **where, **facts})
 
     def __enter__(self) -> Attempt:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if not self.ended:
-            self.end(f"{kind.__name__}: {error}" if kind else "left without an end", None)
+            with contextlib.suppress(OSError):  # a full disk is what ended it, and must be what is reported
+                self.end(f"{kind.__name__}: {error}" if kind else "left without an end", None)
 
     def resumed(self, step: int, first_step: int, last_step: int) -> None:
         """From which step training goes on, and where the stage begins and ends."""
         event = "resume" if step > first_step else "begin"
         self._append({"event": event, "time": _now(), "step": step, "first_step": first_step, "last_step": last_step})
 
-    def end(self, reason: str, step: int | None) -> None:
+    def end(self, reason: str, step: int | None, **facts) -> None:
         """How and where the attempt ended."""
         self.ended = True
-        self._append({"event": "end", "time": _now(), "reason": reason, "step": step})
+        self._append({"event": "end", "time": _now(), "reason": reason, "step": step, **facts})
 
     def _close_lost(self, signs: Signs) -> None:
         """Give attempts that were killed an end: their last sign of life, which lies between their start and the next one's."""

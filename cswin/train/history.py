@@ -5,9 +5,10 @@ Lines written after the last saved state are cut off when training goes on from 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,11 @@ class History:
         path: the file.
         size: bytes that belong to the state from which training goes on; what follows them is cut off.
         events: receives the rows that stay, then those that are written, and is closed with the history.
+        guard: called before each write; raises if this process may not write any more.
     """
 
-    def __init__(self, path: Path, size: int = 0, events: EventFile | None = None):
-        path = Path(path)
+    def __init__(self, path: Path, size: int = 0, events: EventFile | None = None, guard: Callable[[], None] | None = None):
+        path, self.guard = Path(path), guard
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         if path.stat().st_size < size:
@@ -42,10 +44,22 @@ class History:
             events.add(iterate_history(path))
 
     def append(self, rows: Iterable[dict]) -> None:
-        """Write rows and hand them to the operating system."""
+        """Write rows and hand them to the operating system.
+
+        Raises:
+            UserError: if they cannot be written (a full disk).
+        """
+        if self.guard is not None:
+            self.guard()
         rows = list(rows)
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self._file.flush()
+        try:
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name}: cannot be written ({error.strerror}); put that right (df -h) and give the same command again: "
+                "it goes on from the last state"
+            ) from error
         if self._events:
             self._events.add(rows)
 
@@ -55,7 +69,8 @@ class History:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # rows that did not get to a full disk; append() has said so
+            self._file.close()
         if self._events:
             self._events.close()
 

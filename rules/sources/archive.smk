@@ -7,6 +7,9 @@ rule extract:
     log:
         f"{DATA}/logs/extract.log",
     threads: 8
+    resources:
+        mem_mb=2000,
+        runtime=minutes(sum(IMAGES.values()), 100),
     params:
         images=f"{DATA}/images",
     shell:

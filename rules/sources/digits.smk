@@ -4,6 +4,9 @@ rule digits_archive:
         f"{DATA}/digits.tar.gz",
     log:
         f"{DATA}/logs/digits_archive.log",
+    resources:
+        mem_mb=2000,
+        runtime=minutes(sum(IMAGES.values()), 100),
     shell:
         "cswin data digits --output {output} > {log} 2>&1"
 
@@ -15,6 +18,9 @@ rule extract:
         receipt=f"{DATA}/extracted.json",
     log:
         f"{DATA}/logs/extract.log",
+    resources:
+        mem_mb=2000,
+        runtime=minutes(sum(IMAGES.values()), 100),
     params:
         images=f"{DATA}/images",
     shell:

@@ -1,0 +1,309 @@
+"""The profiles on a real Slurm, without accounting, that this module starts: a whole run, limits, cancelled and killed jobs."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from datetime import datetime
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, Workspace
+from slurm_cluster import Cluster, Run, install, wait_for
+
+from cswin import scheduler
+from cswin.checkpoint import load_checkpoint
+from cswin.train.history import read_history
+from cswin.train.stopping import EXIT_INTERRUPTED
+
+slow = pytest.mark.slow
+RESULTS = Path("results/digits")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    if reason := install():
+        message = f"NO SLURM, SO THE CLUSTER PROFILES ARE NOT TESTED: {reason}"
+        if os.environ.get("CSWIN_REQUIRE_SLURM"):
+            pytest.fail(message)
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    with tempfile.TemporaryDirectory(prefix="cswin-slurm-") as folder:
+        Path(folder).chmod(0o755)  # munged wants its socket within everybody's reach; pytest's own folders are not
+        cluster = Cluster(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory) -> Workspace:
+    """The whole demo, shortened to two stages of 2 and 4 epochs, through profiles/slurm. Copy it before changing anything."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("cluster") / "workspace")
+
+    def shorten(values):
+        values["schedule"]["warmup_length"] = 1
+        values["stages"] = {
+            "stage1": {"start_epoch": 0, "epochs": 2},
+            "stage2": {"start_epoch": 2, "epochs": 6, "schedule": {"cool_length": 4}},
+        }
+
+    workspace.edit("config/config.yaml", shorten)
+    with running(workspace, "results/final_acc.csv") as run:
+        run.wait()
+    return workspace
+
+
+@contextmanager
+def running(workspace, *arguments, **options):
+    """snakemake in the background; ended with its jobs if the test fails."""
+    run = Run(workspace, *arguments, **options)
+    try:
+        yield run
+    finally:
+        run.end()
+
+
+def train(stage: str, *arguments: str) -> list[str]:
+    """Train this stage again, from nothing, and no other."""
+    return ["--forcerun", f"train_{stage}", "--until", f"train_{stage}", *arguments]
+
+
+class Attempts:
+    """What a stage's attempts.jsonl says, attempts before `since` left out."""
+
+    def __init__(self, workspace: Workspace, stage: str, since: int = 0):
+        self.path, self.since = workspace.path / RESULTS / stage / "attempts.jsonl", since
+
+    def events(self, kinds: tuple[str, ...]) -> list[dict]:
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [row for row in rows if row["event"] in kinds][self.since :]
+
+    def starts(self) -> list[dict]:
+        return self.events(("start",))
+
+    def ends(self) -> list[dict]:
+        return [row for start in self.starts() for row in self.events_of(start) if row["event"] == "end"]
+
+    def events_of(self, start: dict) -> list[dict]:
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [row for row in rows if row["attempt"] == start["attempt"]]
+
+    def at_work(self, number: int) -> dict:
+        """The start of attempt `number` (from 1), once it has read or written its first state."""
+
+        def found():
+            starts = self.starts()
+            if len(starts) >= number and any(e["event"] in ("begin", "resume") for e in self.events_of(starts[number - 1])):
+                return starts[number - 1]
+            return None
+
+        return wait_for(f"attempt {number} in {self.path}", found)
+
+    def trained_at_a_time(self) -> bool:
+        """Whether no attempt began before the one before it had ended."""
+        order = [row["event"] for row in self.events(("start", "end"))]
+        return order == ["start", "end"] * (len(order) // 2)
+
+
+def again(finished: Workspace, path: Path, stage: str) -> tuple[Workspace, Attempts]:
+    """A copy of the finished run, and the attempts at a stage from now on."""
+    workspace = finished.copy(path)
+    return workspace, Attempts(workspace, stage, since=1)
+
+
+def seconds_between(first: dict, second: dict) -> float:
+    return (datetime.fromisoformat(second["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
+
+
+def assert_same_training(workspace: Workspace, finished: Workspace, stage: str) -> None:
+    """Weights and EMA equal to the bit, each step once, with the same losses."""
+    mine, theirs = (load_checkpoint(w.path / RESULTS / stage / "checkpoint.safetensors") for w in (workspace, finished))
+    for name, value in theirs.weights.items():
+        assert np.array_equal(mine.weights[name], value) and np.array_equal(mine.ema[name], theirs.ema[name]), name
+    rows = [
+        [
+            (row["step"], row["loss"])
+            for row in read_history(w.path / RESULTS / stage / "history.jsonl")
+            if row["kind"] == "step"
+        ]
+        for w in (workspace, finished)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) > 0
+
+
+@slow
+def test_whole_demo(cluster, finished):
+    table = pd.read_csv(finished.path / "results/final_acc.csv")
+    assert list(table.stage) == ["stage1", "stage2"] and (table.n == 360).all()
+    assert "accounting" in cluster.ask("sacct", check=False).lower()  # a site without accounting
+    jobs = [start["job"] for stage in table.stage for start in Attempts(finished, stage).starts()]
+    assert len(set(jobs)) == 2 and all(cluster.jobs()[job] == "COMPLETED" for job in jobs)
+    facts = cluster.facts(jobs[0])
+    assert facts["Partition"] == "npu" and facts["TimeLimit"] == "1-00:00:00" and facts["NumCPUs"] == "2"
+    assert facts["MinMemoryNode"] == "9200M" and "gres" not in facts.get("TresPerNode", "")  # the digits train on a CPU
+    assert facts["JobName"].startswith("cswin_")
+
+
+@slow
+def test_nothing_is_left_to_do_with_any_profile_or_time_limit(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(runtime=77, device_gres="ascend"))
+    for profile in ("slurm", "generic", "default"):
+        assert workspace.planned("--workflow-profile", f"profiles/{profile}") == {}
+
+
+@slow
+def test_time_limit_and_scancel_in_the_middle_of_a_stage(cluster, finished, tmp_path):
+    """The trainer ends before its job does, the profile submits again, a cancelled job is submitted again too."""
+    whole = Attempts(finished, "stage2")
+    start, begin, end = whole.events_of(whole.starts()[0])
+    to_start = datetime.fromisoformat(start["time"]).timestamp() - cluster.started(start["job"])
+    half = seconds_between(start, begin) + seconds_between(begin, end) / 2
+    limit = ceil((to_start + half + 10) / 60)  # minutes
+    workspace, attempts = again(finished, tmp_path / "copy", "stage2")
+    workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(runtime=limit))
+    cluster.delay_next_job(60 * limit - to_start - half - 5)  # so that the time is over in the middle of the training
+    with running(workspace, *train("stage2")) as run:
+        wait_for("the first attempt's end", lambda: attempts.path.exists() and attempts.ends())
+        second = attempts.at_work(2)
+        cluster.ask("scancel", second["job"])
+        said = run.wait()
+    starts, ends = attempts.starts(), attempts.ends()
+    assert len({row["job"] for row in starts}) == len(starts) == 3
+    assert "time limit" in ends[0]["reason"] and f"exit code {EXIT_INTERRUPTED}" in said
+    assert 2 * 44 < ends[0]["step"] < 6 * 44
+    states = [cluster.jobs()[row["job"]] for row in starts]
+    assert states == ["FAILED", "CANCELLED", "COMPLETED"]  # no TIMEOUT: it was faster
+    assert ends[-1]["reason"] == "complete" and attempts.trained_at_a_time()
+    assert_same_training(workspace, finished, "stage2")
+
+
+@slow
+def test_two_stages_on_two_devices_and_requeue(cluster, finished, tmp_path):
+    """Two runs side by side, one by each cluster profile; both jobs are put back into the queue in the middle."""
+    runs = {"stage1": "generic", "stage2": "slurm"}
+    copies = {stage: again(finished, tmp_path / stage, stage) for stage in runs}
+    with (
+        running(
+            copies["stage1"][0], *train("stage1", "--set-resources", "train_stage1:gres=npu:1"), profile="generic"
+        ) as first,
+        running(copies["stage2"][0], *train("stage2", "--set-resources", "train_stage2:gres=npu:1")) as second,
+    ):
+        at_work = [attempts.at_work(1) for _, attempts in copies.values()]
+        assert sorted(row["visible_devices"] for row in at_work) == ["0", "1"]
+        for row in at_work:
+            assert cluster.facts(row["job"])["TresPerNode"] == "gres:npu:1"
+            cluster.ask("scontrol", "requeue", row["job"])
+        first.wait(), second.wait()
+    for (stage, (workspace, attempts)), row in zip(copies.items(), at_work, strict=True):
+        assert [start["job"] for start in attempts.starts()] == [row["job"]] * 2  # the same job, twice
+        assert attempts.ends()[-1]["reason"] == "complete"
+        assert_same_training(workspace, finished, stage)
+
+
+@slow
+def test_killed_snakemake_and_the_recovery_command(cluster, finished, tmp_path):
+    """After SIGKILL the job goes on; it is found, nobody trains beside it, and the documented command goes on from its state."""
+    workspace, attempts = again(finished, tmp_path / "copy", "stage2")
+    with running(workspace, *train("stage2")) as run:
+        left = attempts.at_work(1)
+        run.kill()
+    leftovers = workspace.path / "profiles/slurm/leftovers"
+    assert cluster.ask(leftovers, cwd=workspace.path).split()[:3] == [left["job"], "RUNNING", "rule_train_stage2"]
+    assert cluster.ask(leftovers, cwd=finished.path) == ""  # another folder's jobs are not its own
+    beside = subprocess.run(
+        ["timeout", "-k", "5", "120", sys.executable, "-m", "cswin", *shlex.split(left["command"])[1:]], cwd=workspace.path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert beside.returncode == 2 and f"job {left['job']}" in beside.stderr
+    assert len(attempts.starts()) == 1
+
+    cluster.ask(leftovers, "--end", cwd=workspace.path)
+    assert cluster.jobs()[left["job"]] == "CANCELLED"
+    workspace.snakemake("--unlock", "--workflow-profile", "profiles/slurm")
+    with running(workspace, "--until", "train_stage2") as run:
+        run.wait()
+    assert "SIGTERM" in attempts.ends()[0]["reason"]
+    assert [row["reason"] for row in attempts.ends()][1:] == ["complete"] and attempts.trained_at_a_time()
+    assert_same_training(workspace, finished, "stage2")
+
+
+def test_status_script(cluster, tmp_path):
+    """running in doubt, failed for what Slurm does not know."""
+    script, batch = ROOT / "profiles/generic/status.sh", ("sbatch", "--parsable", "--output=/dev/null", "--wrap")
+    ids = {
+        "success": cluster.ask(*batch, "true"),
+        "failed": cluster.ask(*batch, "exit 3"),
+        "running": cluster.ask(*batch, "sleep 100"),
+        "cancelled": cluster.ask(*batch, "sleep 100"),
+    }
+    cluster.ask("scancel", ids["cancelled"])
+    wanted = {"COMPLETED", "FAILED", "RUNNING", "CANCELLED"}
+    wait_for("the four jobs", lambda: {cluster.jobs()[job] for job in ids.values()} == wanted)
+    assert [cluster.ask(script, job) for job in ids.values()] == ["success", "failed", "running", "failed"]
+    assert cluster.ask(script, "999999") == "failed"
+    cluster.ask("scancel", ids["running"])
+    nobody = tmp_path / "slurm.conf"
+    nobody.write_text((cluster.folder / "etc/slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1 #"))
+    answer = cluster.ask(script, ids["success"], env=os.environ | {"SLURM_CONF": str(nobody)})
+    assert answer == "running"  # the controller does not answer
+
+
+def test_seconds_left_of_a_job(cluster, monkeypatch):
+    job = cluster.ask("sbatch", "--parsable", "--output=/dev/null", "--time=10", "--wrap", "sleep 100")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    wait_for("the job", lambda: cluster.jobs()[job] == "RUNNING")
+    assert 400 < scheduler.seconds_left() <= 600
+    cluster.ask("scancel", job)
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")
+    assert scheduler.seconds_left() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("4:59", 299), ("01:02:03", 3723), ("1-00:00:00", 86400), ("UNLIMITED", None), ("INVALID", None), ("", None)],
+)
+def test_slurm_writes_times_like_this(text, seconds):
+    assert scheduler.slurm_seconds(text) == seconds
+
+
+def test_outside_of_a_job_there_is_no_limit(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert scheduler.seconds_left() is None
+
+
+@slow
+@pytest.mark.parametrize("profile", ["slurm", "generic"])
+def test_devices_are_asked_for_as_configured(workspace, profile):
+    """Four NPUs, without any Slurm: what would be submitted."""
+    workspace.edit(
+        "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=4, batch_size=8, workers=6)
+    )
+    workspace.edit(f"profiles/{profile}/config.yaml", lambda v: v["default-resources"].update(device_gres="ascend"))
+    plan = workspace.snakemake("-n", "-p", "--workflow-profile", f"profiles/{profile}").stdout
+    jobs = dict(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):\n(.*?)(?=^\[)", plan, re.MULTILINE | re.DOTALL))
+    assert " gres=ascend:4" in jobs["train_stage1"] and "mem_mb=46400" in jobs["train_stage1"]
+    assert " gres=ascend:1" in jobs["evaluate"]
+    assert " gres=ascend" not in jobs["manifest"] and " gres=ascend" not in jobs["extract"]
+    assert "--max-runtime 86280" in plan
+
+
+def test_profiles_agree_on_what_is_not_the_schedulers(workspace):
+    values = [
+        yaml.safe_load((workspace.path / f"profiles/{p}/config.yaml").read_text()) for p in ("slurm", "generic", "default")
+    ]
+    for key in ("rerun-incomplete", "rerun-triggers", "show-failed-logs"):
+        assert values[0][key] == values[1][key] == values[2][key], key
+    assert all(v["retries"] >= 8 for v in values[:2])  # 190 hours at 24 hours a job
