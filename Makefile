@@ -1,14 +1,18 @@
 # make demo: the whole pipeline on the embedded digits. make test: all tests. Both set everything up in .venv first.
+# make report: report.html, the demo's results in one file. make browser: what the report's test needs.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && command -v $(p))))
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint report browser clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 8 results/final_acc.csv
-	@echo "table: results/final_acc.csv   picture: results/digits/curves.png"
+	@echo "table: results/final_acc.csv   pages and pictures: results/digits/   all in one file: make report"
+
+report: demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --report report.html
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest
@@ -27,6 +31,12 @@ $(STAMP): pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,dev]'
 	$(BIN)/python -m pip check
 	@touch $@
+
+# Debian's Chromium, in which tests/test_report.py opens the report; without it that test is skipped, and says so.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  test "$$(id -u)" = 0 -a -e /etc/debian_version || { echo "Install chromium and chromium-driver (apt-get, as root)"; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
 
 clean:
 	rm -rf $(VENV) .snakemake

@@ -16,6 +16,9 @@ include: "rules/common.smk"
 validate(config, "config/schema.json", set_default=False)
 
 
+report: "rules/report/workflow.rst"
+
+
 container: "docker://python:3.11-slim"
 
 
@@ -27,19 +30,32 @@ localrules:
     expectations_config,
     shard_plan,
     table,
+    card,
     curves,
+    throughput,
+    classes,
+    predictions,
+    samples,
+    table_page,
+    configuration_page,
+    data_page,
+    provenance_page,
 
 
 rule all:
     default_target: True
     input:
         "results/final_acc.csv",
+        run_pictures(),
+        run_pages(),
 
 
 include: f"rules/sources/{SETTINGS.data.source}.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/results.smk"
+include: "rules/pictures.smk"
+include: "rules/pages.smk"
 
 
 onstart:

@@ -31,8 +31,9 @@ from cswin.data.dataset import Dataset, read_rows
 from cswin.data.decode import EncodedImage
 from cswin.data.loader import TrainLoader
 from cswin.data.mixup import apply_mixup
+from cswin.data.resample import resize
 from cswin.data.rng import sample_rng
-from cswin.data.transforms import Drawn, TrainTransform, planes
+from cswin.data.transforms import Drawn, TrainTransform, compile_kernels
 
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
@@ -172,19 +173,16 @@ def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
 def draw(transform: TrainTransform, row: bytes, rng: np.random.Generator, clock: Clock) -> Drawn:
     """TrainTransform.draw, timed step by step."""
     image = EncodedImage(row)
-    box = transform.crop.draw(rng, *image.size)
+    box, mirrored = transform.crop.draw(rng, *image.size), rng.random() < transform.hflip
     clock.lap("header, crop's draw")
-    part = image.part(box, transform.mode)
+    frame = image.frame(transform.mode)
     clock.lap("decode")
-    resized = part.resize((transform.size, transform.size), transform.resample)
-    clock.lap("resize")
-    flipped = transform.flip(resized, rng)
-    clock.lap("flip")
-    augmented = transform.augment(flipped, rng)
+    pixels = resize(frame, (transform.size,) * 2, bicubic=transform.bicubic, crop=box, mirrored=mirrored)
+    clock.lap("crop, resize, flip")
+    pixels = transform.augment(pixels, rng)
     clock.lap("RandAugment")
-    pixels = planes(augmented)
     patches = transform.erase.patches(rng, *pixels.shape)
-    clock.lap("planes, erasing's draw")
+    clock.lap("erasing's draw")
     return Drawn(pixels, patches)
 
 
@@ -210,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     data = dataset(args.folder, args.images)
     rows = [row for _, _, row in read_rows(data, "train", np.arange(data.images("train")))]
     cores = len(os.sched_getaffinity(0))
+    compile_kernels()  # once in a machine's life
     print(f"{len(rows)} images, {sum(map(len, rows)) / len(rows) / 1000:.0f} kB on average, {cores} cores")
     rates: dict[str, list[Rate]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
@@ -224,7 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, values in rates.items():
         images, cpu = ([getattr(rate, key) for rate in values] for key in Rate._fields)
         share = f"   {statistics.median(shares[name]):.2f} of decoding alone" if name in shares else ""
-        time_text = "" if name.endswith("processes") else f"   {statistics.median(cpu):.2f} ms of CPU time per image"
+        where = " in the main process" if name.endswith("processes") else ""
+        time_text = f"   {statistics.median(cpu):.2f} ms of CPU time per image{where}"
         print(
             f"{name:28} {statistics.median(images):6.0f} images/s (from {min(images):.0f} to {max(images):.0f}){share}{time_text}"
         )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cswin.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
     """A path to write to; what was written there replaces `path` at the end, all at once and on the disk.
 
     The temporary file lies in the same folder (a rename does not cross file systems) under one fixed hidden name with the same
     suffix, so what a killed process leaves behind is overwritten by the next attempt instead of filling the disk. The data
     reach the disk before the name does: after a power failure, too, `path` is complete or untouched. If the body raises,
-    the temporary file is removed and `path` stays as it was.
+    the temporary file is removed and `path` stays as it was; the same if `check`, called last before the rename, raises.
 
     Raises:
         UserError: if the folder is missing or cannot be written, or the disk is full.
@@ -32,6 +32,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(mode)
             _flush(temporary, os.O_RDWR)
+            if check is not None:
+                check()
             temporary.replace(path)
             _flush(path.parent, os.O_RDONLY)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -15,12 +16,16 @@ COMMANDS = {
     "data": "make, extract, convert, verify and inspect datasets",
     "train": "train a stage, or go on where it was interrupted",
     "evaluate": "evaluate a checkpoint: every image exactly once",
+    "status": "show how far runs are, also while they run elsewhere",
     "table": "write the results table of a run",
-    "curves": "draw the curves of a run",
+    "card": "write a run's card: what was trained on what, how, the result, what was not run",
+    "draw": "draw pictures of a run: curves, throughput, classes, predictions, samples",
+    "page": "write pages of a run: table, configuration, provenance, data",
     "predict": "name what is on images",
     "export": "write a checkpoint as ONNX or MINDIR",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
+    "plan": "steps, files, memory and hours of a configuration",
     "config": "check a configuration; print the schema or the reference page",
 }
 
@@ -42,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done; 2: something that the user can put right, named on stderr; other codes are the command's own.
+        0: done; 2: something that the user can put right, named on stderr; 130: ended by Ctrl-C; other codes are the command's
+        own.
     """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
     args = build_parser().parse_args(argv)
@@ -54,3 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `cswin … | head` is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.special import softmax
 
 from cswin.checkpoint import Checkpoint, Preprocessing, load_into
-from cswin.data.decode import decode_rgb
-from cswin.data.transforms import EvalTransform, planes
+from cswin.data.decode import as_frame, decode_rgb
+from cswin.data.transforms import EvalTransform
 from cswin.errors import BadImage, UserError
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -88,7 +88,7 @@ class ImageReader:
         if self.transform.short_side**2 * long / short > MOST_PIXELS:
             raise BadImage(f"image is {image.width} x {image.height} pixels: too narrow to be resized to a short side of "
                            f"{self.transform.short_side} pixels")  # fmt: skip
-        return self.transform.normalise(planes(self.transform.resize_crop(image)))
+        return self.transform.normalise(self.transform.resize_crop(as_frame(image)))
 
 
 def _orientation(data: bytes) -> int:

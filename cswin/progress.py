@@ -41,12 +41,19 @@ class Console:
     """Where messages and progress go: stderr and, where given, a log file.
 
     Args:
-        log: file that gets everything as plain lines; an existing one is replaced, its folder is made.
+        log: file that gets everything as plain lines; its folder is made.
+        append: whether an existing log is continued instead of replaced.
         stream: where a person looks; its `isatty` decides between bars and lines.
         clock: seconds, monotonic (tests pass their own).
     """
 
-    def __init__(self, log: Path | None = None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        log: Path | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        append: bool = False,
+    ):
         self.stream = stream if stream is not None else sys.stderr
         self.terminal = self.stream.isatty()
         self.clock = clock
@@ -54,7 +61,7 @@ class Console:
         if log is not None:
             try:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                self._log = log.open("w", encoding="utf-8", buffering=1)
+                self._log = log.open("a" if append else "w", encoding="utf-8", buffering=1)
             except OSError as error:
                 raise UserError(f"{log}: cannot be written ({error.strerror}); choose another --log") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cswin import __version__
 
-PACKAGES = ("mindspore", "numpy", "pillow")
+PACKAGES = ("mindspore", "numpy", "pillow", "simplejpeg", "snakemake")
 CANN_FOLDERS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
 CANN_DEFAULT = "/usr/local/Ascend/ascend-toolkit/latest"
 CANN_FILES = ("*-linux/ascend_toolkit_install.info", "ascend_toolkit_install.info", "compiler/version.info")
@@ -47,7 +47,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: cswin, python, mindspore, numpy, pillow, and CANN where it is installed."""
+    """Versions of what computes: cswin, python, the packages and CANN, where they are installed."""
     found = {"cswin": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.config.inputs import missing_inputs
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
@@ -15,6 +17,9 @@ try:
     SETTINGS = parse_settings(config)
 except UserError as error:
     raise WorkflowError(f"The configuration is refused:\n{error}") from None
+# Snakemake's own message names the file, this one the key and the remedy.
+for line in missing_inputs(SETTINGS):
+    print(line, file=sys.stderr)
 
 RUN = f"results/{SETTINGS.run}"
 DATA = f"{SETTINGS.data.directory}/{SETTINGS.data.name}"
@@ -23,7 +28,7 @@ IMAGES = {
     "train": SETTINGS.data.expect_train or 1_281_167,
     "val": SETTINGS.data.expect_val or 50_000,
 }
-NODES = getattr(SETTINGS.runtime, "nodes", 1)
+NODES = SETTINGS.runtime.nodes
 DEVICES_PER_NODE = SETTINGS.runtime.devices // NODES
 
 
@@ -90,6 +95,24 @@ def shard_receipts(wildcards):
     ]
 
 
+def run_pictures():
+    """All pictures of the run."""
+    by_stage = [
+        f"{RUN}/{stage}/{name}.png"
+        for stage in STAGES
+        for name in ("classes", "predictions", "samples")
+    ]
+    return [f"{RUN}/curves.png", f"{RUN}/throughput.png", *by_stage]
+
+
+def run_pages():
+    """All pages of the run."""
+    return [
+        f"{RUN}/{name}.html"
+        for name in ("table", "configuration", "data", "provenance")
+    ]
+
+
 def minutes(images, per_second):
     """Run time to ask for where `images` are handled at no less than `per_second`: a quarter of an hour is for all the rest."""
     return 15 + math.ceil(images / per_second / 60)
@@ -143,8 +166,12 @@ def guide():
 
 
 def accept_stages():
-    """The workflow has succeeded: repeating a stage from now on means from nothing."""
+    """The workflow has succeeded: repeating one of its stages from now on means from nothing. A stage that it did not look at
+    (another target was asked for) may have been killed at its last moment and goes on from its state.
+    """
     from cswin.train.state import accept
 
+    looked_at = {job.rule.name for job in workflow.dag.jobs}
     for stage in STAGES:
-        accept(Path(RUN, stage, "state"))
+        if f"train_{stage}" in looked_at:
+            accept(Path(RUN, stage, "state"))

@@ -7,54 +7,70 @@ rule evaluate:
     output:
         figures=f"{RUN}/{{stage}}/evaluation.json",
         predictions=f"{RUN}/{{stage}}/predictions.npz",
+        per_class=f"{RUN}/{{stage}}/per_class.csv",
+        confusions=f"{RUN}/{{stage}}/confusions.csv",
     log:
         f"{RUN}/logs/evaluate_{{stage}}.log",
     wildcard_constraints:
         stage="|".join(STAGES),
-    threads: SETTINGS.runtime.workers
+    threads: DEVICES_PER_NODE * SETTINGS.runtime.workers
     resources:
-        **on_devices(1),
+        **on_devices(DEVICES_PER_NODE),
         runtime=minutes(IMAGES["val"], 25),
     shell:
         "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
-        "--output {output.figures} --predictions {output.predictions} > {log} 2>&1"
+        "--output {output.figures} --predictions {output.predictions} "
+        "--per-class {output.per_class} --confusions {output.confusions} > {log} 2>&1"
 
 
 rule table:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
+        predictions=expand(f"{RUN}/{{stage}}/predictions.npz", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
     output:
-        csv=f"{RUN}/final_acc.csv",
+        csv=report(
+            f"{RUN}/final_acc.csv",
+            caption="report/table.rst",
+            category="1. Results",
+            labels={"result": "Table, as CSV"},
+        ),
+        markdown=f"{RUN}/final_acc.md",
+        json=f"{RUN}/final_acc.json",
     log:
         f"{RUN}/logs/table.log",
     params:
         run=subpath(output.csv, parent=True),
     shell:
-        "cswin table {params.run} --settings {input.settings} --output {output.csv} > {log} 2>&1"
+        "cswin table {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
 
 
-rule curves:
+rule card:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
+        dataset=ancient(f"{DATA}/dataset.json"),
+        runtime=ancient(f"{RUN}/config/runtime.yaml"),
     output:
-        f"{RUN}/curves.png",
+        f"{RUN}/README.md",
     log:
-        f"{RUN}/logs/curves.log",
+        f"{RUN}/logs/card.log",
     params:
         run=subpath(output[0], parent=True),
     shell:
-        "cswin curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
+        "cswin card {params.run} --settings {input.settings} --runtime {input.runtime} --dataset {input.dataset} "
+        "--output {output} > {log} 2>&1"
 
 
 rule final_acc:
     input:
-        table=f"{RUN}/final_acc.csv",
-        curves=f"{RUN}/curves.png",
+        card=f"{RUN}/README.md",
+        tables=multiext(f"{RUN}/final_acc", ".csv", ".md", ".json"),
+        pictures=run_pictures(),
+        pages=run_pages(),
     output:
-        "results/final_acc.csv",
+        multiext("results/final_acc", ".csv", ".md", ".json"),
     log:
         f"{RUN}/logs/final_acc.log",
     shell:
-        "cp {input.table} {output} 2> {log}"
+        "cp {input.tables} results/ 2> {log}"

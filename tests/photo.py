@@ -21,6 +21,12 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
+def planes(image: Image.Image) -> np.ndarray:
+    """(C, H, W) uint8 of an RGB or L image."""
+    pixels = np.array(image)
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
+
+
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -219,10 +219,11 @@ def test_evaluation_gives_every_image_once_in_order(dataset, kind):
     config, runtime = settings(kind=kind)
     transform = eval_transform(config)
     batches = list(eval_batches(read_rows(dataset, "val", np.arange(14)), EvalTask(transform), runtime))
-    assert [len(labels) for _, labels in batches] == [6, 6, 2]
+    assert [len(batch.labels) for batch in batches] == [6, 6, 2]
     rows = list(read_rows(dataset, "val", np.arange(14)))
-    np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), [transform(data) for _, _, data in rows])
-    assert np.concatenate([labels for _, labels in batches]).tolist() == [label for _, label, _ in rows]
+    np.testing.assert_array_equal(np.concatenate([b.images for b in batches]), [transform(data) for _, _, data in rows])
+    assert np.concatenate([b.labels for b in batches]).tolist() == [label for _, label, _ in rows]
+    assert np.concatenate([b.positions for b in batches]).tolist() == list(range(14))
 
 
 # Errors and ends

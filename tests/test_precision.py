@@ -24,6 +24,7 @@ from cswin.train.handover import Start
 from cswin.train.history import read_history
 from cswin.train.state import StateFolder
 from cswin.train.step import TrainStep
+from cswin.train.stopping import Stopping
 from cswin.train.trainer import Trainer
 
 ARCH = Architecture(8, (1, 1, 1, 1), (1, 2, 1, 1), (2, 4, 8, 8), image_size=32, num_classes=5)
@@ -236,7 +237,7 @@ class Silent:
 
 
 def trainer_of(config, runtime, dataset, folder) -> Trainer:
-    return Trainer(config, runtime, dataset, Start(), folder, {}, lambda: None, lambda total, done: Silent(), print)
+    return Trainer(config, runtime, dataset, Start(), folder, {}, Stopping(None), lambda total, done: Silent(), print)
 
 
 def test_trainer_refuses_bfloat16_at_once(dataset, tmp_path):

@@ -16,7 +16,19 @@ from cswin.config.resolve import load_stage
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
-AFTER_STAGE2 = {"train_stage2": 1, "train_stage3": 1, "evaluate": 2, "table": 1, "curves": 1}
+SHOWN_OF_RUN = {"curves": 1, "throughput": 1, "table_page": 1, "provenance_page": 1}
+AFTER_STAGE2 = {
+    "train_stage2": 1,
+    "train_stage3": 1,
+    "evaluate": 2,
+    "table": 1,
+    "card": 1,
+    "classes": 2,
+    "predictions": 2,
+    **SHOWN_OF_RUN,
+}
+CONFIGURATION_OF_STAGE2 = {"stage_config": 1, "samples": 1, "configuration_page": 1}
+ALL_STAGES = {"stage_config": 3, "train_stage1": 1, "evaluate": 3, "classes": 3, "predictions": 3, "samples": 3}
 
 
 @pytest.fixture
@@ -34,6 +46,7 @@ def test_run_made_everything(finished_run):
     table = pd.read_csv(results / "final_acc.csv")
     assert list(table.stage) == ["stage1", "stage2", "stage3"]
     assert (results / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (results / "digits" / "README.md").read_text().startswith("# digits\n")
     for stage in table.stage:
         history = read_history(results / "digits" / stage / "history.jsonl")
         steps = [row["step"] for row in history if row["kind"] == "step"]
@@ -72,12 +85,12 @@ def test_comment_reruns_nothing(run):
 @pytest.mark.parametrize("key", ["workers", "log_every", "save_minutes", "prefetch"])
 def test_what_changes_speed_trains_nothing_again(run, key):
     run.edit("config/config.yaml", lambda v: v["runtime"].update({key: 7}))
-    assert set(run.planned()) <= {"runtime_config"}
+    assert set(run.planned()) <= {"runtime_config", "configuration_page"}
 
 
 def test_expected_accuracy_redraws_only(run):
-    run.edit("config/config.yaml", lambda v: v.update(paper_top1=99.0))
-    assert set(run.planned()) == {"expectations_config", "table", "curves"}
+    run.edit("config/config.yaml", lambda v: v.update(paper_top1=98.0))
+    assert set(run.planned()) == {"expectations_config", "table", "table_page", "curves", "card"}
 
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
@@ -89,17 +102,17 @@ def test_new_shard_size_converts_and_trains_nothing_again(run):
 
 def test_learning_rate_of_stage2_reruns_stages_2_and_3(run):
     run.edit("config/config.yaml", lambda v: v["stages"]["stage2"]["schedule"].update(cool_lr=2.0e-5))
-    assert run.planned() == {"stage_config": 1, **AFTER_STAGE2}
+    assert run.planned() == {**CONFIGURATION_OF_STAGE2, **AFTER_STAGE2}
 
 
 def test_override_on_the_command_line(run):
     override = "stages={stage2: {schedule: {cool_lr: 2.0e-5}}}"
-    assert run.planned("--config", override) == {"stage_config": 1, **AFTER_STAGE2}
+    assert run.planned("--config", override) == {**CONFIGURATION_OF_STAGE2, **AFTER_STAGE2}
 
 
 def test_common_learning_rate_reruns_all_stages_but_no_data(run):
-    planned = run.planned("--config", "schedule={base_lr: 0.001}")
-    assert planned == {"stage_config": 3, "train_stage1": 1, **AFTER_STAGE2, "evaluate": 3}
+    planned = run.planned("--config", "schedule={base_lr: 0.0007}")
+    assert planned == {**AFTER_STAGE2, **ALL_STAGES, "configuration_page": 1}
 
 
 def test_forcerun_and_until(run):
@@ -166,11 +179,43 @@ def test_dag_lint_and_format(workspace):
     subprocess.run([snakefmt, "--check", *files], check=True)
 
 
+BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b|^\s*(script|run|notebook|wrapper|cwl):"
+
+
+def bans(code: str) -> list[str]:
+    """What of the banned stands in a Snakefile, comments left out."""
+    code = "\n".join(line.split("#")[0] for line in code.splitlines())
+    return [match[0].strip() for match in re.finditer(BANNED, code, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('    output:\n        update("state.npz"),', ["update("]),
+        ('    output:\n        directory(f"{RUN}/state"),', ["directory("]),
+        ("    retries: 3", ["retries"]),
+        ('    script:\n        "train.py"', ["script:"]),
+        ("    run:\n        train()", ["run:"]),
+        ("    # retries: 3 would stay in the same allocation", []),
+    ],
+)
+def test_bans_are_found(code, found):
+    assert bans(code) == found
+
+
 def test_bans_around_training_state(workspace):
     """What facts about Snakemake forbid: each of these has destroyed or doubled training in an experiment."""
     for file in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]:
-        code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
-        for banned in (r"\bupdate\(", r"\bdirectory\(", r"\bretries\b", r"^\s*(script|run|notebook):"):
-            assert not re.search(banned, code, re.MULTILINE), (file, banned)
-    for profile in workspace.path.glob("profiles/*/config.yaml"):
+        assert bans(file.read_text()) == [], file
+    for profile in workspace.path.glob("profiles/*/config*.yaml"):
         assert not yaml.safe_load(profile.read_text()).get("keep-incomplete")
+    root = Path(__file__).parents[1]
+    for commands in [root / "Makefile", root / "README.md", root / ".ci/run", *root.glob("docs/*.md")]:
+        assert not re.search(r"snakemake .*--keep-incomplete|--ki\b", commands.read_text()), commands
+
+
+def test_no_rule_declares_training_state(finished_run):
+    outputs = [line.split("\t")[0] for line in finished_run.snakemake("--summary").stdout.splitlines() if "\t" in line]
+    assert "results/digits/stage2/checkpoint.safetensors" in outputs
+    kept = ("/state", "history.jsonl", "attempts.jsonl", "lease")
+    assert not [output for output in outputs if any(name in output for name in kept)]

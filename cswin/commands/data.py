@@ -181,11 +181,13 @@ def _dataset(args, console) -> None:
 def _verify(args, console) -> int:
     from cswin.data.assemble import verify_dataset
 
-    bad = 0
+    bad = []
     for check in verify_dataset(args.dataset, console):
         console.say(f"{check.shard.name}: " + ("; ".join(check.problems) or f"{check.rows:,} rows, good"))
-        bad += bool(check.problems)
-    console.say(f"verify: {bad} shards are damaged: remove them and convert again" if bad else "verify: all shards are good")
+        bad += [str(check.shard)] if check.problems else []
+    console.say(
+        "verify: all shards are good" if not bad else f"verify: damaged; convert again with: snakemake -f {' '.join(bad)}"
+    )
     return 1 if bad else 0
 
 

@@ -22,36 +22,63 @@ def configure(parser):
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write what was predicted for each image, as NPZ")
+    parser.add_argument("--per-class", type=Path, metavar="FILE", help="write the accuracy of each class, as CSV")
+    parser.add_argument("--confusions", type=Path, metavar="FILE", help="write what the worst classes are taken for, as CSV")
 
 
 def run(args):
+    import signal
+    import tempfile
+
+    from cswin.launch.launcher import SIGNALS, on_one_node, run_on_devices
+
+    runtime = on_one_node(_runtime(args))
+    folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
+
+    def evaluate(ranks, started):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # there is nothing to save: they end it
+        return _evaluate(args, runtime, ranks)
+
+    return run_on_devices(runtime, folder, evaluate, lambda: _inputs(args))
+
+
+def _inputs(args):
+    """The checkpoint and the images."""
+    from cswin.checkpoint import load_checkpoint
+    from cswin.data.sources import open_source
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    return checkpoint, open_source(args.data, args.split, checkpoint.record.class_names)
+
+
+def _evaluate(args, runtime, ranks) -> int:
     import dataclasses
     import json
 
-    import numpy as np
-
     from cswin.atomic import atomic_path
-    from cswin.checkpoint import file_sha256, load_checkpoint
-    from cswin.data.sources import open_source
+    from cswin.checkpoint import file_sha256
     from cswin.device import select_device
     from cswin.evaluate import evaluate_checkpoint
+    from cswin.predictions import save_predictions
+    from cswin.report.classes import confusions, per_class
     from cswin.train.state import accept
 
-    runtime = _runtime(args)
-    checkpoint = load_checkpoint(args.checkpoint)
-    source = open_source(args.data, args.split, checkpoint.record.class_names)
+    checkpoint, source = _inputs(args)
     accept(args.checkpoint.parent / "state")
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
-    select_device(runtime.device_target, args.device_id)
-    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime)
+    select_device(runtime.device_target, ranks.device if ranks.size > 1 else args.device_id)
+    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime, ranks)
+    if not ranks.first:
+        return 0
+    class_names = checkpoint.record.class_names
     if args.predictions:
-        arrays = {"labels": results["raw"].labels}
-        for which, predictions in results.items():
-            arrays |= {f"{which}_top5": predictions.top5, f"{which}_losses": predictions.losses}
-        with atomic_path(args.predictions) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        save_predictions(args.predictions, results, class_names)
+    for path, make in ((args.per_class, per_class), (args.confusions, confusions)):
+        if path:
+            with atomic_path(path) as temporary:
+                make(results, class_names).to_csv(temporary, index=False)
     figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
     figures |= {"crop_ratio": preprocessing.crop_ratio}
     figures |= {which: predictions.figures() for which, predictions in results.items()}
@@ -60,6 +87,7 @@ def run(args):
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for which in results:
         print(which, "  ".join(f"{key} {value}" for key, value in figures[which].items()))
+    return 0
 
 
 def _runtime(args):
@@ -73,4 +101,6 @@ def _runtime(args):
     for name in ("batch", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
-    return Runtime(device_target=args.device_target, eval_batch_size=args.batch, workers=args.workers, worker_kind="thread")
+    return Runtime(
+        device_target=args.device_target, devices=1, eval_batch_size=args.batch, workers=args.workers, worker_kind="thread"
+    )

@@ -1,7 +1,10 @@
 """Train one stage, or go on where it was interrupted.
 
+With runtime.devices above 1 this process starts one more for each device; their logs are in a folder beside the log file.
+
 Exit codes: 0 the stage is complete; 75 it was asked to stop (SIGTERM, SIGINT, SIGUSR1, --max-runtime) and has saved its state,
-the same command goes on from there; 2 something that the user can put right; 1 a defect.
+the same command goes on from there; 2 something that the user can put right; 130 Ctrl-C a second time, which does not wait for the
+step to end; 1 a defect.
 """
 
 from __future__ import annotations
@@ -24,13 +27,24 @@ def configure(parser):
 
 
 def run(args):
-    from cswin import scheduler
-    from cswin.progress import Console, TrainProgress
-    from cswin.train.stage import StageFiles, run_stage
-    from cswin.train.stopping import parse_duration
+    import time
 
-    limits = [parse_duration(args.max_runtime) if args.max_runtime else None, scheduler.seconds_left()]
-    limit = min((seconds for seconds in limits if seconds is not None), default=None)
+    from cswin import scheduler
+    from cswin.config.resolve import load_runtime
+    from cswin.launch.launcher import run_on_devices
+    from cswin.progress import Console, TrainProgress
+    from cswin.train.stage import StageFiles, check_stage, run_stage
+    from cswin.train.stopping import Stopping, parse_duration
+
+    given = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
-    with Console(args.log) as console:
-        return run_stage(files, limit, lambda total, done: TrainProgress(console, total, done), console.say)
+    ranks_folder = args.log.with_suffix(".ranks") if args.log else args.output / "ranks"
+
+    def train(ranks, started):
+        with Console(args.log if ranks.first else None, append=True) as console:
+            left = scheduler.seconds_left()  # from now, not from the start
+            limits = [given, left + time.monotonic() - started if left is not None else None]
+            stopping = Stopping(min((limit for limit in limits if limit is not None), default=None), started)
+            return run_stage(files, stopping, lambda total, done: TrainProgress(console, total, done), console.say, ranks)
+
+    return run_on_devices(load_runtime(args.runtime), ranks_folder, train, lambda: check_stage(files))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cswin.config.inputs import SOURCE_KEYS, SOURCES
 from cswin.config.settings import Augment, Evaluation, Model, Optimizer, Runtime, Schedule, Section, Settings, Stage
 from cswin.errors import UserError
 from cswin.model.variants import Architecture, variant
@@ -244,20 +245,35 @@ def _check_stages(settings: Settings) -> list[str]:
                 f"epochs, but {first_name} has {lengths[first_name]}; the stages continue one schedule, so add the "
                 "difference to epochs or take it from the phases"
             )
+    return problems + _check_selection(settings)
+
+
+def _check_selection(settings: Settings) -> list[str]:
+    """The part of the training set that is held out is one part, in every stage: no stage trains on what another selects on."""
+    stages, images = {name: resolve_stage(settings, name).evaluation for name in settings.stages}, settings.data.expect_train
+    (first_name, first), *others = stages.items()
+    problems = []
+    for name, evaluation in others:
+        for key in ("select_on", "minival_images") if "minival" in (first.select_on, evaluation.select_on) else ():
+            mine, theirs = getattr(evaluation, key), getattr(first, key)
+            if mine != theirs:
+                problems.append(
+                    f"stages.{name}.evaluation.{key}: {mine} must be {theirs}, as in {first_name}: otherwise a stage trains on "
+                    "images that another selects on"
+                )
+    if first.select_on == "minival" and images is not None and first.minival_images >= images:
+        problems.append(
+            f"evaluation.minival_images: {first.minival_images} must be less than the {images} training images "
+            "(data.expect_train), of which they are held out"
+        )
     return problems
 
 
 def _check_data(settings: Settings) -> list[str]:
     """Each source has its paths, and no other source's."""
-    needed = {
-        "digits": (),
-        "archive": ("archive",),
-        "ilsvrc2012": ("train_archive", "val_archive", "devkit"),
-        "folder": ("folder",),
-    }
     data, problems = settings.data, []
-    for key in ("archive", "train_archive", "val_archive", "devkit", "folder"):
-        value, wanted = getattr(data, key), key in needed[data.source]
+    for key in SOURCE_KEYS:
+        value, wanted = getattr(data, key), key in SOURCES[data.source]
         if wanted and value is None:
             problems.append(f"data.{key}: missing; source {data.source!r} needs its path")
         if value is not None and not wanted:
@@ -278,6 +294,10 @@ def _check_runtime(settings: Settings) -> list[str]:
                 f"{run.batch_size} x {run.devices} x {run.accumulation} = {product}; change accumulation or "
                 "batch_size (the learning rate is never scaled in silence)"
             )
+    if run.devices % run.nodes:
+        problems.append(f"runtime.nodes: {run.nodes} nodes cannot share {run.devices} devices equally; change one of the two")
+    if run.host_file and run.nodes == 1:
+        problems.append(f"runtime.host_file: {run.host_file!r} has no effect on one node; set runtime.nodes, or remove it")
     return problems
 
 

@@ -199,7 +199,17 @@ class Runtime(Section):
     """What changes speed, not results: never a reason to train again."""
 
     device_target: Literal["CPU", "Ascend"] = Field("Ascend", description="Where the network runs.")
-    devices: Count = Field(8, description="Devices over all nodes.")
+    devices: Count = Field(8, description="Devices over all nodes; each has a process of its own.")
+    nodes: Count = Field(1, description="Machines that share the devices equally; on each the same command is started once.")
+    host_file: str | None = Field(
+        None,
+        description="Where Slurm does not tell the nodes: a file with an address a line, the first of which "
+        "leads (docs/devices.md).",
+    )
+    master_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None,
+        description="Port on the first of several nodes where the processes meet. Empty: from the Slurm job's number, or 8118.",
+    )
     batch_size: Count = Field(128, description="Images per device and forward pass.")
     accumulation: Count = Field(1, description="Forward passes per optimizer step.")
     eval_batch_size: Count = Field(128, description="Images per device and forward pass in evaluation.")
@@ -209,6 +219,10 @@ class Runtime(Section):
     )
     prefetch: Count = Field(4, description="Batches made ahead of the device.")
     log_every: Count = Field(50, description="Steps between two reads of the loss from the device.")
+    tensorboard: bool = Field(True, description="Write an event file for TensorBoard into each stage's folder.")
+    agree_every: Count = Field(
+        5, description="Steps between two agreements of several devices on whether to stop; each waits for the device."
+    )
     save_minutes: Positive = Field(
         15.0, description="Minutes between two saves of the training state; each epoch saves as well."
     )

@@ -12,7 +12,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,15 +23,6 @@ from cswin.errors import BadImage
 _JPEG_START = b"\xff\xd8\xff"
 _KEPT_BYTES = 64 << 20  # a larger image's memory is given back
 _memory = threading.local()
-
-
-class CropBox(NamedTuple):
-    """A rectangle in pixels of the original image."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 class EncodedImage:
@@ -56,32 +46,24 @@ class EncodedImage:
 
     def whole(self, mode: str) -> Image.Image:
         """All of it, RGB or L."""
-        return self.part(CropBox(0, 0, *self.size), mode)
-
-    def part(self, box: CropBox, mode: str) -> Image.Image:
-        """The part `box` of it, RGB or L."""
         if self._pillow is None and mode == "RGB":
+            return Image.frombytes("RGB", self.size, self.frame(mode))
+        return self._load(self._pillow or self._open(), mode)
+
+    def frame(self, mode: str, scale: int = 1) -> np.ndarray:
+        """All of it, RGB or L, a JPEG decoded at 1/`scale`: (height, width, channels) uint8, contiguous.
+
+        To be used at once: the same thread's next call may write into the same memory.
+        """
+        if self._pillow is None and mode == "RGB" and scale == 1:
             try:
-                return self._quick_part(box)
+                return simplejpeg.decode_jpeg(self._data, "RGB", buffer=_kept_memory(3 * self.size[0] * self.size[1]))
             except ValueError:
                 pass  # broken; Pillow says how badly
-        image = self._load(self._pillow or self._open(), mode)
-        if box == (0, 0, *self.size):
-            return image
-        return image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-
-    def shrunk(self, scale: int, mode: str) -> Image.Image:
-        """All of it, RGB or L, a JPEG decoded at 1/`scale`."""
         image = self._pillow or self._open()
-        image.draft(None, (self.size[0] // scale, self.size[1] // scale))
-        return self._load(image, mode)
-
-    def _quick_part(self, box: CropBox) -> Image.Image:
-        width, height = self.size
-        # Four bytes a pixel, as Pillow has them inside; as one number they are copied at once.
-        pixels = simplejpeg.decode_jpeg(self._data, "RGBX", buffer=_kept_memory(4 * width * height)).view(np.uint32)[..., 0]
-        part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
-        return Image.frombytes("RGB", (box.width, box.height), part, "raw", "RGBX")
+        if scale > 1:
+            image.draft(None, (self.size[0] // scale, self.size[1] // scale))
+        return as_frame(self._load(image, mode))
 
     def _open(self) -> Image.Image:
         if not self._data:
@@ -105,6 +87,12 @@ class EncodedImage:
             elif mode == "L" and image.mode not in ("L", "RGB"):
                 image = image.convert("RGB")
             return image if image.mode == mode else image.convert(mode)
+
+
+def as_frame(image: Image.Image) -> np.ndarray:
+    """(height, width, channels) uint8, contiguous, of an RGB or L image."""
+    pixels = np.array(image)
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def decode_rgb(data: bytes) -> Image.Image:

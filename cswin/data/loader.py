@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mix
 from cswin.data.rng import batch_rng, holdout_rng, order_rng, sample_rng
 from cswin.data.transforms import Drawn, EvalTransform, TrainTransform
 from cswin.data.workers import CHUNK, in_order, prefetched, worker_pool
-from cswin.errors import BadImage
+from cswin.errors import BadImage, UserError
 
 
 @dataclass
@@ -75,11 +76,21 @@ def eval_transform(config: StageConfig) -> EvalTransform:
 
 
 def training_positions(images: int, config: StageConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training set to train on, and rows held out to select on (empty unless select_on is minival)."""
+    """Rows of the training set to train on, and rows held out to select on (empty unless select_on is minival).
+
+    The choice depends on the seed, the number of images and the size of the part: it is the same in every stage and epoch.
+
+    Raises:
+        UserError: if nothing would be left to train on.
+    """
     if config.evaluation.select_on == "val":
         return np.arange(images), np.arange(0)
-    shuffled = holdout_rng(config.seed).permutation(images)
     held_out = config.evaluation.minival_images
+    if held_out >= images:
+        raise UserError(
+            f"evaluation.minival_images: {held_out} must be less than the {images} training images, of which they are held out"
+        )
+    shuffled = holdout_rng(config.seed).permutation(images)
     return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
 
 
@@ -169,35 +180,51 @@ class TrainTask:
             raise BadImage(f"training image {position}: {error}; {_REMEDY}") from error
 
 
+class EvalBatch(NamedTuple):
+    """What an evaluator takes.
+
+    Attributes:
+        images: (n, C, H, W) float32.
+        labels: (n,) int64.
+        positions: (n,) int64, of the rows in their split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+
+
 @dataclass(frozen=True)
 class EvalTask:
-    """One validation sample: (position, label, bytes) -> ((C, H, W) uint8, label)."""
+    """One validation sample: (position, label, bytes) -> ((C, H, W) uint8, label, position)."""
 
     transform: EvalTransform
 
-    def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int]:
+    def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int, int]:
         position, label, data = row
         try:
-            return self.transform.pixels(data), label
+            return self.transform.pixels(data), label, position
         except BadImage as error:
             raise BadImage(f"validation image {position}: {error}; {_REMEDY}") from error
 
 
-_REMEDY = "make the dataset again with data.on_bad_image: skip, which leaves such files out"
+_REMEDY = (
+    "`cswin data verify` says whether its shard is damaged and how to convert that one again; if none is, make the dataset again "
+    "with data.on_bad_image: skip, which leaves such files out"
+)
 
 
-def eval_batches(
-    rows: Iterable[tuple[int, int, bytes]], task: EvalTask, runtime: Runtime
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images (n, C, H, W) float32, labels (n,)) in the order of `rows`; the last batch may be shorter."""
+def eval_batches(rows: Iterable[tuple[int, int, bytes]], task: EvalTask, runtime: Runtime) -> Iterator[EvalBatch]:
+    """Batches in the order of `rows`; the last one may be shorter."""
     size = runtime.eval_batch_size
     with worker_pool(runtime.worker_kind, runtime.workers) as pool:
         samples = in_order(pool, task, rows, _ahead(runtime, size))
         while batch := list(islice(samples, size)):
             images = np.empty((len(batch), *batch[0][0].shape), np.float32)
-            for (pixels, _), image in zip(batch, images, strict=True):
+            for (pixels, _, _), image in zip(batch, images, strict=True):
                 task.transform.normalise(pixels, image)
-            yield images, np.asarray([label for _, label in batch])
+            _, labels, positions = zip(*batch, strict=True)
+            yield EvalBatch(images, np.array(labels, np.int64), np.array(positions, np.int64))
 
 
 def _ahead(runtime: Runtime, batch: int) -> int:

@@ -1,19 +1,19 @@
 """RandAugment (arXiv 1909.13719) by timm's definition and string syntax, such as `rand-m9-mstd0.5-inc1`.
 
-A draw (which operations, with which arguments) is made without an image, so that its distribution can be tested by itself;
-Pillow carries the operations out. Magnitudes live on a scale where 10 is an operation's full strength.
+A draw (which operations, with which arguments) is made without an image, so that its distribution can be tested by itself. The
+operations are Pillow's to the bit (`cswin.data.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 
+from cswin.data.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
 from cswin.errors import UserError
 
 FULL = 10.0
@@ -22,12 +22,11 @@ _SYNTAX = (
     "write rand-m9-mstd0.5-inc1, with any of m (magnitude), n (operations), p (probability of each), mstd (noise of the "
     "magnitude; above 100: uniform from 0), mmax (largest magnitude), inc (1: all operations grow with the magnitude)"
 )
-_RANDOM_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = ("bilinear", "bicubic")
 
 Fill = tuple[int, ...]
 Argument = Callable[[float, int], tuple[float, ...]]
-Apply = Callable[..., Image.Image]
+Apply = Callable[..., np.ndarray]
 
 
 # Arguments: functions of the magnitude and, for the operations that go both ways, of a sign.
@@ -81,66 +80,101 @@ def _solarize_add_argument(magnitude: float, sign: int) -> tuple[float, ...]:
     return (int(magnitude / FULL * 110),)
 
 
-# Operations on a Pillow image of mode RGB or L.
+# Operations on an image (C, H, W) uint8, which they leave alone; C is 3 (RGB) or 1 (grey).
+
+_VALUES = np.arange(256)
 
 
-def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    # Pillow refuses fewer than 1 bit, which the definition asks for at full magnitude (there: a black image).
-    return image if bits >= 8 else ImageOps.posterize(image, max(1, int(bits)))
+def _mapped(pixels: np.ndarray, *tables: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Each value looked up: in the one table, or in the table of its channel."""
+    return look_up(pixels, np.broadcast_to(np.array(tables, np.uint8), (len(pixels), 256)).copy())
 
 
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return ImageOps.solarize(image, threshold)
+def _autocontrast(pixels: np.ndarray) -> np.ndarray:
+    """Stretches each channel's values to 0 .. 255."""
+    return _mapped(pixels, *(_stretched(np.flatnonzero(counts)) for counts in histograms(pixels)))
 
 
-def _solarize_add(image: Image.Image, add: float) -> Image.Image:
+def _stretched(found: np.ndarray) -> np.ndarray:
+    low, high = int(found[0]), int(found[-1])
+    if low == high:
+        return _VALUES
+    scale = 255.0 / (high - low)
+    return np.clip((_VALUES * scale + -low * scale).astype(np.int64), 0, 255)
+
+
+def _equalize(pixels: np.ndarray) -> np.ndarray:
+    """Spreads each channel's values so that all are about equally frequent."""
+    return _mapped(pixels, *(_equalized(counts) for counts in histograms(pixels)))
+
+
+def _equalized(counts: np.ndarray) -> np.ndarray:
+    last = counts[np.flatnonzero(counts)[-1]]
+    step = int(counts.sum() - last) // 255
+    if step == 0:
+        return _VALUES
+    return np.minimum((step // 2 + np.cumsum(counts) - counts) // step, 255)
+
+
+def _invert(pixels: np.ndarray) -> np.ndarray:
+    return _mapped(pixels, 255 - _VALUES)
+
+
+def _posterize(pixels: np.ndarray, bits: float) -> np.ndarray:
+    """Keeps the upper bits; at least 1, because Pillow refuses 0, which the definition asks for at full magnitude (there: black)."""
+    return _mapped(pixels, _VALUES & -(1 << (8 - min(max(1, int(bits)), 8))))
+
+
+def _solarize(pixels: np.ndarray, threshold: float) -> np.ndarray:
+    return _mapped(pixels, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
+
+
+def _solarize_add(pixels: np.ndarray, add: float) -> np.ndarray:
     """Adds `add` to the values below 128, up to 255."""
-    table = [min(255, value + int(add)) if value < 128 else value for value in range(256)]
-    return image.point(table * len(image.getbands()))
+    return _mapped(pixels, np.where(_VALUES < 128, np.minimum(_VALUES + int(add), 255), _VALUES))
 
 
-def _colour(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(factor)
+def _colour(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return blend(luma(pixels), pixels, factor)
 
 
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(factor)
+def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Away from the image's mean grey, or towards it."""
+    counts = histograms(luma(pixels))[0]
+    return _from_one_value(pixels, int(float(counts @ _VALUES) / int(counts.sum()) + 0.5), factor)
 
 
-def _brightness(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(factor)
+def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return _from_one_value(pixels, 0, factor)
 
 
-def _sharpness(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(factor)
+def _from_one_value(pixels: np.ndarray, base: int, factor: float) -> np.ndarray:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 256)
+    return _mapped(pixels, blend(np.full_like(values, base), values, factor)[0, 0])
 
 
-def _rotate(image: Image.Image, degrees: float, *, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return image.rotate(degrees, resample=resample, fillcolor=_colour_of(fill))
+def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return blend(smooth(pixels), pixels, factor)
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=_colour_of(fill))
+def _rotate(pixels: np.ndarray, degrees: float, *, bicubic: bool, fill: Fill) -> np.ndarray:
+    return rotate(pixels, degrees, fill, bicubic=bicubic)
 
 
-def _shear_x(image: Image.Image, factor: float, *, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, factor, 0, 0, 1, 0), resample, fill)
+def _shear_x(pixels: np.ndarray, factor: float, *, bicubic: bool, fill: Fill) -> np.ndarray:
+    return affine(pixels, (1, factor, 0, 0, 1, 0), fill, bicubic=bicubic)
 
 
-def _shear_y(image: Image.Image, factor: float, *, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, 0, factor, 1, 0), resample, fill)
+def _shear_y(pixels: np.ndarray, factor: float, *, bicubic: bool, fill: Fill) -> np.ndarray:
+    return affine(pixels, (1, 0, 0, factor, 1, 0), fill, bicubic=bicubic)
 
 
-def _translate_x(image: Image.Image, share: float, *, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, share * image.width, 0, 1, 0), resample, fill)
+def _translate_x(pixels: np.ndarray, share: float, *, bicubic: bool, fill: Fill) -> np.ndarray:
+    return affine(pixels, (1, 0, share * pixels.shape[2], 0, 1, 0), fill, bicubic=bicubic)
 
 
-def _translate_y(image: Image.Image, share: float, *, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, share * image.height), resample, fill)
-
-
-def _colour_of(fill: Fill) -> int | Fill:
-    return fill if len(fill) > 1 else fill[0]
+def _translate_y(pixels: np.ndarray, share: float, *, bicubic: bool, fill: Fill) -> np.ndarray:
+    return affine(pixels, (1, 0, 0, 0, 1, share * pixels.shape[1]), fill, bicubic=bicubic)
 
 
 @dataclass(frozen=True)
@@ -154,9 +188,9 @@ class Definition:
 
 
 OPERATIONS: dict[str, Definition] = {
-    "AutoContrast": Definition(ImageOps.autocontrast),
-    "Equalize": Definition(ImageOps.equalize),
-    "Invert": Definition(ImageOps.invert),
+    "AutoContrast": Definition(_autocontrast),
+    "Equalize": Definition(_equalize),
+    "Invert": Definition(_invert),
     "Rotate": Definition(_rotate, _rotate_argument, signed=True, geometric=True),
     "Posterize": Definition(_posterize, _posterize_argument),
     "PosterizeIncreasing": Definition(_posterize, _posterize_increasing_argument),
@@ -192,7 +226,7 @@ class Operation:
     name: str
     magnitude: float
     argument: tuple[float, ...] = ()
-    resample: Image.Resampling | None = None
+    resample: str | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +244,7 @@ class RandAugment:
     magnitude_max: float = FULL
     operations: tuple[str, ...] = PLAIN
     fill: Fill = (128, 128, 128)
-    filters: tuple[Image.Resampling, ...] = _RANDOM_FILTERS
+    filters: tuple[str, ...] = FILTERS
 
     @classmethod
     def parse(cls, text: str, *, mean_fill: Fill, interpolation: str = "bicubic") -> RandAugment:
@@ -239,7 +273,7 @@ class RandAugment:
             magnitude_max=float(values.get("mmax", FULL)),
             operations=INCREASING if values.get("inc", 0) else PLAIN,
             fill=tuple(mean_fill),
-            filters=_RANDOM_FILTERS if interpolation == "random" else (FILTERS[interpolation],),
+            filters=FILTERS if interpolation == "random" else (interpolation,),
         )
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
@@ -259,16 +293,17 @@ class RandAugment:
         resample = self.filters[int(rng.integers(len(self.filters)))] if definition.geometric else None
         return Operation(name, magnitude, definition.argument(magnitude, sign), resample)
 
-    def apply(self, image: Image.Image, operations: list[Operation]) -> Image.Image:
-        """Carries out `operations` on an image of mode RGB or L; the size stays."""
+    def apply(self, pixels: np.ndarray, operations: list[Operation]) -> np.ndarray:
+        """Carries out `operations` on an image (C, H, W) uint8, RGB or grey, and returns a new one; the shape stays."""
         for operation in operations:
-            definition = OPERATIONS[operation.name]
-            extra = {"resample": operation.resample, "fill": self.fill} if definition.geometric else {}
-            image = definition.apply(image, *operation.argument, **extra)
-        return image
+            definition, extra = OPERATIONS[operation.name], {}
+            if definition.geometric:
+                extra = {"bicubic": operation.resample == "bicubic", "fill": self.fill}
+            pixels = definition.apply(pixels, *operation.argument, **extra)
+        return pixels
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return self.apply(image, self.draw(rng))
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.apply(pixels, self.draw(rng))
 
     def __str__(self) -> str:
         spread = "uniform from 0 to" if math.isinf(self.magnitude_std) else f"normal (deviation {self.magnitude_std:g}) about"

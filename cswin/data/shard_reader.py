@@ -89,7 +89,8 @@ def read_image(descriptor: int, shard: Path, offset: int, size: int) -> bytes:
 def damaged(shard: Path, reason: str) -> UserError:
     """The error for a shard that is not whole, with the way out."""
     return UserError(
-        f"{shard}: {reason}; remove {shard} and convert again (the same snakemake command), then `cswin data verify`"
+        f"{shard}: {reason}; convert again this shard alone with `snakemake -f {shard}` (nothing is trained again for it), then "
+        "look at all of them with `cswin data verify`"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ class Source:
     """Labelled images.
 
     Attributes:
-        rows: starts reading them; can be called again.
+        rows: starts reading a part of them (a slice of all); can be called again.
         images: how many, None where only reading tells.
         manifest: hash of the dataset's manifest, None for other sources.
     """
 
-    rows: Callable[[], Iterator[Row]]
+    rows: Callable[[slice], Iterator[Row]]
     images: int | None = None
     manifest: str | None = None
 
@@ -58,7 +59,11 @@ def open_source(path: Path, split: str, class_names: Sequence[str]) -> Source:
         return _dataset(path, split, class_names)
     if path.suffix == ".mindrecord":
         return _shard(path, class_names)
-    return Source(lambda: _archive_rows(path, split, class_names))
+
+    def archive_rows(part: slice) -> Iterator[Row]:
+        return islice(_archive_rows(path, split, class_names), part.start, part.stop, part.step)
+
+    return Source(archive_rows)
 
 
 def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Source:
@@ -68,7 +73,7 @@ def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Source:
         raise UserError(f"{path}: holds {len(dataset.class_names)} classes, the checkpoint knows {len(class_names)}; evaluate on the "
                         "data that it was trained for, or on a folder or archive with a part of its classes")  # fmt: skip
     images = dataset.images(split)
-    return Source(lambda: read_rows(dataset, split, np.arange(images)), images, dataset.manifest_hash)
+    return Source(lambda part: read_rows(dataset, split, np.arange(images)[part]), images, dataset.manifest_hash)
 
 
 def _shard(path: Path, class_names: Sequence[str]) -> Source:
@@ -76,10 +81,10 @@ def _shard(path: Path, class_names: Sequence[str]) -> Source:
     if len(index.labels) and index.labels.max() >= len(class_names):
         raise UserError(f"{path}: holds the label {index.labels.max()}, the checkpoint knows {len(class_names)} classes")
 
-    def rows() -> Iterator[Row]:
+    def rows(part: slice) -> Iterator[Row]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            for row, label in enumerate(index.labels):
+            for row, label in list(enumerate(index.labels))[part]:
                 yield (
                     index.first + row,
                     int(label),
@@ -100,7 +105,8 @@ def _folder(folder: Path, class_names: Sequence[str]) -> Source:
     found = [(labels[name], folder / name / file) for name in classes for file in image_names(folder / name)[0]]
     if not found:
         raise UserError(f"{folder}: holds no image")
-    return Source(lambda: ((i, label, file.read_bytes()) for i, (label, file) in enumerate(found)), len(found))
+    numbered = list(enumerate(found))
+    return Source(lambda part: ((i, label, file.read_bytes()) for i, (label, file) in numbered[part]), len(found))
 
 
 def _archive_rows(path: Path, split: str, class_names: Sequence[str]) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """From the bytes of an image file to a network's input, for training and for evaluation.
 
-Decode, crop, flip, augment, normalise, erase. Everything up to normalisation happens on 8-bit Pillow images. No orientation is
-read from EXIF, as in every published ImageNet figure.
+Decode, crop, flip, augment, normalise, erase. Everything up to normalisation happens on 8-bit images. No orientation is read from
+EXIF, as in every published ImageNet figure.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from cswin.data.decode import CropBox, EncodedImage
+from cswin.data import kernels
+from cswin.data.decode import EncodedImage
 from cswin.data.erasing import Patch, RandomErasing, paste
-from cswin.data.randaugment import FILTERS, RandAugment
+from cswin.data.randaugment import FILTERS, OPERATIONS, Operation, RandAugment
+from cswin.data.resample import CropBox, resize
 from cswin.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -77,15 +78,13 @@ def dct_scale(box: CropBox, size: int) -> int:
     return next((s for s in _DCT_SCALES if min(box.width, box.height) >= _DCT_RESERVE * s * size), 1)
 
 
-def resize_shrunk(image: Image.Image, box: CropBox, size: int, resample: Image.Resampling, shrunk: int) -> Image.Image:
-    """The part `box` (pixels of the original) as `size` x `size`, of an image that was decoded at 1/`shrunk`."""
+def resize_shrunk(
+    frame: np.ndarray, box: CropBox, size: int, *, bicubic: bool, shrunk: int, mirrored: bool = False
+) -> np.ndarray:
+    """The part `box` (pixels of the original) as (C, size, size), of an image (H, W, C) that was decoded at 1/`shrunk`."""
     left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
-    return image.resize((size, size), resample, box=(left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
-
-
-def planes(image: Image.Image) -> np.ndarray:
-    """(C, H, W) uint8, read-only, of an RGB or L image; Pillow separates channels faster than a transposed copy."""
-    return np.frombuffer(b"".join(band.tobytes() for band in image.split()), np.uint8).reshape(-1, image.height, image.width)
+    region = (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
+    return resize(frame, (size, size), bicubic=bicubic, region=region, mirrored=mirrored)
 
 
 class Normalise:
@@ -100,16 +99,14 @@ class Normalise:
         if std.min() <= 0:
             raise UserError(f"std is {std.tolist()}: every value must be above 0")
         self.fill = tuple(min(255, round(255 * value)) for value in mean.tolist())
-        self.factor = (1 / (255 * std)).astype(np.float32)[:, None, None]
-        self.offset = (-mean / std).astype(np.float32)[:, None, None]
+        self.factor = (1 / (255 * std)).astype(np.float32)
+        self.offset = (-mean / std).astype(np.float32)
 
     def __call__(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """(C, H, W) float32, contiguous, of (C, H, W) uint8; into `out` where it is given."""
         if out is None:
             out = np.empty(pixels.shape, np.float32)
-        out[...] = pixels
-        out *= self.factor
-        out += self.offset
+        kernels.normalise(pixels, self.factor, self.offset, out)
         return out
 
 
@@ -127,10 +124,10 @@ def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def _filter(interpolation: str) -> Image.Resampling:
+def _is_bicubic(interpolation: str) -> bool:
     if interpolation not in FILTERS:
         raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}")
-    return FILTERS[interpolation]
+    return interpolation == "bicubic"
 
 
 class Drawn(NamedTuple):
@@ -165,7 +162,7 @@ class TrainTransform:
     ) -> None:
         if not 0 <= hflip <= 1:
             raise UserError(f"hflip is {hflip}: give a probability from 0 to 1")
-        self.size, self.mode, self.resample, self.hflip = size, _mode(channels), _filter(interpolation), hflip
+        self.size, self.mode, self.bicubic, self.hflip = size, _mode(channels), _is_bicubic(interpolation), hflip
         self.crop = RandomResizedCrop(scale, ratio)
         self.normalise = Normalise(mean, std, channels)
         self.augment = None
@@ -179,29 +176,28 @@ class TrainTransform:
 
     def draw(self, data: bytes, rng: np.random.Generator) -> Drawn:
         """All that takes long or is random, in a form that is quick to hand from process to process. Raises BadImage."""
-        image = self.flip(self.decode_crop(data, rng), rng)
+        pixels = self.decode_crop(data, rng)
         if self.augment is not None:
-            image = self.augment(image, rng)
-        pixels = planes(image)
+            pixels = self.augment(pixels, rng)
         return Drawn(pixels, self.erase.patches(rng, *pixels.shape))
 
     def finish(self, drawn: Drawn, out: np.ndarray | None = None) -> np.ndarray:
         """Normalisation and erasing, into `out` (channels, size, size) float32 where it is given; returned."""
         return paste(self.normalise(drawn.pixels, out), drawn.patches)
 
-    def decode_crop(self, data: bytes, rng: np.random.Generator) -> Image.Image:
-        """The drawn crop, `size` x `size`; the crop is drawn from the header, so that no more than it needs is decoded."""
+    def decode_crop(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+        """The drawn crop, with probability `hflip` mirrored: (channels, size, size) uint8. Raises BadImage."""
         image = EncodedImage(data)
-        box = self.crop.draw(rng, *image.size)
-        shrunk = dct_scale(box, self.size) if image.is_jpeg else 1
-        if shrunk > 1:
-            return resize_shrunk(image.shrunk(shrunk, self.mode), box, self.size, self.resample, shrunk)
-        # The crop as an image of its own: resize(box=...) would let the filter see beyond it, which torchvision's does not.
-        return image.part(box, self.mode).resize((self.size, self.size), self.resample)
+        return self.crop_resize(image, self.crop.draw(rng, *image.size), mirrored=rng.random() < self.hflip)
 
-    def flip(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The image, or with probability `hflip` its mirror image."""
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.hflip else image
+    def crop_resize(self, image: EncodedImage, box: CropBox, *, mirrored: bool) -> np.ndarray:
+        """The part `box` of an image, which is decoded at a reduced scale where that is allowed: (channels, size, size) uint8."""
+        shrunk = dct_scale(box, self.size) if image.is_jpeg else 1
+        frame = image.frame(self.mode, shrunk)
+        if shrunk > 1:
+            return resize_shrunk(frame, box, self.size, bicubic=self.bicubic, shrunk=shrunk, mirrored=mirrored)
+        # The crop as an image of its own: the filter must not see beyond it, as torchvision's does not.
+        return resize(frame, (self.size, self.size), bicubic=self.bicubic, crop=box, mirrored=mirrored)
 
     def __str__(self) -> str:
         steps = [str(self.crop), f"resize to {self.size} x {self.size}", f"flip at probability {self.hflip:g}"]
@@ -228,7 +224,7 @@ class EvalTransform:
         if not 0 < crop_ratio <= 1:
             raise UserError(f"crop_ratio is {crop_ratio}: give the share of the shorter side that is kept, above 0 and up to 1")
         self.size, self.crop_ratio = size, crop_ratio
-        self.mode, self.resample = _mode(channels), _filter(interpolation)
+        self.mode, self.bicubic = _mode(channels), _is_bicubic(interpolation)
         self.short_side = int(size / crop_ratio)
         self.normalise = Normalise(mean, std, channels)
 
@@ -238,20 +234,27 @@ class EvalTransform:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """The same before normalisation, uint8. Raises BadImage."""
-        return planes(self.resize_crop(EncodedImage(data).whole(self.mode)))
+        return self.resize_crop(EncodedImage(data).frame(self.mode))
 
-    def resize_crop(self, image: Image.Image) -> Image.Image:
-        """The central part of `image`, `size` x `size`."""
-        width, height = image.size
+    def resize_crop(self, frame: np.ndarray) -> np.ndarray:
+        """The central part, (channels, size, size) uint8, of an image (H, W, channels) uint8."""
+        height, width = frame.shape[:2]
         short = self.short_side
         if width <= height:
             width, height = short, int(short * height / width)
         else:
             width, height = int(short * width / height), short
-        if image.size != (width, height):
-            image = image.resize((width, height), self.resample)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return resize(frame, (width, height), bicubic=self.bicubic, window=CropBox(left, top, self.size, self.size))
 
     def __str__(self) -> str:
         return f"resize the shorter side to {self.short_side}; crop the centre, {self.size} x {self.size}; normalise"
+
+
+def compile_kernels() -> None:
+    """Loads or compiles every kernel, for processes that are forked from this one."""
+    pixels = resize(np.zeros((2, 2, 3), np.uint8), (2, 2), bicubic=True)
+    augment = RandAugment()
+    for name, definition in OPERATIONS.items():
+        augment.apply(pixels, [Operation(name, 1.0, definition.argument(1.0, 1), FILTERS[0] if definition.geometric else None)])
+    Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(pixels)

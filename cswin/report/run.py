@@ -14,9 +14,16 @@ from cswin.train.history import read_history
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left behind; `record` and `evaluation` are None until it has ended."""
+    """What a stage left behind; `record` and `evaluation` are None until it has ended.
+
+    Attributes:
+        folder: results/<run>/<stage>.
+        config_file: the resolved configuration, `config`.
+    """
 
     name: str
+    folder: Path
+    config_file: Path
     config: StageConfig
     history: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
@@ -45,11 +52,13 @@ def load_run(folder: Path, stages: list[str]) -> list[StageResult]:
 
 
 def _load_stage(folder: Path, name: str) -> StageResult:
-    stage = folder / name
+    stage, config = folder / name, folder / "config" / f"{name}.yaml"
     history, attempts = stage / "history.jsonl", stage / "attempts.jsonl"
     return StageResult(
         name,
-        load_stage(folder / "config" / f"{name}.yaml"),
+        stage,
+        config,
+        load_stage(config),
         read_history(history) if history.exists() else [],
         read_history(attempts) if attempts.exists() else [],
         _load_json(stage / "record.json"),

@@ -2,57 +2,92 @@
 
 from __future__ import annotations
 
-import math
+import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from cswin.checkpoint import file_sha256
+from cswin.errors import UserError
+from cswin.predictions import Predictions, load_predictions
+from cswin.report.columns import COLUMNS, DTYPES
+from cswin.report.effort import measure_effort
 from cswin.report.run import StageResult
+from cswin.report.statistics import mcnemar, wilson
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of right / n, in per cent (Wilson 1927)."""
-    p, z2 = right / n, Z95**2
-    centre, half = p + z2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return 100 * (centre - half) / (1 + z2 / n), 100 * (centre + half) / (1 + z2 / n)
+FORMAT = "cswin-results-1"
 
 
 def results_table(run: str, stages: list[StageResult], reported: dict[str, float | None], paper: float | None) -> pd.DataFrame:
-    """One row per evaluated stage.
+    """One row per stage; `COLUMNS` says what is in it.
 
     Args:
         run: the run's name.
-        stages: of the run, evaluated.
+        stages: of the run, in order, evaluated.
         reported: top-1 in per cent that the source document gives, by stage.
         paper: published top-1 in per cent.
+
+    Raises:
+        UserError: if a stage is not evaluated yet, or its files do not belong together.
     """
-    return pd.DataFrame([_row(run, stage, reported.get(stage.name), paper) for stage in stages])
+    rows, before = [], None
+    for stage in stages:
+        predictions = _checked_predictions(stage)
+        rows.append(_row(run, stage, reported.get(stage.name), paper) | _against(before, predictions))
+        before = predictions
+    table = pd.DataFrame(rows)[[column.name for column in COLUMNS]]
+    return table.astype({column.name: DTYPES[column.kind] for column in COLUMNS})
+
+
+def table_json(run: str, table: pd.DataFrame) -> str:
+    """The table for programs: format, run, the columns with type and meaning, and one object per stage; what is empty is null."""
+    columns = [{"name": column.name, "type": column.kind, "meaning": column.meaning} for column in COLUMNS]
+    content = {"format": FORMAT, "run": run, "columns": columns, "rows": json.loads(table.to_json(orient="records"))}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _checked_predictions(stage: StageResult) -> Predictions:
+    """Predictions of the weights that chose the stage's epoch; what the row says is what they say.
+
+    The rows' figures come from evaluation.json, so the two files must be of one evaluation, and that of this checkpoint.
+    """
+    folder = stage.folder
+    if stage.record is None or stage.evaluation is None:
+        raise UserError(f"{folder}: the stage is not trained and evaluated yet; `snakemake` does both")
+    again = f"run `snakemake {folder}/evaluation.json --forcerun evaluate`"
+    if stage.evaluation["checkpoint"] != stage.record["sha256"]:
+        raise UserError(f"{folder}/evaluation.json: is of another checkpoint than {folder}/record.json; {again}")
+    results, _ = load_predictions(folder / "predictions.npz")
+    for which, predictions in results.items():
+        if predictions.figures() != stage.evaluation.get(which):
+            raise UserError(f"{folder}/predictions.npz: does not give the figures of {folder}/evaluation.json; {again}")
+    return results[stage.config.evaluation.select_by]
 
 
 def _row(run: str, stage: StageResult, reported: float | None, paper: float | None) -> dict[str, Any]:
     config, record, evaluation = stage.config, stage.record, stage.evaluation
-    row = {
+    chosen = evaluation[config.evaluation.select_by]
+    return {
         "run": run,
         "arch": config.model.arch,
         "stage": stage.name,
-        "epochs": f"{config.start_epoch}-{config.epochs}",
+        "start_epoch": config.start_epoch,
+        "epochs": config.epochs,
         "best_epoch": record["best_epoch"],
-        "select_on": record["select_on"],
+        "select_on": "none" if config.evaluation.select == "last" else record["select_on"],
+        "select_by": config.evaluation.select_by,
         "n": evaluation["raw"]["n"],
-    }
-    for which in ("raw", "ema"):
-        row |= _accuracy(which, evaluation[which])
-    best = max(row["top1_raw"], row["top1_ema"])
-    return row | {
+        **_accuracy("raw", evaluation["raw"]),
+        **_accuracy("ema", evaluation["ema"]),
         "reported_top1": reported,
         "paper_top1": paper,
-        "minus_reported": None if reported is None else round(best - reported, 4),
-        "minus_paper": None if paper is None else round(best - paper, 4),
+        "minus_reported": _difference(chosen["top1_whole_batches"], reported),
+        "minus_paper": _difference(chosen["top1"], paper),
         **_effort(stage),
         "checkpoint_sha256": record["sha256"],
-        "manifest": record["manifest"],
+        "config_sha256": file_sha256(stage.config_file),
+        "manifest_sha256": record["manifest"],
     }
 
 
@@ -69,16 +104,28 @@ def _accuracy(which: str, figures: dict[str, Any]) -> dict[str, Any]:
     return columns | {f"top1_{which}_whole_batches": None if whole is None else round(whole, 4)}
 
 
+def _difference(found: float | None, wanted: float | None) -> float | None:
+    return None if found is None or wanted is None else round(found - wanted, 4)
+
+
+def _against(before: Predictions | None, now: Predictions) -> dict[str, Any]:
+    """McNemar's test against the stage before, where both saw the same images."""
+    if before is None or not (np.array_equal(before.positions, now.positions) and np.array_equal(before.labels, now.labels)):
+        return {"mcnemar_lost": None, "mcnemar_gained": None, "mcnemar_p": None}
+    test = mcnemar(before.right1, now.right1)
+    return {"mcnemar_lost": test.lost, "mcnemar_gained": test.gained, "mcnemar_p": float(f"{test.p:.4g}")}
+
+
 def _effort(stage: StageResult) -> dict[str, Any]:
-    """Training time over all attempts, from the history."""
-    logged = [row for row in stage.steps() if "seconds" in row]
-    seconds = sum(row["seconds"] for row in logged)
-    images = len(stage.steps()) * stage.config.optimizer.global_batch
-    waited = sum(row["seconds"] * row["wait"] for row in logged)
+    effort = measure_effort(stage.attempts, stage.steps(), stage.config.optimizer.global_batch)
     return {
-        "images_per_s": round(images / seconds, 2) if seconds else None,
-        "train_hours": round(seconds / 3600, 4),
-        "data_wait_hours": round(waited / 3600, 4),
-        "attempts": sum(row["event"] == "start" for row in stage.attempts),
-        "resumes": sum(row["event"] == "resume" for row in stage.attempts),
+        "images_per_s": None if effort.images_per_s is None else round(effort.images_per_s, 2),
+        "train_hours": round(effort.train_hours, 4),
+        "data_wait_hours": round(effort.data_wait_hours, 4),
+        "between_hours": round(effort.between_hours, 4),
+        "attempts": effort.attempts,
+        "resumes": effort.resumes,
+        "attempts_unended": effort.unended,
+        "devices": effort.devices,
+        "git_commit": " ".join(effort.commits),
     }

@@ -5,12 +5,17 @@ Lines written after the last saved state are cut off when training goes on from 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cswin.errors import UserError
+
+if TYPE_CHECKING:
+    from cswin.train.events import EventFile
 
 
 class History:
@@ -19,10 +24,12 @@ class History:
     Args:
         path: the file.
         size: bytes that belong to the state from which training goes on; what follows them is cut off.
+        events: receives the rows that stay, then those that are written, and is closed with the history.
+        guard: called before each write; raises if this process may not write any more.
     """
 
-    def __init__(self, path: Path, size: int = 0):
-        path = Path(path)
+    def __init__(self, path: Path, size: int = 0, events: EventFile | None = None, guard: Callable[[], None] | None = None):
+        path, self.guard = Path(path), guard
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         if path.stat().st_size < size:
@@ -32,11 +39,29 @@ class History:
             )
         self._file.truncate(size)
         self._file.seek(0, os.SEEK_END)
+        self._events = events
+        if events:
+            events.add(iterate_history(path))
 
     def append(self, rows: Iterable[dict]) -> None:
-        """Write rows and hand them to the operating system."""
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self._file.flush()
+        """Write rows and hand them to the operating system.
+
+        Raises:
+            UserError: if they cannot be written (a full disk).
+        """
+        if self.guard is not None:
+            self.guard()
+        rows = list(rows)
+        try:
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name}: cannot be written ({error.strerror}); put that right (df -h) and give the same command again: "
+                "it goes on from the last state"
+            ) from error
+        if self._events:
+            self._events.add(rows)
 
     def size(self) -> int:
         """Bytes so far, all of them on the disk."""
@@ -44,15 +69,30 @@ class History:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # rows that did not get to a full disk; append() has said so
+            self._file.close()
+        if self._events:
+            self._events.close()
 
 
-def read_history(path: Path) -> list[dict]:
-    """All whole rows; a last line that is still being written is left out."""
-    rows = []
+def iterate_history(path: Path) -> Iterator[dict]:
+    """Whole rows, one by one; a last line that is still being written is left out."""
     with Path(path).open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            rows.append(json.loads(line))
-    return rows
+            yield json.loads(line)
+
+
+def read_history(path: Path) -> list[dict]:
+    """All whole rows."""
+    return list(iterate_history(path))
+
+
+def read_tail(path: Path, size: int) -> list[dict]:
+    """The whole rows among the last `size` bytes: what happened last, however long the file is."""
+    with Path(path).open("rb") as file:
+        begin = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(max(0, begin - 1))  # one byte more shows whether the first line is whole
+        lines = file.read().splitlines(keepends=True)
+    return [json.loads(line) for line in (lines[1:] if begin else lines) if line.endswith(b"\n")]

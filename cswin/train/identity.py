@@ -8,7 +8,10 @@ from cswin.checkpoint import file_sha256
 from cswin.config.resolve import StageConfig
 from cswin.provenance import versions
 
-VERSIONS = ("mindspore", "numpy", "pillow")  # what computes batches and steps
+VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg")  # what computes batches and steps
+REVISION = (
+    1  # of this package's own computation: raised whenever the same configuration gives other batches or steps than before
+)
 
 
 def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) -> dict[str, Any]:
@@ -18,6 +21,7 @@ def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) 
         "config": config.model_dump(mode="json", exclude={"run"}),
         "manifest": manifest_hash,
         "input_checkpoint": file_sha256(input_checkpoint) if input_checkpoint else None,
+        "revision": REVISION,
         "versions": {name: found.get(name) for name in VERSIONS},
     }
 

@@ -1,7 +1,13 @@
-"""One writer: an exclusive lease on a stage's state folder.
+"""One writer: an exclusive lease on a stage's folder.
 
-Two guards, because either alone fails somewhere: a kernel lock, which dies with its holder but which some shared file systems
-do not pass between hosts; and a readable record with a heartbeat, which works on any file system but needs a time-out.
+A lease is a numbered record (lease-000007.json: host, process, job, heartbeat), and the highest number holds. Whoever wants the
+folder creates the next number, which a file system lets succeed once only; so one of many wins, with locks or without. A holder
+that was asleep for so long that another one came after it finds the higher number and stops before it writes again. The last
+record stays when its holder has finished, marked as released, so that a number is never given twice.
+
+Whether a holder is alive: on the same host its process tells, at once. From another host only the heartbeat can be seen; it is
+watched until it moves (alive) or has stood still for the time-out (dead), so that clocks that differ do no harm. A kernel lock is
+taken as well: where the file system passes it between hosts it tells a live holder at once, asleep or not.
 """
 
 from __future__ import annotations
@@ -10,14 +16,23 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
 
-LOCK, RECORD = "lease.lock", "lease.json"
+LOCK, RECORDS = "lease.lock", re.compile(r"lease-(\d{6,})\.json")
+LONGEST_BEAT = 10.0  # seconds between two heartbeats, at most
+POLL = 0.2  # seconds between two looks at another holder's heartbeat
+
+
+class LeaseLost(UserError):
+    """Another trainer has taken the lease over: nothing may be written any more."""
 
 
 class Lease:
@@ -26,32 +41,32 @@ class Lease:
     Args:
         folder: made if missing.
         timeout: seconds without heartbeat after which a lease of another host is dead.
+        say: receives a line when a heartbeat has to be waited for.
         use_lock: take the kernel lock too; off only where the file system has none.
 
     Raises (on entering):
         UserError: naming the holder, if there is a live one; nothing has been touched then.
     """
 
-    def __init__(self, folder: Path, timeout: float, use_lock: bool = True):
-        self.folder, self.timeout, self.use_lock = Path(folder), timeout, use_lock
+    def __init__(self, folder: Path, timeout: float, say: Callable[[str], None] = print, use_lock: bool = True):
+        self.folder, self.timeout, self.say, self.use_lock = Path(folder), timeout, say, use_lock
         self.me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _process_start(os.getpid()),
+            "processes": _process_table(),
             "job": os.environ.get("SLURM_JOB_ID"),
             "nonce": os.urandom(8).hex(),
+            "every": min(LONGEST_BEAT, timeout / 4),
         }
-        self._stop = threading.Event()
-        self._lock = None
+        self.number = 0
+        self._stop, self._lock = threading.Event(), None
 
     def __enter__(self) -> Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
-            self._refuse_live_holder()
-            self._write()
-            time.sleep(0.05)  # without locks two may write at once: the later one stays
-            self._refuse_other_writer()
+            self._claim()
         except BaseException:
             self._drop_lock()
             raise
@@ -62,10 +77,77 @@ class Lease:
     def __exit__(self, *exception) -> None:
         self._stop.set()
         self._beat.join()
-        holder = self._holder()
-        if holder and holder.get("nonce") == self.me["nonce"]:
-            (self.folder / RECORD).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk the dead process tells the same
+            if self._is_mine():
+                self._write(released=time.time())
         self._drop_lock()
+
+    def check(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            LeaseLost: if another trainer has taken over, because no heartbeat came from here for the time-out.
+        """
+        if not self._is_mine():
+            raise LeaseLost(
+                f"{self.folder}: {_who(_read(self.folder, _newest(self.folder)))} has taken this stage over, because this "
+                f"process gave no sign of life for {self.timeout:.0f} s (suspended? file system not reachable?). It stops here "
+                "without writing; nothing is lost, the other one goes on"
+            )
+
+    def _is_mine(self) -> bool:
+        if _newest(self.folder) != self.number:
+            return False
+        record = _read(self.folder, self.number)  # somebody may have removed all records, and numbers began anew
+        return record is not None and record.get("nonce", self.me["nonce"]) == self.me["nonce"]
+
+    def _claim(self) -> None:
+        """Create the record after the newest one; again from the start if somebody else was quicker."""
+        while True:
+            newest = _newest(self.folder)
+            if newest:
+                self._wait_for_death(newest)
+            number = newest + 1
+            try:
+                with _path(self.folder, number).open("x", encoding="utf-8") as file:
+                    file.write(self._record())
+            except FileExistsError:
+                continue
+            if _newest(self.folder) != number:  # the number was free again, since its successors have come and gone
+                _path(self.folder, number).unlink(missing_ok=True)
+                continue
+            self.number = number
+            for old in _numbers(self.folder):
+                if old < number:
+                    _path(self.folder, old).unlink(missing_ok=True)
+                    _temporary(self.folder, old).unlink(missing_ok=True)
+            return
+
+    def _wait_for_death(self, number: int) -> None:
+        """Return once the holder of a record has released it or is dead; refuse if it is alive."""
+        seen, told, deadline = _read(self.folder, number), False, None
+        while seen is not None and "released" not in seen:
+            if self._sees_process_of(seen):
+                if _lives(seen):
+                    raise UserError(self._held_by(seen))
+                return
+            if deadline is None:  # two heartbeats at least are waited for: the other clock may be wrong
+                age = time.time() - seen.get("heartbeat", time.time())
+                deadline = time.monotonic() + max(self.timeout - max(age, 0), 2.5 * seen.get("every", self.me["every"]))
+            if time.monotonic() >= deadline:
+                return
+            if not told and seen:
+                told = True
+                self.say(
+                    f"{self.folder}: held by {_who(seen)}; waiting up to {deadline - time.monotonic():.0f} s for a sign of life"
+                )
+            time.sleep(min(POLL, self.timeout / 10))
+            now = _read(self.folder, number)
+            if now is not None and now != seen and "released" not in now:
+                if seen:
+                    raise UserError(self._held_by(now))
+                deadline = None  # it was just being written
+            seen = now
 
     def _take_lock(self) -> None:
         if not self.use_lock:
@@ -75,58 +157,134 @@ class Lease:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise UserError(self._held_by(self._holder() or {})) from None
-        except OSError:  # this file system has no locks: the heartbeat decides
+            holder = _read(self.folder, _newest(self.folder)) or {}
+            if not self._sees_process_of(holder) or _lives(holder):  # else a child that it left behind keeps the lock
+                raise UserError(self._held_by(holder)) from None
+        except OSError:  # this file system has no locks: the records decide
             lock.close()
-            return
-        self._lock = lock
+        else:
+            self._lock = lock
 
     def _drop_lock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def _refuse_live_holder(self) -> None:
-        holder = self._holder()
-        if holder is None:
-            return
-        if holder.get("host") == self.me["host"]:
-            alive = _process_start(holder.get("pid", -1)) == holder.get("started") is not None
-        else:
-            alive = time.time() - holder.get("heartbeat", 0) < self.timeout
-        if alive:
-            raise UserError(self._held_by(holder))
-
-    def _refuse_other_writer(self) -> None:
-        holder = self._holder() or {}
-        if holder.get("nonce") != self.me["nonce"]:
-            raise UserError(self._held_by(holder))
+    def _sees_process_of(self, record: dict) -> bool:
+        return self.me["processes"] is not None and record.get("processes") == self.me["processes"]
 
     def _held_by(self, holder: dict) -> str:
-        who = f"host {holder.get('host', '?')}, process {holder.get('pid', '?')}"
-        if holder.get("job"):
-            who += f", job {holder['job']}"
-        age = time.time() - holder.get("heartbeat", time.time())
         return (
-            f"{self.folder}: another trainer is at work here ({who}, last heartbeat {age:.0f} s ago). Wait for it or end it; "
-            f"if it is dead on another host, its lease runs out {self.timeout:.0f} s after its last heartbeat"
+            f"{self.folder}: another trainer is at work here ({_who(holder)}). Wait for it or end it, then give the same command "
+            f"again; if it dies on another host, its lease runs out {self.timeout:.0f} s after its last heartbeat"
         )
 
-    def _holder(self) -> dict | None:
-        try:
-            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+    def _record(self, **more) -> str:
+        return json.dumps(self.me | {"heartbeat": time.time()} | more) + "\n"
 
-    def _write(self) -> None:
-        temporary = self.folder / f".{RECORD}.{self.me['nonce']}"
-        temporary.write_text(json.dumps(self.me | {"heartbeat": time.time()}), encoding="utf-8")
-        temporary.replace(self.folder / RECORD)
+    def _write(self, **more) -> None:
+        temporary = _temporary(self.folder, self.number)
+        temporary.write_text(self._record(**more), encoding="utf-8")
+        temporary.replace(_path(self.folder, self.number))
 
     def _heartbeat(self) -> None:
-        while not self._stop.wait(min(10.0, self.timeout / 4)):
+        while not self._stop.wait(self.me["every"]):
             with contextlib.suppress(OSError):  # a full disk must not end training here
+                if not self._is_mine():
+                    return  # the next check() says so
                 self._write()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, or left it behind, as somebody sees it who only looks.
+
+    Attributes:
+        host, pid, job: of the trainer.
+        heartbeat: its last one, seconds since 1970 by its own clock.
+        written: the same moment by the date of the file, often a server's clock.
+        lives: whether its process lives; None if it is on another host, where only the heartbeat can tell.
+    """
+
+    host: str | None
+    pid: int | None
+    job: str | None
+    heartbeat: float
+    written: float
+    lives: bool | None
+
+
+def look(folder: Path) -> Holder | None:
+    """The holder of a folder's lease; None where there is none or it was released. Nothing is locked or written."""
+    record = holder(folder)
+    if record is None:
+        return None
+    try:
+        written = _path(Path(folder), _newest(Path(folder))).stat().st_mtime
+    except OSError:
+        written = record.get("heartbeat", 0.0)
+    here = record.get("processes") is not None and record["processes"] == _process_table()
+    lives = _lives(record) if here else None
+    known = (record.get(key) for key in ("host", "pid", "job"))
+    return Holder(*known, record.get("heartbeat", written), written, lives)
+
+
+def holder(folder: Path) -> dict | None:
+    """Who has the lease on a folder: host, pid, job, heartbeat (seconds since 1970); None if nobody. It may be dead."""
+    folder = Path(folder)
+    record = _read(folder, _newest(folder)) if folder.is_dir() else None
+    return record if record and "released" not in record else None
+
+
+def _who(record: dict | None) -> str:
+    record = record or {}
+    who = f"host {record.get('host', '?')}, process {record.get('pid', '?')}"
+    if record.get("job"):
+        who += f", job {record['job']}"
+    if "heartbeat" in record:
+        who += f", last heartbeat {max(time.time() - record['heartbeat'], 0):.0f} s ago"
+    return who
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(match[1]) for path in folder.iterdir() if (match := RECORDS.fullmatch(path.name))]
+
+
+def _newest(folder: Path) -> int:
+    return max(_numbers(folder), default=0)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lease-{number:06d}.json"
+
+
+def _temporary(folder: Path, number: int) -> Path:
+    return folder / f".lease-{number:06d}.partial"
+
+
+def _read(folder: Path, number: int) -> dict | None:
+    """A record; {} while it is being written, None if it is gone."""
+    try:
+        record = json.loads(_path(folder, number).read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+
+
+def _lives(record: dict) -> bool:
+    """Whether the process of a record of this machine is alive."""
+    return _process_start(record["pid"]) == record["started"] is not None
+
+
+def _process_table() -> str | None:
+    """Names what process numbers mean here: this boot of this machine, and the container's name space."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
 
 
 def _process_start(pid: int) -> str | None:
@@ -135,4 +293,4 @@ def _process_start(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else fields[19]
+    return None if fields[0] in "ZX" else fields[19]

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
-from cswin.checkpoint import CheckpointRecord, Preprocessing, save_checkpoint
+from cswin.checkpoint import CheckpointRecord, Preprocessing, file_sha256, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
+from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
 from cswin.data.loader import normalisation
 from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
-from cswin.train.attempts import Attempt
-from cswin.train.handover import prepare_start
+from cswin.ranks import Ranks
+from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
+from cswin.train.handover import Start, prepare_start
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
 from cswin.train.state import StateFolder, accept
 from cswin.train.stopping import EXIT_INTERRUPTED, Stopping
 
-CHECKPOINT, RECORD = "checkpoint.safetensors", "record.json"
+CHECKPOINT, RECORD, HISTORY = "checkpoint.safetensors", "record.json", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,11 @@ class StageFiles:
     previous: Path | None
 
 
-def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> int:
-    """Train a stage, or go on where it was interrupted.
-
-    Args:
-        progress: function that gives a progress display for (steps of the stage, steps done).
-        say: receives lines for the log.
-
-    Returns:
-        0 when the stage is complete, `EXIT_INTERRUPTED` when it was stopped on request and its state is saved.
+def check_stage(files: StageFiles) -> tuple[StageConfig, Runtime, Dataset]:
+    """What can be refused before anything is computed.
 
     Raises:
-        UserError: for everything that the user can put right.
+        UserError: if a file is missing or the files do not belong together.
     """
     config, runtime = load_stage(files.config), load_runtime(files.runtime)
     dataset = Dataset.load(files.dataset)
@@ -70,42 +65,90 @@ def run_stage(files: StageFiles, max_runtime: float | None, progress, say) -> in
         raise UserError(
             f"stage {config.stage} starts from {config.previous or config.pretrained}: give its checkpoint (--previous)"
         )
-    select_device(runtime.device_target)
-    stopping = Stopping(max_runtime)
-    with Lease(files.folder, runtime.lease_timeout):
+    return config, runtime, dataset
+
+
+def run_stage(files: StageFiles, stopping: Stopping, progress, say, ranks: Ranks) -> int:
+    """Train a stage, or go on where it was interrupted. Of several ranks the first writes all files; the others follow it.
+
+    Args:
+        stopping: when to stop early.
+        progress: function that gives a progress display for (steps of the stage, steps done).
+        say: receives lines for the log.
+        ranks: this process among those that train the stage.
+
+    Returns:
+        0 when the stage is complete, `EXIT_INTERRUPTED` when it was stopped on request and its state is saved.
+
+    Raises:
+        UserError: for everything that the user can put right.
+    """
+    config, runtime, dataset = check_stage(files)
+    if not ranks.first:
         stopping.listen()
+        select_device(runtime.device_target, ranks.device)
+        return _follow(files, config, runtime, dataset, stopping, progress, say, ranks)
+    signs = Signs.read(files.folder)
+    with Lease(files.folder, runtime.lease_timeout, say) as lease:
+        stopping.listen()
+        select_device(runtime.device_target, ranks.device)
         if files.previous is not None:
             accept(files.previous.parent / "state")
         identity = fingerprint(config, dataset.manifest_hash, files.previous)
-        _retire_foreign_state(files.folder, runtime.keep_states, identity, say)
+        retire_foreign_state(files.folder, runtime.keep_states, identity, say)
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
-        attempt = Attempt(
-            files.folder / "attempts.jsonl",
-            {
-                "command": shlex.join(sys.argv),
-                "versions": versions(),
-                "git": git_commit(),
-                "devices": runtime.devices,
-                "identity": identity,
-            },
-        )
-        with attempt:
-            return _train(files, config, runtime, dataset, identity, stopping, attempt, progress, say)
+        with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity), signs) as attempt:
+            return _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks)
 
 
-def _train(files, config, runtime, dataset, identity, stopping, attempt, progress, say) -> int:
+def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -> dict[str, Any]:
+    """What an attempt is: enough to know, and to repeat, what it did. `identity` holds the resolved configuration."""
+    read = {"config": files.config, "runtime": files.runtime, "dataset": files.dataset}
+    inputs = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in read.items()}
+    if files.previous is not None:
+        inputs["checkpoint"] = {"path": str(files.previous), "sha256": identity["input_checkpoint"]}
+    return {
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "versions": versions(),
+        "git": git_commit(),
+        "device_target": runtime.device_target,
+        "devices": runtime.devices,
+        "inputs": inputs,
+        "runtime": runtime.model_dump(mode="json"),
+        "identity": identity,
+    }
+
+
+def _follow(files, config, runtime, dataset, stopping, progress, say, ranks) -> int:
+    """Train as one of the ranks that write nothing: the start comes from the first rank."""
+    from cswin.train.trainer import Interrupted, Trainer
+
+    trainer = Trainer(config, runtime, dataset, Start(), files.folder, {}, stopping, progress, say, None, ranks)
+    try:
+        trainer.run()
+    except Interrupted as reason:
+        say(str(reason))
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks) -> int:
     from cswin.train.trainer import Interrupted, Trainer, checkpoint_of
 
     start = prepare_start(config, files.previous)
-    trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say)
+    trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say, lease.check, ranks)
     try:
         best = trainer.run(attempt)
     except Interrupted as reason:
-        attempt.end(str(reason), trainer.step)
+        attempt.end(str(reason), trainer.step, saving=trainer.save_figures())
         say(f"{reason}. The same command goes on from there (exit code {EXIT_INTERRUPTED}).")
         return EXIT_INTERRUPTED
-    record = _checkpoint_record(config, dataset, identity, best)
+    lease.check()
+    # A checkpoint that is made again from a complete state is the same file, whatever code makes it: later stages go by its hash.
+    made_by = trainer.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
+    record = _checkpoint_record(config, dataset, identity, best, made_by)
     sha = save_checkpoint(files.folder / CHECKPOINT, checkpoint_of(best, record))
     facts = {
         "stage": config.stage,
@@ -116,14 +159,14 @@ def _train(files, config, runtime, dataset, identity, stopping, attempt, progres
         "select_on": config.evaluation.select_on,
         "manifest": dataset.manifest_hash,
     }
-    with atomic_path(files.folder / RECORD) as temporary:
+    with atomic_path(files.folder / RECORD, lease.check) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    trainer.states.mark_complete(facts)
-    attempt.end("complete", trainer.last_step)
+    trainer.states.mark_complete(facts | {"made_by": made_by})
+    attempt.end(COMPLETE, trainer.last_step, saving=trainer.save_figures())
     return 0
 
 
-def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best) -> CheckpointRecord:
+def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best, made_by) -> CheckpointRecord:
     arch = config.architecture
     preprocessing = Preprocessing(
         arch.image_size,
@@ -139,29 +182,29 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
         "figures": best.figures,
         "manifest": dataset.manifest_hash,
         "input_checkpoint": identity["input_checkpoint"],
-        "git": git_commit(),
-        "versions": versions(),
+        **made_by,
     }
     return CheckpointRecord(arch, dataset.class_names, preprocessing, provenance)
 
 
-def _retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:
+def retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:
     """Set a state aside that belongs to another computation, or to one that has ended and been used."""
     states = StateFolder(folder / "state", keep, say)
     if not states.path.exists():
         return
-    if states.accepted:
-        _set_aside(folder, states, "the stage was complete and its result in use, so it is trained again from the start")
-        return
+    history, inside = folder / HISTORY, states.path / HISTORY
+    if inside.exists():  # killed while it was set aside
+        inside.rename(history)
     state = states.load()
-    if state is None:
-        _set_aside(folder, states, "it holds no whole state")
-    elif changed := differences(state.meta["fingerprint"], identity):
-        _set_aside(folder, states, "it belongs to another computation: " + "; ".join(changed))
-
-
-def _set_aside(folder: Path, states: StateFolder, why: str) -> None:
-    aside = states.set_aside(why)
-    history = folder / "history.jsonl"
+    changed = differences(state.meta["fingerprint"], identity) if state else []
+    if states.accepted:
+        why = "the stage was complete and its result in use, so it is trained again from the start"
+    elif state is None:
+        why = "it holds no whole state"
+    elif changed:
+        why = "it belongs to another computation"
+    else:
+        return
     if history.exists():
-        history.rename(aside / history.name)
+        history.rename(inside)
+    states.set_aside("; ".join([why, *changed]))

@@ -10,6 +10,8 @@ import hashlib
 import json
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from safetensors.numpy import save_file
 from cswin.atomic import atomic_path
 from cswin.errors import UserError
 
-PATTERN = "state-*.safetensors"
+PATTERN, PARTIAL = "state-*.safetensors", ".state-*.partial.safetensors"
 COMPLETE, ACCEPTED = "complete.json", "accepted"
 
 
@@ -31,14 +33,35 @@ class State:
     """A point in training.
 
     Attributes:
-        step: optimizer steps done on the whole schedule.
-        arrays: the training step's parameters by name, and the best weights so far behind `best.`.
-        meta: fingerprint, position in the history, best-so-far, scalar counters; plain JSON values.
+        step: optimizer steps done on the whole schedule; with `meta["epochs_done"]` the place in the schedule. It is the random
+            state too: every random number is a function of (seed, epoch, step or sample), see `cswin.data.rng`.
+        arrays: the training step's parameters by name (weights, `moment1.`, `moment2.`, `ema.`, loss scale, counters), and the
+            best weights so far behind `best.`.
+        meta: fingerprint, position in the history, best-so-far, epochs done, seconds that saving takes; plain JSON values.
     """
 
     step: int
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
+
+
+@dataclass
+class SaveFigures:
+    """What saving cost.
+
+    Attributes:
+        saves: number of states written.
+        bytes: size of the last one.
+        seconds: sum of the times from the start of a write to its being on the disk.
+        slowest: the longest of them.
+        held_up: sum of the seconds that training waited for saving.
+    """
+
+    saves: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    held_up: float = 0.0
 
 
 class StateFolder:
@@ -48,10 +71,12 @@ class StateFolder:
         path: the folder; made when the first state is saved.
         keep: states kept, at least 2, so that a damaged newest one has a predecessor.
         say: receives messages for the user's log.
+        guard: called last before a state gets its name; raises if this process may not write any more.
     """
 
-    def __init__(self, path: Path, keep: int, say):
-        self.path, self.keep, self.say = Path(path), keep, say
+    def __init__(self, path: Path, keep: int, say, guard: Callable[[], None] | None = None):
+        self.path, self.keep, self.say, self.guard = Path(path), keep, say, guard
+        self.figures = SaveFigures()
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -76,12 +101,26 @@ class StateFolder:
             failure, self._failure = self._failure, None
             raise failure
 
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything did; waits for nothing."""
+        if self._failure is not None:
+            self.wait()
+
     def load(self) -> State | None:
-        """The newest whole state; damaged ones are named and set aside. None where there is none."""
+        """The newest whole state; damaged ones are named and set aside. None where there is none.
+
+        Raises:
+            UserError: if a state cannot be read at all (permissions, a file system that is away): it may be whole.
+        """
         for file in sorted(self.path.glob(PATTERN), reverse=True):
             try:
                 return _read(file)
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
+            except OSError as error:
+                raise UserError(
+                    f"{file}: cannot be read ({error.strerror or error}); nothing was changed. Make it readable and give the same "
+                    "command again, or remove it to go on from the state before it"
+                ) from error
+            except (SafetensorError, ValueError, KeyError) as error:
                 aside = file.with_suffix(".damaged")
                 file.replace(aside)
                 self.say(f"{file} is damaged ({error}); kept as {aside.name}, going on from the state before it")
@@ -94,6 +133,14 @@ class StateFolder:
         self.path.rename(aside)
         self.say(f"the state in {self.path} is not continued: {why}; it is kept as {aside} (delete it when it is not needed)")
         return aside
+
+    @property
+    def completed(self) -> dict[str, Any]:
+        """What `mark_complete` noted; empty if the stage has not ended."""
+        try:
+            return json.loads((self.path / COMPLETE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
 
     def mark_complete(self, record: dict) -> None:
         """Note that the stage has ended."""
@@ -112,19 +159,35 @@ class StateFolder:
             self._failure = failure
 
     def _write(self, state: State) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        file = self.path / f"state-{state.step:09d}.safetensors"
         needed = sum(a.nbytes for a in state.arrays.values())
-        free = shutil.disk_usage(self.path).free
-        if free < needed * 1.05:
-            raise UserError(
-                f"{self.path}: the training state needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; free some "
-                "space and give the same command again, the older states are whole"
-            )
         meta = {"step": str(state.step), "meta": json.dumps(state.meta), "digest": _digest(state)}
-        with atomic_path(self.path / f"state-{state.step:09d}.safetensors") as temporary:
-            save_file(state.arrays, temporary, meta)
-        for old in sorted(self.path.glob(PATTERN))[: -self.keep]:
-            old.unlink()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.glob(PARTIAL):  # of a killed process; there is one writer
+                stale.unlink()
+            free = shutil.disk_usage(self.path).free
+            if free < needed * 1.05:
+                raise self._not_written(f"it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
+            with atomic_path(file, self.guard) as temporary:
+                save_file(state.arrays, temporary, meta)
+            for old in sorted(self.path.glob(PATTERN))[: -self.keep]:
+                old.unlink()
+            self._count(file.stat().st_size, time.monotonic() - began)
+        except (SafetensorError, OSError) as error:  # SafetensorError: its way to say that the disk is full
+            raise self._not_written(error) from error
+
+    def _not_written(self, reason) -> UserError:
+        return UserError(
+            f"{self.path}: the training state cannot be written ({reason}); free some space (df -h) and give the same command "
+            "again, the older states are whole"
+        )
+
+    def _count(self, size: int, seconds: float) -> None:
+        figures = self.figures
+        figures.saves, figures.bytes = figures.saves + 1, size
+        figures.seconds, figures.slowest = figures.seconds + seconds, max(figures.slowest, seconds)
 
 
 def accept(folder: Path) -> None:
@@ -148,6 +211,7 @@ def _digest(state: State) -> str:
 
 
 def _read(file: Path) -> State:
+    file.open("rb").close()  # what cannot be opened is not damaged: safetensors does not tell the two apart
     with safe_open(file, framework="numpy") as reader:
         header = reader.metadata() or {}
         arrays = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)

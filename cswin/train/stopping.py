@@ -16,21 +16,28 @@ class Stopping:
     """Answers, after each step, whether training is to stop.
 
     Args:
-        max_runtime: seconds from now after which the process must have ended, None for no limit.
+        max_runtime: seconds after the start by which the process must have ended, None for no limit.
+        started: monotonic seconds of the start; None: now.
 
     The time kept back for the last save is three times the longest save so far (`took`), at least 5 s or 5 % of the limit.
     """
 
-    def __init__(self, max_runtime: float | None):
+    def __init__(self, max_runtime: float | None, started: float | None = None):
         self.signal_name: str | None = None
-        self.started, self.max_runtime = time.monotonic(), max_runtime
+        self.started, self.max_runtime = time.monotonic() if started is None else started, max_runtime
         self.reserve = min(5.0, 0.05 * max_runtime) if max_runtime else 0.0
-        self._last_asked = self.started
+        self._last_asked = time.monotonic()
+
+    @property
+    def asked(self) -> str | None:
+        """The signal by which somebody asked to stop, as a reason; None if nobody did."""
+        return f"asked to stop by {self.signal_name}" if self.signal_name else None
 
     def listen(self) -> None:
         """Take the signals over; a second SIGINT ends the process at once."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher starts its ranks with them blocked, until here
 
     def took(self, seconds: float) -> None:
         """A save took this long."""
@@ -40,8 +47,8 @@ class Stopping:
         """The reason to stop, or None."""
         now = time.monotonic()
         since_last, self._last_asked = now - self._last_asked, now
-        if self.signal_name:
-            return f"asked to stop by {self.signal_name}"
+        if self.asked:
+            return self.asked
         if self.max_runtime and now + since_last + self.reserve > self.started + self.max_runtime:
             return f"the time limit of {self.max_runtime:.0f} s is near"
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,18 +19,20 @@ from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
 from cswin.data.rng import drop_path_rng, init_rng
 from cswin.errors import UserError
-from cswin.evaluate import Evaluator
+from cswin.evaluate import Evaluator, gathered
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
+from cswin.predictions import WEIGHT_SETS
+from cswin.ranks import ALONE, Ranks
 from cswin.train.attempts import Attempt
+from cswin.train.events import EventFile
 from cswin.train.handover import Start
 from cswin.train.history import History
 from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
-
-WEIGHT_SETS = ("raw", "ema")
+from cswin.train.stopping import Stopping
 
 
 class Interrupted(Exception):
@@ -56,9 +58,11 @@ class Trainer:
         start: what the stage begins with, see `handover`.
         folder: the stage's folder: state/ and history.jsonl are made here.
         fingerprint: identity of the stage, see `identity`; a state of another identity is set aside.
-        stop: asked after each step; a reason to stop, or None.
+        stop: asked after each step; a reason to stop, or None. Told how long saving takes.
         progress: makes a progress display for (steps of the stage, steps done); see `cswin.progress`.
         say: receives lines for the log.
+        guard: called before each write to `folder`; raises if this process may not write any more.
+        ranks: this process among those that train; the first reads and writes the files, all do the same steps.
     """
 
     def __init__(
@@ -69,13 +73,16 @@ class Trainer:
         start: Start,
         folder: Path,
         fingerprint: dict,
-        stop: Callable[[], str | None],
+        stop: Stopping,
         progress,
         say: Callable[[str], None],
+        guard: Callable[[], None] | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.config, self.runtime, self.dataset, self.folder = config, runtime, dataset, Path(folder)
         self.fingerprint, self.stop, self.progress, self.say = fingerprint, stop, progress, say
-        self.loader = TrainLoader(dataset, config, runtime)
+        self.guard, self.ranks = guard, ranks
+        self.loader = TrainLoader(dataset, config, runtime, ranks.rank)
         self.per_epoch = self.loader.steps_per_epoch
         if self.per_epoch == 0:
             raise UserError(
@@ -89,25 +96,31 @@ class Trainer:
         network.set_train()
         initialise(network, init_rng(config.seed))
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
-        self.train_step = TrainStep(network, config.optimizer, rates, accumulation=runtime.accumulation)
+        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation)
         self.parameters = {p.name: p for p in self.train_step.get_parameters() if not p.name.startswith("accumulated")}
         self.names = [p.name for p in network.get_parameters()]
         self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
-        self.states = StateFolder(self.folder / "state", runtime.keep_states, say)
-        self.start, self.best, self.epochs_done = start, None, config.start_epoch
+        self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
+        self.start, self.best, self.epochs_done, self.history = start, None, config.start_epoch, None
 
-    def run(self, attempt: Attempt) -> Best:
-        """Train to the end of the stage.
+    def run(self, attempt: Attempt | None = None) -> Best | None:
+        """Train to the end of the stage. The first rank returns the stage's result and notes in `attempt` where it began.
 
         Raises:
             Interrupted: if asked to stop; the state is saved.
             UserError: if training cannot go on (the loss is not finite, the disk is full); the last good state is whole.
         """
-        step = self._resume_or_begin()
-        attempt.resumed(step, self.first_step)
+        self.saved = time.monotonic()
+        step = self._resume_or_begin() if self.ranks.first else 0
+        step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.parameters.values())
+        self.step = step
+        if attempt:
+            attempt.resumed(step, self.first_step, self.last_step)
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
+            if reason := self.ranks.agree(self.stop.asked):
+                self._interrupt(reason, step)
             for epoch in range(self.epochs_done, self.config.epochs):
                 self._train_epoch(epoch, step)
                 step = (epoch + 1) * self.per_epoch
@@ -116,7 +129,8 @@ class Trainer:
                 self._save(step)
         finally:
             self.states.wait()
-            self.history.close()
+            if self.history:
+                self.history.close()
             self.display.close()
         return self.best
 
@@ -132,15 +146,22 @@ class Trainer:
                 break
             pending.append(self._step(micro_batches, epoch, step))
             step += 1
-            reason = self.stop()
+            reason = self._reason_to_stop(step)
             due = time.monotonic() - self.saved > 60 * self.runtime.save_minutes
             if len(pending) == self.runtime.log_every or step % self.per_epoch == 0 or due or reason:
                 self._log(pending, epoch, step, time.monotonic() - started, waited)
                 pending, waited, started = [], 0.0, time.monotonic()
+                self.states.check()
             if reason:
                 self._interrupt(reason, step)
-            if due and step % self.per_epoch:
+            if due:  # at the end of an epoch too: validation may take long
                 self._save(step)
+
+    def _reason_to_stop(self, step: int) -> str | None:
+        """Asked after each step. Several ranks agree every few steps, so that all stop after the same one and seldom wait."""
+        if self.ranks.size > 1 and step % self.runtime.agree_every and step % self.per_epoch:
+            return None
+        return self.ranks.agree(self.stop())
 
     def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
         """One optimizer step; nothing is read back from the device."""
@@ -159,9 +180,14 @@ class Trainer:
             figures = dict(zip(TrainStep.OUTPUTS, map(float, values.asnumpy()), strict=True))
             finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
             rows.append({"kind": "step", "step": number, "epoch": epoch, **finite})
-        rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds}
-        self.history.append(rows)
+        rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds, "time": round(time.time(), 3)}
+        if self.history:
+            self.history.append(rows)
         self.display.update(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
+        if skipped := int(sum(row["skipped"] for row in rows)):
+            self.say(
+                f"step {step}: {skipped} of the last {len(rows)} skipped, not finite; loss scale {figures['loss_scale']:g}"
+            )
         bad = max(row["skipped_in_a_row"] for row in rows)  # also where a good step came before anyone looked
         if bad >= self.config.optimizer.max_bad_steps:
             raise UserError(
@@ -171,20 +197,23 @@ class Trainer:
             )
 
     def _validate(self, epoch: int) -> None:
-        """Evaluate raw and EMA weights where it is due; remember the best epoch."""
+        """Evaluate raw and EMA weights where it is due, each rank on its part; remember the best epoch."""
         settings = self.config.evaluation
         if (epoch + 1) % settings.every and epoch + 1 != self.config.epochs:
             return
         split, positions = self._validation_rows()
         task, figures = EvalTask(eval_transform(self.config)), {}
         for which in WEIGHT_SETS:
-            rows = read_rows(self.dataset, split, positions)
-            batches = self._unless_stopped(eval_batches(rows, task, self.runtime), (epoch + 1) * self.per_epoch)
-            predictions = self.evaluator.run(self._weights(which), batches)
+            rows = read_rows(self.dataset, split, positions[self.ranks.part])
+            rounds = math.ceil(math.ceil(len(positions) / self.ranks.size) / self.runtime.eval_batch_size)
+            batches = self._unless_stopped(eval_batches(rows, task, self.runtime), rounds, (epoch + 1) * self.per_epoch)
+            predictions = gathered(self.evaluator.run(self._weights(which), batches), self.ranks)
             figures[which] = predictions.figures()
-        self.history.append(
-            [{"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on, **figures}]
-        )
+        compared = self._compare_ranks(epoch)
+        if not self.ranks.first:
+            return
+        row = {"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on}
+        self.history.append([row | {"time": round(time.time(), 3)} | figures | compared])
         key = settings.select_by
         if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
             weights = {name: self.parameters[name].asnumpy().copy() for name in self.names}
@@ -195,15 +224,31 @@ class Trainer:
             f"(best: epoch {self.best.epoch}, {key} {self.best.figures[key]['top1']:.2f})"
         )
 
-    def _unless_stopped(self, batches: Iterator, step: int) -> Iterator:
-        """The same batches; validation is not finished when training is asked to stop: it is done again on resumption."""
-        for batch in batches:
-            if reason := self.stop():
+    def _compare_ranks(self, epoch: int) -> dict[str, bool]:
+        """For the history: whether all ranks hold the same bits, which is why the first one's are enough to save."""
+        if self.ranks.size == 1:
+            return {}
+        equal = self.ranks.same(parameter.asnumpy() for parameter in self.parameters.values())
+        if not equal:
+            self.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
+        return {"ranks_equal": equal}
+
+    def _unless_stopped(self, batches: Iterator, rounds: int, step: int) -> Iterator:
+        """The same batches; validation is not finished when training is asked to stop: it is done again on resumption.
+
+        All ranks ask in each of `rounds`, which is how many batches the first one has; another may have one less.
+        """
+        for _ in range(rounds):
+            batch = next(batches, None)
+            if reason := self.ranks.agree(self.stop()):
                 self._interrupt(reason, step)
-            yield batch
+            if batch is not None:
+                yield batch
 
     def _interrupt(self, reason: str, step: int) -> NoReturn:
-        self._save(step, background=False)
+        if step != self.step:
+            self._save(step, background=False)
+        self.states.wait()
         raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
 
     def _validation_rows(self) -> tuple[str, np.ndarray]:
@@ -217,11 +262,10 @@ class Trainer:
 
     def _resume_or_begin(self) -> int:
         """Put the newest state, or the stage's start, into the training step. Returns the step to go on from."""
-        self.saved = time.monotonic()
         state = self.states.load()
         if state is None:
             self.start.apply(self.parameters, self.names)
-            self.history = History(self.folder / "history.jsonl")
+            self.history = self._history()
             self.history.append([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **self.start.record}])
             self._save(self.first_step, background=False)
             return self.first_step
@@ -231,11 +275,21 @@ class Trainer:
         if state.meta["best"]:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
             self.best = Best(**state.meta["best"], weights=best)
-        self.history = History(self.folder / "history.jsonl", state.meta["history_bytes"])
+        self.history = self._history(state.meta["history_bytes"])
+        self.step = state.step
+        self.stop.took(state.meta["save_seconds"])
         self.say(f"going on from step {state.step} of {self.last_step}")
         return state.step
 
+    def _history(self, size: int = 0) -> History:
+        events = EventFile(self.folder, self.first_step, self.say) if self.runtime.tensorboard else None
+        return History(self.folder / "history.jsonl", size, events, self.guard)
+
     def _save(self, step: int, background: bool = True) -> None:
+        self.saved, self.step = time.monotonic(), step
+        if not self.ranks.first:
+            return
+        began, figures = self.saved, self.states.figures
         arrays = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
         best = None
         if self.best is not None:
@@ -246,9 +300,17 @@ class Trainer:
             "history_bytes": self.history.size(),
             "epochs_done": self.epochs_done,
             "best": best,
+            "save_seconds": figures.slowest,
         }
+        copied = time.monotonic() - began
         self.states.save(State(step, arrays, meta), background)
-        self.saved, self.step = time.monotonic(), step
+        self.saved = time.monotonic()
+        figures.held_up += self.saved - began
+        self.stop.took(copied + figures.slowest)
+
+    def save_figures(self) -> dict[str, float]:
+        """What saving cost in this attempt, see `SaveFigures`."""
+        return asdict(self.states.figures)
 
 
 def checkpoint_of(best: Best, record) -> Checkpoint:

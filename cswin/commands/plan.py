@@ -1,0 +1,21 @@
+"""What a configuration costs: images, steps, files, memory and hours of each stage. Run it where snakemake runs: it looks for the
+manifest below data.directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def configure(parser):
+    parser.add_argument(
+        "config", nargs="?", type=Path, default=Path("config/config.yaml"), metavar="CONFIG", help="default: %(default)s"
+    )
+    parser.add_argument("--images-per-s", type=float, metavar="R", help="training images per second over all devices")
+
+
+def run(args):
+    from cswin.config.resolve import load_settings
+    from cswin.plan import plan_report, positive
+
+    rate = None if args.images_per_s is None else positive(args.images_per_s, "--images-per-s")
+    print(plan_report(load_settings(args.config), rate))

@@ -1,0 +1,57 @@
+"""Show how far runs are, from their files alone: on any machine that sees them, also while a stage is trained elsewhere.
+
+States of a stage: done; running; interrupted (the same command goes on from the step named); waiting; stale (its trainer has given
+no sign of life for longer than runtime.lease_timeout).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def configure(parser):
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="name or folder of a run (default: all)")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where runs are")
+    parser.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again until all is done (default: 5 s)"
+    )
+
+
+def run(args):
+    import contextlib
+    import time
+
+    from cswin.errors import UserError
+    from cswin.report.status import find_runs, run_status
+
+    if args.watch is not None and args.watch <= 0:
+        raise UserError(f"--watch {args.watch:g}: must be more than 0 seconds")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            runs = [run_status(folder) for folder in find_runs(args.results, args.runs)]
+            _show(runs, args)
+            if args.watch is None or all(stage.state == "done" for run in runs for stage in run.stages):
+                return
+            time.sleep(args.watch)
+
+
+def _show(runs, args) -> None:
+    import json
+    import os
+    import sys
+    import time
+
+    from cswin.report.status_text import BLOCKS, PLAIN, status_text
+
+    if args.json:
+        print(json.dumps({"runs": [run.to_dict() for run in runs]}), flush=True)
+        return
+    terminal = sys.stdout.isatty()
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    colour = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    text = "\n\n".join(status_text(run, colour, BLOCKS if unicode else PLAIN) for run in runs)
+    if args.watch is not None:
+        text = f"{text}\n\n{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this, not the training"
+        text = f"\x1b[H\x1b[2J{text}" if terminal else f"{text}\n"
+    print(text, flush=True)

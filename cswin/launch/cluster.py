@@ -1,0 +1,166 @@
+"""Which nodes compute, which of them this one is, and where its ranks meet the others'."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cswin.config.settings import Runtime
+from cswin.errors import UserError
+
+FREE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
+DEFAULT_PORT = 8118  # of several nodes with a host file; msrun's own default
+VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The place of this node among those that compute.
+
+    Attributes:
+        devices: ranks on all nodes, the same number on each.
+        nodes: how many nodes.
+        node: number of this one.
+        master: name or address of node 0.
+        port: where the ranks meet on node 0.
+    """
+
+    devices: int
+    nodes: int = 1
+    node: int = 0
+    master: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+
+    @property
+    def local_ranks(self) -> range:
+        """Numbers of this node's ranks."""
+        here = self.devices // self.nodes
+        return range(self.node * here, (self.node + 1) * here)
+
+
+def single_node(devices: int) -> Cluster:
+    """This node alone, with a port that is free."""
+    return Cluster(devices, port=free_port())
+
+
+def find_cluster(runtime: Runtime) -> Cluster:
+    """This node's place, from the host file, from Slurm, or alone.
+
+    Raises:
+        UserError: if the nodes found are not the nodes configured, or this one is not among them.
+    """
+    if runtime.nodes == 1:
+        return single_node(runtime.devices)
+    if runtime.host_file:
+        hosts = read_hosts(Path(runtime.host_file))
+        node = _own_place(hosts, runtime.host_file)
+        found, port = f"runtime.host_file {runtime.host_file}", DEFAULT_PORT
+    else:
+        hosts, node = slurm_hosts(runtime.nodes)
+        found, port = "the Slurm job step", FREE_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) % len(FREE_PORTS)]
+    if len(hosts) != runtime.nodes:
+        raise UserError(f"runtime.nodes: {runtime.nodes}, but {found} has {len(hosts)} ({', '.join(hosts)}); make them equal")
+    return Cluster(runtime.devices, runtime.nodes, node, hosts[0], runtime.master_port or port)
+
+
+def slurm_hosts(nodes: int) -> tuple[list[str], int]:
+    """Host names of the job step's nodes, and the number of this one.
+
+    Raises:
+        UserError: outside an srun step with one task per node.
+    """
+    environment = os.environ
+    if "SLURM_STEP_NUM_NODES" not in environment:  # a batch script runs on the first node alone
+        raise UserError(
+            f"runtime.nodes: {nodes}, but this is no Slurm job step; start one launcher per node with `srun --nodes={nodes} "
+            "--ntasks-per-node=1 cswin …`, or name the nodes in runtime.host_file"
+        )
+    if environment.get("SLURM_LOCALID", "0") != "0":
+        raise UserError("Slurm started several launchers on this node; one starts all its ranks: srun --ntasks-per-node=1")
+    expression = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", expression], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", "") or error
+        raise UserError(
+            f"`scontrol show hostnames {expression}` failed ({str(reason).strip()}); the node names come from it"
+        ) from None
+    hosts = done.stdout.split()
+    own = environment.get("SLURMD_NODENAME")
+    return hosts, hosts.index(own) if own in hosts else int(environment.get("SLURM_NODEID", environment.get("SLURM_PROCID", 0)))
+
+
+def read_hosts(path: Path) -> list[str]:
+    """Names or addresses, one a line; `#` begins a comment.
+
+    Raises:
+        UserError: if the file cannot be read or names a host twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"runtime.host_file {path}: {error.strerror}") from None
+    hosts = [host for line in lines if (host := line.partition("#")[0].strip())]
+    for host in hosts:
+        if len(host.split()) > 1 or hosts.count(host) > 1:
+            raise UserError(f"runtime.host_file {path}: {host!r}: write each host once, one name or address a line")
+    return hosts
+
+
+def _own_place(hosts: list[str], path: str) -> int:
+    """The line that names this host."""
+    mine = [number for number, host in enumerate(hosts) if _is_local(host)]
+    if len(mine) != 1:
+        which = ", ".join(hosts[number] for number in mine) or "none of its lines"
+        raise UserError(
+            f"runtime.host_file {path}: exactly one line must be an address of this host ({socket.gethostname()}), but "
+            f"{which} is; write the addresses by which the nodes reach each other"
+        )
+    return mine[0]
+
+
+def _is_local(host: str) -> bool:
+    """Whether an address belongs to this host: only then it can be bound."""
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A TCP port that nobody on this host listens on."""
+    for port in random.SystemRandom().sample(FREE_PORTS, 100):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise UserError(f"no free TCP port was found between {FREE_PORTS.start} and {FREE_PORTS.stop - 1}")
+
+
+def require_devices(target: str, wanted: int) -> None:
+    """The scheduler must have given this node as many NPUs as are to compute here.
+
+    Raises:
+        UserError: if it gave fewer.
+    """
+    visible = os.environ.get(VISIBLE_DEVICES)
+    if target != "Ascend" or visible is None:
+        return
+    found = len([number for number in visible.split(",") if number.strip()])
+    if found < wanted:
+        raise UserError(
+            f"runtime.devices: {wanted} NPUs are to compute on this node, but it was given {found} ({VISIBLE_DEVICES}={visible}); ask "
+            "the scheduler for as many, or change runtime.devices (and batch_size or accumulation)"
+        )

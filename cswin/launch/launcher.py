@@ -1,0 +1,239 @@
+"""The launcher of one node: starts its ranks through msrun, passes signals on, shows what the first rank says, and why one failed.
+
+Who ends whom: a rank that fails is noticed here (and by msrun) and all end; the ranks die with msrun and msrun with the launcher,
+by the kernel's hand, so nothing is left over whoever is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from cswin.config.settings import Runtime
+from cswin.errors import UserError
+from cswin.launch.cluster import Cluster, find_cluster, require_devices
+from cswin.launch.files import SCHEDULER, LaunchFacts, Note, log_path
+from cswin.launch.worker import end_with_parent, run_rank
+from cswin.ranks import ALONE, Ranks
+
+POLL = 0.1  # seconds
+GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
+LEAVE = 60.0  # seconds in which processes whose work is done must be gone
+LAST_LINES = 20  # of a failed rank's log
+
+
+def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float], int], check: Callable[[], object]) -> int:
+    """Do work on runtime.devices devices: here if it is one, else in as many processes, each of which runs this command again.
+
+    Args:
+        runtime: devices, nodes and where to find them.
+        folder: receives a folder with the logs of each launch.
+        work: what a rank does, given its place and the monotonic seconds of the command's start; returns the command's exit code.
+        check: called by the launcher before it starts anything; raises what the user should hear once and early.
+
+    Raises:
+        UserError: as a rank raised it, or if the devices are not there.
+    """
+    facts = LaunchFacts.found()
+    if facts is not None:
+        return run_rank(lambda ranks: work(ranks, facts.started), runtime.device_target, runtime.devices, facts)
+    if "MS_ROLE" in os.environ:
+        raise UserError("started by msrun: start the same command without it, it calls msrun itself")
+    started = time.monotonic()
+    if runtime.devices == 1:
+        return work(ALONE, started)
+    cluster = find_cluster(runtime)
+    require_devices(runtime.device_target, len(cluster.local_ranks))
+    check()
+    return launch(cluster, folder, started)
+
+
+def on_one_node(runtime: Runtime) -> Runtime:
+    """The part of the devices that one node has: for work that is not worth several."""
+    return runtime.model_copy(update={"devices": runtime.devices // runtime.nodes, "nodes": 1, "host_file": None})
+
+
+def launch(cluster: Cluster, folder: Path, started: float) -> int:
+    """Run this process's own command as the ranks of this node.
+
+    Returns:
+        The command's exit code, the same on all ranks; 1 if a rank failed by a defect or was killed.
+
+    Raises:
+        UserError: if the first rank to fail did so by one.
+    """
+    name = datetime.now().strftime("%Y%m%d-%H%M%S") + (f".node{cluster.node}" if cluster.nodes > 1 else "")
+    folder = Path(folder).absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = LaunchFacts(folder, started)
+    command = [
+        sys.executable, "-m", "mindspore.parallel.cluster.run",
+        f"--worker_num={cluster.devices}", f"--local_worker_num={len(cluster.local_ranks)}",
+        f"--master_addr={cluster.master}", f"--master_port={cluster.port}", f"--node_rank={cluster.node}",
+        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # a rank that there is not: none
+        "python3", "-m", "cswin", *sys.argv[1:],
+    ]  # fmt: skip
+    path = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # msrun starts whatever python3 is first there
+    )
+    with _received() as signals, (folder / "msrun.log").open("w") as log:
+        with _blocked():
+            msrun = subprocess.Popen(
+                command, env=os.environ | facts.export() | {"PATH": path}, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
+            )  # fmt: skip
+        return _Watch(folder, cluster, msrun, signals).run()
+
+
+@dataclass
+class _Watch:
+    """A launch under way."""
+
+    folder: Path
+    cluster: Cluster
+    msrun: subprocess.Popen
+    signals: list[int]
+    passed_on: set[tuple[int, int]] = field(default_factory=set)  # (signal's place in the list, rank)
+    died: dict[int, float] = field(default_factory=dict)  # rank that left without a word -> when at the earliest
+    looked: float = field(default_factory=time.time)
+
+    def run(self) -> int:
+        give_up: float | None = None
+        with contextlib.closing(self._echo()) as echo:
+            while self.msrun.poll() is None:
+                time.sleep(POLL)
+                next(echo)
+                self._pass_signals_on()
+                if give_up is None and self._has_failed():
+                    give_up = time.monotonic() + GRACE
+                if give_up is None and self._have_ended():
+                    give_up = time.monotonic() + LEAVE
+                if give_up is not None and time.monotonic() > give_up:
+                    self.msrun.kill()
+                    self.msrun.wait()
+            self._has_failed()
+            next(echo)
+        return self._outcome()
+
+    def _notes(self) -> dict[int, Note]:
+        notes = {rank: Note.read(self.folder, rank) for rank in self.cluster.local_ranks}
+        return {rank: note for rank, note in notes.items() if note}
+
+    def _have_ended(self) -> bool:
+        """Whether all ranks of this node have done their work."""
+        notes = self._notes()
+        return len(notes) == len(self.cluster.local_ranks) and all(note.code in _ENDS for note in notes.values())
+
+    def _has_failed(self) -> bool:
+        """Whether a rank, the scheduler or msrun has; remembers which rank was killed when."""
+        earliest, self.looked = self.looked, time.time()
+        notes = self._notes()
+        for rank, note in notes.items():
+            if note.code is None and not _runs(note.pid):
+                again = Note.read(self.folder, rank)  # it may have ended between the two looks
+                if again.code is None:
+                    self.died.setdefault(rank, earliest)
+        scheduler = Note.read(self.folder, SCHEDULER)
+        working = any(note.code is None for note in notes.values())
+        lost = working and scheduler is not None and not _runs(scheduler.pid)
+        return bool(self.died) or lost or any(note.code not in (None, *_ENDS) for note in notes.values())
+
+    def _pass_signals_on(self) -> None:
+        """Signals received here go to every rank that is there, once; to later ones as soon as they are."""
+        if self.signals.count(signal.SIGINT) > 1:
+            self.msrun.kill()
+            raise KeyboardInterrupt
+        for place, number in enumerate(self.signals):
+            for rank, note in self._notes().items():
+                if note.code is None and (place, rank) not in self.passed_on:
+                    self.passed_on.add((place, rank))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(note.pid, number)
+
+    def _echo(self) -> Iterator[None]:
+        """Each step writes to stderr what the first rank has printed since the last one."""
+        while not log_path(self.folder, 0).exists():
+            yield
+        with log_path(self.folder, 0).open("rb") as log:
+            rest = b""
+            while True:
+                *lines, rest = (rest + log.read()).split(b"\n")
+                for line in lines:
+                    if not line.startswith(CHATTER):
+                        print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+                yield
+
+    def _outcome(self) -> int:
+        notes = self._notes()
+        if self._have_ended():  # whatever happened while they left
+            return max(note.code for note in notes.values())
+        failures = {rank: (note.time, note) for rank, note in notes.items() if note.code not in (None, *_ENDS)}
+        failures |= {rank: (when, notes[rank]) for rank, when in self.died.items()}
+        if failures:
+            rank = min(failures, key=lambda rank: failures[rank][0])
+            return self._report(rank, failures[rank][1])
+        self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
+        return 1
+
+    def _report(self, rank: int, note: Note) -> int:
+        """The first failure, in the user's words where there are any."""
+        log = log_path(self.folder, rank)
+        if note.code == 2:
+            raise UserError(f"{note.message}\n(rank {rank} of {self.cluster.devices}; all were ended; its log: {log})")
+        if note.code is None and self.signals:
+            name = signal.Signals(self.signals[0]).name
+            self._tell(f"ended by {name}", log)
+            return 128 + self.signals[0]
+        what = note.message or "was killed, by the system for want of memory if by nobody else"
+        elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
+        self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
+        return 1
+
+    def _tell(self, what: str, log: Path) -> None:
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.exists() else []
+        quoted = "".join(f"  | {line}\n" for line in lines)
+        print(f"cswin: {what}. The end of {log}:\n{quoted}", file=sys.stderr, end="", flush=True)
+
+
+_ENDS = (0, 75)  # exit codes of a rank that ended as it should: complete, stopped on request
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextlib.contextmanager
+def _received() -> Iterator[list[int]]:
+    """A list that the stop signals of this process are written to, instead of ending it."""
+    signals: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """A process started here has the stop signals blocked: msrun would end its ranks at them instead of letting them save."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

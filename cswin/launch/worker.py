@@ -1,0 +1,77 @@
+"""A process that msrun has started: one rank, or the scheduler by which the ranks find each other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from cswin.device import select_device
+from cswin.errors import UserError
+from cswin.launch.files import SCHEDULER, LaunchFacts, Note
+from cswin.ranks import Ranks
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: LaunchFacts) -> int:
+    """Join the other ranks, do the work, and leave a note of how it ended.
+
+    Returns:
+        The exit code for msrun, which ends all ranks at any other than 0: so a stop on request, whose code the launcher returns, is 0
+        here and the first rank can finish its files.
+    """
+    end_with_parent()
+    if os.environ["MS_ROLE"] == "MS_SCHED":
+        return _run_scheduler(facts)
+    rank, pid = int(os.environ["RANK_ID"]), os.getpid()
+    Note(pid).write(facts.folder, rank)
+    try:
+        code = work(_join(target, devices))
+    except UserError as error:
+        Note(pid, 2, str(error)).write(facts.folder, rank)
+        if rank:  # the first rank's output is the launcher's, which tells the reason itself
+            print(error, file=sys.stderr)
+        return 2
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        Note(pid, 1, _summary(error)).write(facts.folder, rank)
+        return 1
+    Note(pid, code).write(facts.folder, rank)
+    return 0
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when the one that started it dies, whatever it is doing then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _join(target: str, devices: int) -> Ranks:
+    from mindspore.communication import get_group_size, get_rank, init
+
+    device = int(os.environ["DEVICE_ID"])  # msrun's number of the process on this node
+    select_device(target, device)
+    init()
+    if get_group_size() != devices:
+        raise UserError(f"runtime.devices: {devices}, but {get_group_size()} ranks have been started; the two must be equal")
+    return Ranks(get_rank(), devices, device)
+
+
+def _summary(error: BaseException) -> str:
+    """An error in one line; MindSpore frames its own in rules and call stacks, which the log has."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    return " ".join([f"{type(error).__name__}:", *lines[:2]])
+
+
+def _run_scheduler(facts: LaunchFacts) -> int:
+    from mindspore.communication import init
+
+    Note(os.getpid()).write(facts.folder, SCHEDULER)
+    select_device("CPU")
+    init()  # returns when all ranks have left
+    return 0

@@ -1,0 +1,183 @@
+"""Resume state in the storage: immutable objects named by their content, and an index that is written last.
+
+    <train_url>/resume/objects/<sha256>       contents
+    <train_url>/resume/index-00000017.json    which contents under which names make up the state; with its own checksum
+
+A snapshot exists from the moment when its index is there, and all its objects are there by then. Objects are never overwritten,
+and are removed only when neither of the last two indexes needs them. So whenever a job is killed, the newest index is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cswin.checkpoint import file_sha256
+from cswin.errors import UserError
+from cswin.openi.selection import RESULTS, Selected
+from cswin.openi.storage import Storage, join
+
+FORMAT = "cswin-openi-1"
+KEPT = 2  # snapshots
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a snapshot: path below the work folder, content, date."""
+
+    path: str
+    sha256: str
+    bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A resume state.
+
+    Attributes:
+        number: ascending.
+        work_id: of the work folder that it came from.
+        entries: its files.
+    """
+
+    number: int
+    work_id: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(entry.bytes for entry in self.entries)
+
+
+class Snapshots:
+    """The snapshots at a train_url.
+
+    Args:
+        storage, url: the place.
+        say: receives messages.
+    """
+
+    def __init__(self, storage: Storage, url: str, say: Callable[[str], None]):
+        self.storage, self.say = storage, say
+        self.folder, self.objects = join(url, "resume"), join(url, "resume", "objects")
+        self._present: set[str] = set()  # objects that are known to be there, whole
+        self._hashes: dict[tuple, str] = {}
+
+    def all(self) -> list[Snapshot]:
+        """Readable snapshots, the newest first."""
+        names = [name for name in self.storage.names(self.folder) if name.startswith("index-")]
+        return [found for name in sorted(names, reverse=True) if (found := self._read(name)) is not None]
+
+    def commit(self, selected: list[Selected], work_id: str) -> Snapshot:
+        """Bring a state out; on return it is what the next start finds. Where nothing has changed, it is there already."""
+        before = self.all()
+        entries = tuple(self._bring_out(item) for item in selected)
+        if before and (before[0].entries, before[0].work_id) == (entries, work_id):
+            return before[0]
+        snapshot = Snapshot(1 + (before[0].number if before else 0), work_id, entries)
+        content = json.dumps(asdict(snapshot))
+        check = hashlib.sha256(content.encode()).hexdigest()
+        index = join(self.folder, f"index-{snapshot.number:08d}.json")
+        self.storage.write(index, json.dumps({"format": FORMAT, "sha256": check, "snapshot": content}))
+        self._clean_up([snapshot, *before])
+        return snapshot
+
+    def restore(self, snapshots: list[Snapshot], work: Path) -> Snapshot:
+        """Put the newest of the snapshots that can be read whole into a work folder.
+
+        Dates keep their order and lie before now, so that what is made here from now on is newer.
+
+        Raises:
+            UserError: if none can be read.
+        """
+        arriving = work / ".openi-arriving"
+        for snapshot in snapshots:
+            shutil.rmtree(arriving, ignore_errors=True)
+            try:
+                for entry in snapshot.entries:
+                    self._bring_in(entry, arriving)
+            except UserError as error:
+                self.say(f"snapshot {snapshot.number} cannot be used ({error}); trying the one before")
+                continue
+            _set_dates(snapshot, arriving)
+            _move_in(snapshot, arriving, work)
+            return snapshot
+        raise UserError(
+            f"{self.folder}: holds no snapshot that can be read whole; restore it from a copy, or give another train_url to "
+            "start from nothing"
+        )
+
+    def _bring_out(self, item: Selected) -> Entry:
+        size, sha = item.file.stat().st_size, self._hash(item.file)
+        target = join(self.objects, sha)
+        if sha not in self._present and not (self.storage.exists(target) and self.storage.size(target) == size):
+            self.storage.put(item.file, target)
+            if (there := self.storage.size(target)) != size:
+                raise UserError(f"{target}: has {there:,} bytes after copying, not {size:,}; is the storage full?")
+        self._present.add(sha)
+        return Entry(item.path, sha, size, item.modified_ns)
+
+    def _bring_in(self, entry: Entry, folder: Path) -> None:
+        target = folder / entry.path
+        self.storage.get(join(self.objects, entry.sha256), target)
+        if file_sha256(target) != entry.sha256:
+            raise UserError(f"{entry.path}: its content does not match its checksum")
+
+    def _hash(self, file: Path) -> str:
+        status = file.stat()
+        key = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._hashes:
+            self._hashes[key] = file_sha256(file)
+        return self._hashes[key]
+
+    def _read(self, name: str) -> Snapshot | None:
+        content = self.storage.read(join(self.folder, name))
+        try:
+            outer = json.loads(content)
+            if outer["format"] != FORMAT or hashlib.sha256(outer["snapshot"].encode()).hexdigest() != outer["sha256"]:
+                raise ValueError("its checksum does not match")
+            values = json.loads(outer["snapshot"])
+            return Snapshot(values["number"], values["work_id"], tuple(Entry(**entry) for entry in values["entries"]))
+        except (ValueError, TypeError, KeyError) as error:
+            self.say(f"{join(self.folder, name)}: is damaged ({error}) and not used")
+            return None
+
+    def _clean_up(self, snapshots: list[Snapshot]) -> None:
+        """Remove all but the newest snapshots, indexes first, and the objects that nothing needs any more."""
+        kept = snapshots[:KEPT]
+        numbers = {f"index-{snapshot.number:08d}.json" for snapshot in kept}
+        for name in self.storage.names(self.folder):
+            if name.startswith("index-") and name not in numbers:
+                self.storage.remove(join(self.folder, name))
+        needed = {entry.sha256 for snapshot in kept for entry in snapshot.entries}
+        for name in self.storage.names(self.objects):
+            if name not in needed:
+                self._present.discard(name)
+                self.storage.remove(join(self.objects, name))
+
+
+def _set_dates(snapshot: Snapshot, folder: Path) -> None:
+    newest = max((entry.modified_ns for entry in snapshot.entries), default=0)
+    shift = min(0, time.time_ns() - newest)  # the other machine's clock may have been ahead
+    for entry in snapshot.entries:
+        os.utime(folder / entry.path, ns=(entry.modified_ns + shift, entry.modified_ns + shift))
+
+
+def _move_in(snapshot: Snapshot, arriving: Path, work: Path) -> None:
+    """Snakemake's records first, the results in one rename last: results are there whole or not at all."""
+    for entry in snapshot.entries:
+        if not entry.path.startswith(f"{RESULTS}/"):
+            target = work / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (arriving / entry.path).replace(target)
+    if (arriving / RESULTS).exists():
+        (arriving / RESULTS).rename(work / RESULTS)
+    shutil.rmtree(arriving, ignore_errors=True)

@@ -1,0 +1,323 @@
+"""The card of a run: one Markdown page that says what was trained on what, how, what came out, how to use it, what was not run.
+
+Everything in it is read from the run's files, nothing is computed anew.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cswin.config.resolve import Expectations, StageConfig, cosine_length
+from cswin.config.settings import Runtime
+from cswin.data.dataset import Dataset
+from cswin.profile import profile
+from cswin.progress import duration_text
+from cswin.report.run import StageResult
+from cswin.report.table import wilson
+from cswin.train.attempts import COMPLETE, AttemptSummary, current, summaries
+
+IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
+REPORT_DEVICES = 8
+HASH = 12  # digits of a hash that are shown where the whole is in a file named beside it
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a card is made from.
+
+    Attributes:
+        folder: results/<run>.
+        expected: stages and the figures to compare with.
+        stages: all of them evaluated.
+        runtime: the resolved runtime section.
+        dataset: that they were trained on.
+    """
+
+    folder: Path
+    expected: Expectations
+    stages: list[StageResult]
+    runtime: Runtime
+    dataset: Dataset
+
+    def attempts(self, stage: StageResult) -> list[AttemptSummary]:
+        """Of the training that made the stage's checkpoint."""
+        return current(summaries(stage.attempts))
+
+    @property
+    def last(self) -> StageResult:
+        return self.stages[-1]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / self.last.name / self.last.record["checkpoint"]
+
+
+def card(run: Run) -> str:
+    """The page; `docs/watching.md` describes it."""
+    sections = [
+        _head(run),
+        ["## Result", "", *_result(run)],
+        ["## What was not run, and what to be careful with", "", *_reservations(run)],
+        ["## Use", "", *_use(run)],
+        ["## Data", "", *_data(run)],
+        ["## Network", "", *_network(run)],
+        ["## Recipe", "", *_recipe(run)],
+        ["## Training", "", *_training(run)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _head(run: Run) -> list[str]:
+    config, figures = run.last.config, run.last.evaluation[_chosen(run.last)]
+    stages = "one stage" if len(run.stages) == 1 else f"{len(run.stages)} stages"
+    return [
+        f"# {run.expected.run}",
+        "",
+        f"`{config.model.arch}`, trained on `{run.dataset.name}` for {config.epochs} epochs in {stages}: top-1 "
+        f"**{figures['top1']:.2f} %** on {figures['n']:,} images ({figures['right1']:,} right; {_weights(_chosen(run.last))}).",
+        "",
+        "This page is made from the files beside it (`cswin card`); every figure can be traced there.",
+    ]
+
+
+def _result(run: Run) -> list[str]:
+    rows = []
+    for stage in run.stages:
+        row = [stage.name, f"{stage.config.start_epoch}-{stage.config.epochs}", stage.record["best_epoch"]]
+        row.append(f"{stage.evaluation['raw']['n']:,}")
+        for which in ("raw", "ema"):
+            figures = stage.evaluation[which]
+            low, high = wilson(figures["right1"], figures["n"])
+            row += [f"{figures['top1']:.2f} ({low:.2f} to {high:.2f})", f"{figures['top5']:.2f}"]
+        rows.append(row)
+    head = ["stage", "epochs", "checkpoint's epoch", "images", "top-1 raw, %", "top-5 raw, %", "top-1 EMA, %", "top-5 EMA, %"]
+    return [
+        *_table(head, rows),
+        "",
+        "In brackets: 95 % Wilson interval. Every image of the validation set is counted once. All columns: [final_acc.csv](final_acc.csv).",
+        *_comparison(run),
+        "",
+        "![curves](curves.png)",
+    ]
+
+
+def _comparison(run: Run) -> list[str]:
+    """Beside reported and published figures, each by its own counting."""
+    lines = []
+    for stage in run.stages:
+        reported, which = run.expected.stages.get(stage.name), _chosen(stage)
+        mine = stage.evaluation[which]["top1_whole_batches"]
+        if reported is not None and mine is not None:
+            lines.append(
+                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; by the same counting "
+                f"{mine:.2f} % here ({_weights(which)}): {mine - reported:+.2f}."
+            )
+        elif reported is not None:
+            lines.append(
+                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128, of which there is none here."
+            )
+    if run.expected.paper_top1 is not None:
+        which = _chosen(run.last)
+        mine = run.last.evaluation[which]["top1"]
+        lines.append(
+            f"- Published or expected: {run.expected.paper_top1:.2f} %; {run.last.name} here {mine:.2f} % ({_weights(which)}): "
+            f"{mine - run.expected.paper_top1:+.2f}."
+        )
+    return ["", *lines] if lines else []
+
+
+def _reservations(run: Run) -> list[str]:
+    """What a reader could otherwise take for granted."""
+    starts = [attempt.start for stage in run.stages for attempt in run.attempts(stage)]
+    targets = {start.get("device_target", run.runtime.device_target) for start in starts} or {run.runtime.device_target}
+    lines = []
+    if "Ascend" not in targets:
+        lines.append("- **Not run on Ascend.** Training ran on the CPU; nothing here says how it runs, or how fast, on NPUs.")
+    if len(targets) > 1:
+        lines.append(f"- Attempts ran on different devices: {', '.join(sorted(targets))}.")
+    if (run.dataset.images("train"), run.dataset.images("val"), len(run.dataset.class_names)) != IMAGENET:
+        lines.append(f"- Not run on ImageNet-1K: the data are `{run.dataset.name}`; see below.")
+    lines.append(
+        f"- One training with one seed ({run.last.config.seed}): how much the result varies between seeds was not measured."
+    )
+    lines += _choice(run)
+    if all(value is None for value in run.expected.stages.values()):
+        lines.append("- The report gives no figures for this configuration: nothing is compared with it.")
+    elif targets != {"Ascend"} or {start.get("devices") for start in starts} != {REPORT_DEVICES}:
+        lines.append(f"- The report's figures come from {REPORT_DEVICES} x Ascend 910; this run had other devices.")
+    if any(stage.config.optimizer.amp_level != "O0" for stage in run.stages):
+        lines.append("- Trained in mixed precision, evaluated in float32.")
+    if any((start.get("git") or {}).get("dirty") for start in starts):
+        lines.append("- The code differed from its commit (dirty working tree) in at least one attempt.")
+    if any(start.get("git") is None for start in starts):
+        lines.append("- The commit of the code is not known: it was not run from a git checkout.")
+    if len({(start.get("git") or {}).get("commit") for start in starts}) > 1:
+        lines.append("- The attempts ran with different commits of the code; see below.")
+    return lines
+
+
+def _choice(run: Run) -> list[str]:
+    on = {stage.config.evaluation.select_on for stage in run.stages if stage.config.evaluation.select == "best"}
+    lines = []
+    if "val" in on:
+        lines.append("- The checkpoint's epoch was chosen on the validation set that is also reported: an optimistic choice.")
+    if "minival" in on:
+        lines.append("- The checkpoint's epoch was chosen on training images held out for it; the validation set took no part.")
+    return lines or ["- The last epoch was taken; nothing was chosen by its result."]
+
+
+def _use(run: Run) -> list[str]:
+    checkpoint, dataset = shlex.quote(str(run.checkpoint)), shlex.quote(str(run.dataset.path))
+    return [
+        f"`{run.checkpoint}`, SHA-256 `{run.last.record['sha256']}`, carries both sets of weights, the architecture, the class",
+        "names and the preprocessing. From the folder in which the run was made:",
+        "",
+        "```sh",
+        "# name what is on images (files or folders)",
+        f"cswin predict --checkpoint {checkpoint} IMAGES",
+        "# the figures above again; --data also takes a folder with one folder per class, or an archive",
+        f"cswin evaluate --checkpoint {checkpoint} --data {dataset}",
+        "# for another runtime: .onnx or .mindir",
+        f"cswin export model.onnx --checkpoint {checkpoint}",
+        "# the authors' PyTorch names",
+        f"cswin convert-weights {checkpoint} model.pth",
+        "```",
+    ]
+
+
+def _data(run: Run) -> list[str]:
+    dataset, evaluation = run.dataset, run.last.config.evaluation
+    rows = [
+        ["dataset", f"`{dataset.path}`"],
+        ["training images", f"{dataset.images('train'):,}"],
+        ["validation images", f"{dataset.images('val'):,}"],
+        ["classes", f"{len(dataset.class_names):,}"],
+        ["hash of all images, labels and their order", f"`{dataset.manifest_hash}`"],
+    ]
+    if evaluation.select_on == "minival":
+        rows.insert(2, ["of these held out to choose the epoch", f"{evaluation.minival_images:,}"])
+    other = [stage.name for stage in run.stages if stage.record["manifest"] != dataset.manifest_hash]
+    note = ["", f"Trained on an earlier state of the data: {', '.join(other)}."] if other else []
+    return [*_table(["", ""], rows), *note]
+
+
+def _network(run: Run) -> list[str]:
+    arch, parts = run.last.config.architecture, profile(run.last.config.architecture)
+    rows = [
+        ["architecture", f"`{run.last.config.model.arch}`"],
+        ["input", f"{arch.in_channels} x {arch.image_size} x {arch.image_size}"],
+        ["parameters", f"{sum(part.parameters for part in parts):,}"],
+        ["MACs per image", f"{sum(part.macs for part in parts):,}"],
+        ["channels", ", ".join(map(str, arch.dims))],
+        ["blocks", ", ".join(map(str, arch.depth))],
+        ["stripe widths", ", ".join(map(str, arch.split_size))],
+        ["heads", ", ".join(map(str, arch.num_heads))],
+    ]
+    return _table(["", ""], rows)
+
+
+def _recipe(run: Run) -> list[str]:
+    cells = [_recipe_of(stage) for stage in run.stages]
+    rows = [[name, *(of_stage[name] for of_stage in cells)] for name in cells[0]]
+    head = ["", *(stage.name for stage in run.stages)]
+    files = ", ".join(f"[{stage.name}](config/{stage.name}.yaml)" for stage in run.stages)
+    return [*_table(head, rows), "", f"Every setting: {files}; what only changes speed: [runtime](config/runtime.yaml)."]
+
+
+def _recipe_of(stage: StageResult) -> dict[str, str]:
+    config, optimizer, augment = stage.config, stage.config.optimizer, stage.config.augment
+    return {
+        "epochs": f"{config.start_epoch}-{config.epochs}",
+        "starts from": _start(stage),
+        "learning rate": _learning_rate(config),
+        "global batch": f"{optimizer.global_batch:,}",
+        "AdamW": f"betas {optimizer.beta1:g}, {optimizer.beta2:g}, eps {optimizer.eps:g}, weight decay {optimizer.weight_decay:g}",
+        "gradient norm at most": "any" if optimizer.clip_norm is None else f"{optimizer.clip_norm:g}",
+        "EMA": f"{optimizer.ema_decay:g}",
+        "precision": optimizer.amp_level if optimizer.amp_level == "O0" else f"{optimizer.amp_level}, {optimizer.amp_dtype}",
+        "drop path": f"{config.model.drop_path:g}",
+        "RandAugment": augment.rand_augment or "none",
+        "mixup, cutmix": f"{augment.mixup:g}, {augment.cutmix:g}, with probability {augment.mixup_prob:g}",
+        "random erasing": f"{augment.erase_prob:g}",
+        "label smoothing": f"{augment.label_smoothing:g}",
+        "crop in evaluation": f"{config.evaluation.crop_ratio:g}",
+        "seed": str(config.seed),
+    }
+
+
+def _start(stage: StageResult) -> str:
+    """What the stage took from where, from its history."""
+    start = next((row for row in stage.history if row["kind"] == "start"), {})
+    if start.get("carry") == "all":
+        return f"everything that `{start['from']}` held"
+    if start.get("carry") == "weights":
+        anew = f"; anew: {', '.join(start['anew'])}" if start.get("anew") else ""
+        return f"{start['which']} weights of `{start['from']}`{anew}"
+    return start.get("from", "not recorded")
+
+
+def _learning_rate(config: StageConfig) -> str:
+    schedule, phases = config.schedule, []
+    begin = cosine_length(schedule, config.epochs)
+    if config.start_epoch < begin:
+        warmup = f"warm-up {schedule.warmup_length} epochs to {schedule.base_lr:g}, " if schedule.warmup_length else ""
+        phases.append(f"{warmup}cosine to {schedule.min_lr:g} at epoch {begin}")
+    for name in ("cool", "tail", "over"):
+        length = getattr(schedule, f"{name}_length")
+        if length and begin + length > config.start_epoch:
+            phases.append(f"{getattr(schedule, f'{name}_lr'):g} to epoch {begin + length}")
+        begin += length
+    return ", ".join(phases)
+
+
+def _training(run: Run) -> list[str]:
+    rows, totals = [], []
+    for stage in run.stages:
+        tried = run.attempts(stage)
+        rows += [_attempt_row(stage.name, number, attempt) for number, attempt in enumerate(tried, 1)]
+        hours = sum(attempt.hours or 0.0 for attempt in tried)
+        count = "1 attempt" if len(tried) == 1 else f"{len(tried)} attempts"
+        totals.append(f"- {stage.name}: {count}, {duration_text(3600 * hours)} ({hours:.3f} h)")
+    head = ["stage", "attempt", "started (UTC)", "took", "from step", "ended", "where", "job", "commit", "versions"]
+    return [
+        *_table(head, rows),
+        "",
+        *totals,
+        "",
+        "Commands, inputs with their hashes and resolved configurations of all attempts: `<stage>/attempts.jsonl`.",
+    ]
+
+
+def _attempt_row(stage: str, number: int, attempt: AttemptSummary) -> list[Any]:
+    start, git = attempt.start, attempt.start.get("git")
+    commit = "unknown" if git is None else git["commit"][:HASH] + (" (dirty)" if git["dirty"] else "")
+    names = {"python": "Python", "mindspore": "MindSpore", "cann": "CANN", "snakemake": "Snakemake"}
+    versions = ", ".join(f"{text} {start['versions'][key]}" for key, text in names.items() if key in start["versions"])
+    return [
+        stage,
+        number,
+        start["time"][:19].replace("T", " "),
+        "?" if attempt.hours is None else duration_text(3600 * attempt.hours),
+        "-" if attempt.from_step is None else f"{attempt.from_step:,}{' (resumed)' if attempt.resumed else ''}",
+        COMPLETE if attempt.reason == COMPLETE else (attempt.reason or "not recorded").replace("|", "/").replace("\n", " "),
+        f"{start['host']}, {start.get('devices', '?')} x {start.get('device_target', '?')}",
+        start.get("job") or "-",
+        commit,
+        versions,
+    ]
+
+
+def _chosen(stage: StageResult) -> str:
+    return stage.config.evaluation.select_by
+
+
+def _weights(which: str) -> str:
+    return {"raw": "raw weights", "ema": "EMA weights"}[which]
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]

@@ -1,0 +1,303 @@
+"""How far a run is, from its files alone: nothing is written, no lock is touched.
+
+So it works on any machine that sees the files, also while a stage is trained elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cswin.errors import UserError
+from cswin.train.attempts import ATTEMPTS, HISTORY, LOST, AttemptSummary, Signs, current, summaries
+from cswin.train.history import read_history, read_tail
+from cswin.train.lease import Holder, look
+from cswin.train.state import ACCEPTED, PATTERN
+
+TAIL = 512 * 1024  # bytes of a history that are read: some 2,500 steps
+TAIL_LIMIT = 32 * TAIL  # and at most, in search of the last validation
+CLOCK_TOLERANCE = 2.0  # seconds by which clocks may differ without being remarked
+LEASE_TIMEOUT = 300.0  # where runtime.yaml does not say
+
+
+@dataclass
+class StageStatus:
+    """A stage at one moment. What is not known, or has no meaning in this state, is None.
+
+    Attributes:
+        name: of the stage.
+        state: done, running, stale (it has a trainer that has given no sign of life for longer than the lease allows), interrupted
+            or waiting.
+        detail: in words: what it waits for, why it was interrupted.
+        start_epoch, epochs: begin and end on the whole schedule.
+        epoch: the one in training (running), or the best one (done).
+        step, first_step, last_step: optimizer steps on the whole schedule; `step` is the last one in the history.
+        resume_step: from which step the same command goes on.
+        images_per_s: of the last steps in the history.
+        seconds_left: to the end of the stage, validation and saving included.
+        heartbeat_age: seconds since the trainer's last sign of life.
+        clock_ahead: seconds by which the trainer's clock is ahead of the file system's, where that is more than 2.
+        host, pid, job: where it runs, or ran last.
+        loss, lr: of the last step.
+        validated_epoch, top1_raw, top1_ema: the last validation in per cent (running, interrupted), or the result (done).
+        attempts: how many the present training has had.
+        hours: of these; one that was killed counts up to its last sign of life.
+    """
+
+    name: str
+    state: str = "waiting"
+    detail: str = ""
+    start_epoch: int | None = None
+    epochs: int | None = None
+    epoch: int | None = None
+    step: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    resume_step: int | None = None
+    images_per_s: float | None = None
+    seconds_left: float | None = None
+    heartbeat_age: float | None = None
+    clock_ahead: float | None = None
+    host: str | None = None
+    pid: int | None = None
+    job: str | None = None
+    loss: float | None = None
+    lr: float | None = None
+    validated_epoch: int | None = None
+    top1_raw: float | None = None
+    top1_ema: float | None = None
+    attempts: int = 0
+    hours: float = 0.0
+
+
+@dataclass
+class RunStatus:
+    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running."""
+
+    run: str
+    folder: str
+    arch: str | None
+    time: float
+    stages: list[StageStatus]
+    seconds_left: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def find_runs(results: Path, names: list[str]) -> list[Path]:
+    """Folders of runs: those named (a name in `results`, or a path), else all in `results`.
+
+    Raises:
+        UserError: if there is none, or not the one named.
+    """
+    results = Path(results)
+    if not names:
+        found = sorted(folder.parent for folder in results.glob("*/config") if folder.is_dir())
+        if not found:
+            raise UserError(f"{results}: no run is there; `snakemake` makes one, --results names another folder")
+        return found
+    folders = []
+    for name in names:
+        folder = next((f for f in (results / name, Path(name)) if (f / "config").is_dir()), None)
+        if folder is None:
+            known = ", ".join(sorted(f.parent.name for f in results.glob("*/config"))) or "none"
+            raise UserError(f"{name}: no such run in {results}; there: {known}")
+        folders.append(folder)
+    return folders
+
+
+def run_status(folder: Path, now: float | None = None) -> RunStatus:
+    """The state of a run's stages, in their order.
+
+    Args:
+        folder: results/<run>.
+        now: seconds since 1970 (default: this machine's clock).
+    """
+    folder, now = Path(folder), time.time() if now is None else now
+    configs = _stage_configs(folder / "config")
+    runtime = _load_yaml(folder / "config" / "runtime.yaml")
+    timeout = float(runtime.get("lease_timeout", LEASE_TIMEOUT))
+    stages = [_stage_status(folder / name, config, timeout, now) for name, config in configs.items()]
+    _explain_waiting(stages, configs)
+    first = next(iter(configs.values()), {})
+    run = RunStatus(first.get("run", folder.name), str(folder), (first.get("model") or {}).get("arch"), now, stages)
+    run.seconds_left = _run_left(stages)
+    return run
+
+
+def _stage_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Resolved configurations by stage, in order. Files of stages that the run no longer has are left out."""
+    found = {path.stem: _load_yaml(path) for path in folder.glob("*.yaml")}
+    wanted = found.get("expectations", {}).get("stages")
+    configs = {name: config for name, config in found.items() if "start_epoch" in config}
+    if wanted:
+        return {name: configs.get(name, {}) for name in wanted}
+    return dict(sorted(configs.items(), key=lambda item: item[1]["start_epoch"]))
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; empty if the file is missing or is being written."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _load_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: float) -> StageStatus:
+    status = StageStatus(folder.name, start_epoch=config.get("start_epoch"), epochs=config.get("epochs"))
+    tried = current(summaries(read_history(folder / ATTEMPTS))) if (folder / ATTEMPTS).exists() else []
+    last = tried[-1] if tried else None
+    holder = look(folder)
+    if last:
+        _describe_attempts(status, tried)
+    _describe_history(status, folder / HISTORY, last, config, now)
+    if holder:
+        _describe_holder(status, holder, timeout, now)
+    record = _load_json(folder / "record.json")
+    if status.state == "running":
+        status.detail = "" if status.step is not None and last and last.from_step is not None else "starting"
+    elif record is not None and (folder / "checkpoint.safetensors").exists():
+        _describe_result(status, record, _load_json(folder / "evaluation.json"))
+    elif status.state == "waiting" and last:
+        _describe_interruption(status, folder / "state", last)
+    if status.state == "stale":
+        _describe_saved(status, folder / "state")
+    if status.state != "running":
+        status.seconds_left = None
+    if last and last.ended is None:
+        end = now if status.state == "running" else Signs.read(folder).last_life(last.start)[0]
+        status.hours += max(0.0, end - last.started) / 3600
+    return status
+
+
+def _describe_attempts(status: StageStatus, tried: list[AttemptSummary]) -> None:
+    last = tried[-1]
+    status.attempts = len(tried)
+    status.hours = sum(one.hours or 0.0 for one in tried)
+    status.host, status.pid, status.job = (last.start.get(key) for key in ("host", "pid", "job"))
+    status.first_step, status.last_step = last.first_step, last.last_step
+
+
+def _describe_history(status: StageStatus, path: Path, last: AttemptSummary | None, config: dict[str, Any], now: float) -> None:
+    """Step, speed and the last validation, from the end of the history."""
+    if not path.exists():
+        return
+    size, length = path.stat().st_size, TAIL
+    rows = read_tail(path, length)
+    while length < min(size, TAIL_LIMIT) and not any(row["kind"] == "epoch" for row in rows):
+        length *= 4
+        rows = read_tail(path, length)
+    steps = [row for row in rows if row["kind"] == "step"]
+    validated = next((row for row in reversed(rows) if row["kind"] == "epoch"), None)
+    if validated:
+        status.validated_epoch = validated["epoch"]
+        status.top1_raw, status.top1_ema = validated["raw"]["top1"], validated["ema"]["top1"]
+    if not steps:
+        return
+    end = steps[-1]
+    status.step, status.epoch, status.loss, status.lr = end["step"], end["epoch"], end["loss"], end["lr"]
+    logged = [row for row in steps if "seconds" in row]
+    batch = (config.get("optimizer") or {}).get("global_batch")
+    seconds = sum(row["seconds"] for row in logged[-20:])
+    if logged and seconds > 0:
+        status.images_per_s = sum(row["images_per_s"] * row["seconds"] for row in logged[-20:]) / seconds
+    if batch and status.images_per_s and status.last_step is not None:
+        per_step = _seconds_per_step(logged, last) or batch / status.images_per_s
+        mine = last is not None and end.get("time", 0.0) >= last.started  # not what an earlier attempt has logged
+        since = max(0.0, now - end["time"]) if mine else 0.0
+        status.seconds_left = max(0.0, (status.last_step - end["step"]) * per_step - since)
+
+
+def _seconds_per_step(logged: list[dict[str, Any]], last: AttemptSummary | None) -> float | None:
+    """Seconds between steps as a clock shows them, with what lies between (validation, saving), in the attempt that runs."""
+    mine = [row for row in logged if last and row.get("time", 0.0) >= last.started]
+    steps = mine[-1]["step"] - mine[0]["step"] if mine else 0
+    return (mine[-1]["time"] - mine[0]["time"]) / steps if steps else None
+
+
+def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: float) -> None:
+    """Running, stale, or (on this machine, where it can be seen) dead."""
+    status.host, status.pid, status.job = holder.host, holder.pid, holder.job
+    status.heartbeat_age, status.clock_ahead = _age(holder, now)
+    if holder.lives is False:
+        return
+    if status.heartbeat_age <= timeout:
+        status.state = "running"
+        return
+    status.state = "stale"
+    status.detail = f"no sign of life for longer than runtime.lease_timeout, {timeout:.0f} s" + (
+        "; its process is there" if holder.lives else "; the same command may take it over"
+    )
+
+
+def _age(holder: Holder, now: float) -> tuple[float, float | None]:
+    """Seconds since the last heartbeat, and by how much the trainer's clock is ahead of the file system's.
+
+    Two witnesses: the time that the trainer wrote, by its own clock, and the date of the file, often by a server's. Either clock
+    may be wrong; a sign of life in the future is disregarded, and of the others the younger one counts, so that a stage
+    is called stale only when both say so.
+    """
+    ages = [age for age in (now - holder.heartbeat, now - holder.written) if age >= -CLOCK_TOLERANCE]
+    ahead = holder.heartbeat - holder.written
+    return max(0.0, min(ages, default=0.0)), ahead if abs(ahead) > CLOCK_TOLERANCE else None
+
+
+def _describe_result(status: StageStatus, record: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+    """What a finished stage has to show: its evaluation, or until then its validation."""
+    figures = evaluation or record["figures"]
+    status.state, status.detail = "done", "" if evaluation else "not evaluated yet"
+    status.heartbeat_age = status.clock_ahead = None
+    status.epoch = status.validated_epoch = record["best_epoch"]
+    for which in ("raw", "ema"):
+        setattr(status, f"top1_{which}", figures[which]["top1"] if which in figures else None)
+
+
+def _describe_interruption(status: StageStatus, state: Path, last: AttemptSummary) -> None:
+    if (state / ACCEPTED).exists():
+        status.detail = "was complete, its result is gone: the next start trains it from the beginning"
+        return
+    status.state, status.detail = "interrupted", last.reason or LOST
+    _describe_saved(status, state)
+
+
+def _describe_saved(status: StageStatus, state: Path) -> None:
+    steps = [int(file.stem.removeprefix("state-")) for file in state.glob(PATTERN)]
+    status.resume_step = max(steps, default=None)
+
+
+def _explain_waiting(stages: list[StageStatus], configs: dict[str, dict[str, Any]]) -> None:
+    done = {stage.name for stage in stages if stage.state == "done"}
+    for stage in stages:
+        previous = configs[stage.name].get("previous")
+        if stage.state == "waiting" and not stage.detail and previous and previous not in done:
+            stage.detail = f"for {previous}"
+
+
+def _run_left(stages: list[StageStatus]) -> float | None:
+    """Seconds to the end of all stages, where one is running: the others at its speed."""
+    running = next((s for s in stages if s.state == "running" and s.seconds_left is not None), None)
+    if running is None or running.last_step is None or running.step == running.last_step:
+        return None
+    per_step = running.seconds_left / (running.last_step - running.step)
+    per_epoch = running.last_step / running.epochs
+    left = running.seconds_left
+    for stage in stages:
+        if stage.state in ("waiting", "interrupted", "stale") and stage.epochs is not None:
+            done = stage.resume_step or stage.start_epoch * per_epoch
+            left += max(0.0, stage.epochs * per_epoch - done) * per_step
+    return left

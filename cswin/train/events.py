@@ -1,0 +1,113 @@
+"""A stage's curves as an event file for TensorBoard: a function of the history, and of nothing else.
+
+When training goes on from a saved state, the history is cut to that state and the file is written anew from it, so no step
+appears twice. `tensorboard --logdir results/<run>` shows the stages beside each other, with one count of steps for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import fmean
+
+import mindspore  # noqa: F401 (first: it chooses how protobuf works, and cannot be imported after another has chosen)
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+PREFIX = "events"  # TensorBoard looks for *tfevents*; the writer names its files events.out.tfevents.<time>.<host>
+FLUSH_SECONDS = 10.0
+VALIDATION = ("top1", "top5", "loss")
+
+
+def scalars(rows: Iterable[dict]) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """The points of the curves: (step, time in seconds since 1970, value by tag).
+
+    One point per read of the device, that is every `runtime.log_every` steps: loss and gradient norm averaged over the finite
+    ones of these steps, steps skipped among them (not finite), learning rate and loss scale of the last one, throughput and the
+    share of time in which the device waited for data. One point per validation.
+    """
+    steps = []
+    for row in rows:
+        if row["kind"] == "step":
+            steps.append(row)
+            if "images_per_s" in row:
+                yield row["step"], row.get("time", 0.0), _training(steps)
+                steps = []
+        elif row["kind"] == "epoch":
+            values = {f"{row['on']}/{name}_{which}": row[which][name] for which in ("raw", "ema") for name in VALIDATION}
+            yield row["step"], row.get("time", 0.0), values
+
+
+def _training(steps: list[dict]) -> dict[str, float]:
+    last, values = steps[-1], {}
+    for tag, key in (("loss", "loss"), ("gradient_norm", "grad_norm")):
+        finite = [row[key] for row in steps if row[key] is not None]
+        if finite:
+            values[f"train/{tag}"] = fmean(finite)
+    values |= {
+        "train/learning_rate": last["lr"],
+        "train/loss_scale": last["loss_scale"],
+        "train/skipped_steps": sum(row["skipped"] for row in steps),
+        "speed/images_per_s": last["images_per_s"],
+        "speed/data_wait": last["wait"],
+    }
+    return {tag: value for tag, value in values.items() if value is not None}  # None: was not finite
+
+
+class EventFile:
+    """A new event file in a folder, in place of older ones.
+
+    What cannot be written is said once and does not end training: the file is made again from the history at the next start.
+
+    Args:
+        folder: the stage's.
+        first_step: of the stage; a running TensorBoard forgets what it has read of this and later steps.
+        say: receives messages for the user's log.
+    """
+
+    def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]):
+        self.folder, self.say = Path(folder), say
+        self._writer, self._flushed = None, time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(f"{PREFIX}.out.tfevents.*"):
+                old.unlink()
+            self._writer = EventsWriter(str(self.folder / PREFIX))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        except OSError as error:
+            self._give_up(error)
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Write the points of these rows of the history."""
+        if self._writer is None:
+            return
+        try:
+            for step, seconds, values in scalars(rows):
+                event = Event(wall_time=seconds, step=step)
+                for tag, value in values.items():
+                    event.summary.value.add(tag=tag, simple_value=value)
+                self._writer.write_event(event)
+            if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Everything to the disk."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+        self._writer = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        self.say(
+            f"{self.folder}: the event file for TensorBoard cannot be written ({error.strerror or error}); training goes on "
+            "without it, and the next start writes it from the history"
+        )

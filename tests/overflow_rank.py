@@ -1,0 +1,37 @@
+"""Run by msrun in tests/test_distributed.py: three steps in float16, of which the second overflows on the last rank alone."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore.communication import get_group_size, get_rank, init
+
+from cswin.config.settings import Optimizer
+from cswin.model.cswin import CSWin, initialise
+from cswin.model.precision import precision
+from cswin.model.variants import variant
+from cswin.train.step import TrainStep
+
+ms.set_device("CPU")
+init()
+rank, size = get_rank(), get_group_size()
+network = CSWin(variant("cswin_32_1121_digits_32").replace(num_classes=4), precision("O1"))
+network.set_train()
+initialise(network, np.random.default_rng(0))
+step = TrainStep(network, Optimizer(loss_scale=256.0), np.full(3, 1e-3, np.float32), devices=size)
+rng = np.random.default_rng(rank)
+factors = np.ones((2 * 5, 2), np.float32)
+rows = []
+for number in range(3):
+    images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
+    if number == 1 and rank == size - 1:
+        images[0, 0, 0, 0] = np.inf
+    targets = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 2)]
+    values = step(ms.Tensor(images), ms.Tensor(targets), ms.Tensor(factors)).asnumpy()
+    weights = hashlib.sha256(b"".join(parameter.asnumpy().tobytes() for parameter in step.get_parameters())).hexdigest()
+    figures = {name: repr(float(value)) for name, value in zip(TrainStep.OUTPUTS, values, strict=True)}
+    rows.append(figures | {"weights": weights, "next_scale": float(step.loss_scale.asnumpy())})
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(rows))

@@ -1,0 +1,44 @@
+"""Intervals and tests against SciPy, textbook formulas and known values."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, chi2
+
+from cswin.report.statistics import mcnemar, wilson
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (350, 360), (360, 360), (41_642, 49_920)])
+def test_wilson_interval(right, n):
+    interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert wilson(right, n) == pytest.approx((100 * interval.low, 100 * interval.high), abs=1e-9)
+
+
+def pair(both, lost, gained, neither):
+    """Right or wrong of two classifiers, in mixed order."""
+    before = np.repeat([True, True, False, False], [both, lost, gained, neither])
+    after = np.repeat([True, False, True, False], [both, lost, gained, neither])
+    order = np.random.default_rng(0).permutation(len(before))
+    return before[order], after[order]
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(1, 0), (3, 4), (2, 9), (9, 2), (0, 12), (30, 55)])
+def test_mcnemar_is_the_exact_binomial_test(lost, gained):
+    test = mcnemar(*pair(300, lost, gained, 7))
+    total = lost + gained
+    tail = sum(math.comb(total, k) for k in range(min(lost, gained) + 1))
+    assert (test.lost, test.gained) == (lost, gained)
+    assert test.p == pytest.approx(min(1.0, 2 * tail / 2**total), rel=1e-9)
+
+
+def test_mcnemar_of_many_images_agrees_with_the_chi_square_form():
+    lost, gained = 900, 1010  # of 50,000: a difference of 0.22 points
+    test = mcnemar(*pair(41_000, lost, gained, 50_000 - 41_000 - lost - gained))
+    corrected = (abs(lost - gained) - 1) ** 2 / (lost + gained)
+    assert test.p == pytest.approx(chi2.sf(corrected, 1), rel=0.01)
+
+
+def test_mcnemar_without_a_difference():
+    assert mcnemar(*pair(5, 0, 0, 5)).p == 1.0
+    assert mcnemar(*pair(5, 4, 4, 5)).p == 1.0
