@@ -23,7 +23,6 @@ localrules:
     all,
     final_acc,
     stage_config,
-    runtime_config,
     expectations_config,
 
 
@@ -41,6 +40,7 @@ include: "rules/results.smk"
 
 onstart:
     print(guide())
+    write_runtime()
 
 
 onsuccess:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
@@ -18,6 +19,7 @@ except UserError as error:
 RUN = f"results/{SETTINGS.run}"
 DATA = f"{SETTINGS.data.directory}/{SETTINGS.data.name}"
 STAGES = list(SETTINGS.stages)
+RUNTIME = f"{RUN}/config/runtime.yaml"
 
 
 def stage_text(wildcards):
@@ -91,9 +93,21 @@ def guide():
     )
 
 
+def write_runtime():
+    """Write the settings that only change speed where the jobs read them, before any job starts.
+
+    No rule makes this file: a job that has to run hides from Snakemake's plan all jobs behind it, and those that take its output as
+    ancient() are then left out. So a changed number of workers in the middle of a stage would train nothing, and be a success.
+    """
+    Path(RUNTIME).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(RUNTIME) as temporary:
+        temporary.write_text(dump(SETTINGS.runtime), encoding="utf-8")
+
+
 def accept_stages():
     """The workflow has succeeded: repeating one of its stages from now on means from nothing. A stage that it did not look at
-    (another target was asked for) may have been killed at its last moment and goes on from its state."""
+    (another target was asked for) may have been killed at its last moment and goes on from its state.
+    """
     from cswin.train.state import accept
 
     looked_at = {job.rule.name for job in workflow.dag.jobs}

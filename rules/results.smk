@@ -3,7 +3,6 @@ rule evaluate:
         record=f"{RUN}/{{stage}}/record.json",
         checkpoint=ancient(f"{RUN}/{{stage}}/checkpoint.safetensors"),
         dataset=ancient(f"{DATA}/dataset.json"),
-        runtime=ancient(f"{RUN}/config/runtime.yaml"),
     output:
         figures=f"{RUN}/{{stage}}/evaluation.json",
         predictions=f"{RUN}/{{stage}}/predictions.npz",
@@ -12,8 +11,10 @@ rule evaluate:
     wildcard_constraints:
         stage="|".join(STAGES),
     threads: SETTINGS.runtime.workers
+    params:
+        runtime=RUNTIME,
     shell:
-        "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
+        "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {params.runtime} "
         "--output {output.figures} --predictions {output.predictions} > {log} 2>&1"
 
 

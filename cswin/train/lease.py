@@ -196,7 +196,8 @@ class Lease:
 
 def holder(folder: Path) -> dict | None:
     """Who has the lease on a folder: host, pid, job, heartbeat (seconds since 1970); None if nobody. It may be dead."""
-    record = _read(Path(folder), _newest(Path(folder)))
+    folder = Path(folder)
+    record = _read(folder, _newest(folder)) if folder.is_dir() else None
     return record if record and "released" not in record else None
 
 
