@@ -96,8 +96,9 @@ def guide():
 def write_runtime():
     """Write the settings that only change speed where the jobs read them, before any job starts.
 
-    No rule makes this file: a job that has to run hides from Snakemake's plan all jobs behind it, and those that take its output as
-    ancient() are then left out. So a changed number of workers in the middle of a stage would train nothing, and be a success.
+    It is not the output of a job, because a job that has to run hides from Snakemake's plan all jobs behind it, and those that take
+    its output as ancient() are then left out. A changed number of workers would, in the middle of a stage, train nothing and be a
+    success.
     """
     Path(RUNTIME).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(RUNTIME) as temporary:
