@@ -137,7 +137,10 @@ def test_trainer_on_a_full_disk_says_so_and_leaves_whole_states(finished_run, tm
     assert "rc 2" in done.stdout, done.stdout
     assert "the training state cannot be written" in done.stdout and "Traceback" not in done.stdout
     states = sorted((tmp_path / "rest/stage1/state").iterdir())
-    assert len(states) == 2 and StateFolder(states[0].parent, 3, pytest.fail).load().step > 0
+    assert len(states) >= 2 and all(re.fullmatch(r"state-\d{9}\.safetensors", file.name) for file in states)
+    for file in reversed(states):  # each of them is whole
+        assert file.name == f"state-{StateFolder(file.parent, 3, pytest.fail).load().step:09d}.safetensors"
+        file.unlink()
 
 
 @pytest.mark.slow

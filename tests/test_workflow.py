@@ -85,7 +85,19 @@ def test_comment_reruns_nothing(run):
 @pytest.mark.parametrize("key", ["workers", "log_every", "save_minutes", "prefetch"])
 def test_what_changes_speed_trains_nothing_again(run, key):
     run.edit("config/config.yaml", lambda v: v["runtime"].update({key: 7}))
-    assert set(run.planned()) <= {"runtime_config", "configuration_page"}
+    assert run.planned() == {}
+
+
+def test_what_changes_speed_does_not_keep_a_stage_from_going_on(run):
+    shutil.rmtree(run.path / "results/digits/stage3")
+    (run.path / "results/final_acc.csv").unlink()
+    wanted = run.planned()
+    assert wanted["train_stage3"] == 1
+    run.edit("config/config.yaml", lambda v: v["runtime"].update(workers=1))
+    assert run.planned() == wanted
+    assert yaml.safe_load((run.path / "results/digits/config/runtime.yaml").read_text())["workers"] == 2
+    run.snakemake("-f", "data/digits/plan.json")  # any job
+    assert yaml.safe_load((run.path / "results/digits/config/runtime.yaml").read_text())["workers"] == 1
 
 
 def test_expected_accuracy_redraws_only(run):
