@@ -112,6 +112,8 @@ class Trainer:
         step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.parameters.values())
         if attempt:
             attempt.resumed(step, self.first_step)
+        if self.runtime.graph_cache:
+            self.evaluator.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
             for epoch in range(self.epochs_done, self.config.epochs):
