@@ -26,7 +26,6 @@ localrules:
     all,
     final_acc,
     stage_config,
-    runtime_config,
     expectations_config,
     shard_plan,
     table,
@@ -60,6 +59,7 @@ include: "rules/pages.smk"
 
 onstart:
     print(guide())
+    write_runtime()
 
 
 onsuccess:

@@ -220,8 +220,14 @@ class Interruptions:
         return any(folder.glob(".checkpoint.partial*")) or (folder / "checkpoint.safetensors").exists()
 
     def _ask_to_stop(self, kill: Kill, process: subprocess.Popen) -> None:
-        for pid in self._trainers(process.pid):
-            os.kill(pid, signal.Signals[kill.victim])
+        number = signal.Signals[kill.victim]
+        if number == signal.SIGINT:  # a terminal sends it to all processes at once
+            os.killpg(process.pid, number)
+        else:
+            for pid in self._trainers(process.pid):
+                os.kill(pid, number)
+        while self._trainers(process.pid):
+            time.sleep(POLL)
         if process.wait(timeout=600) == 0:
             raise RuntimeError("snakemake took a stopped trainer for a finished one")
         if "exit code 75" not in self._attempt_output():

@@ -33,7 +33,7 @@ from cswin.data.loader import TrainLoader
 from cswin.data.mixup import apply_mixup
 from cswin.data.resample import resize
 from cswin.data.rng import sample_rng
-from cswin.data.transforms import Drawn, TrainTransform
+from cswin.data.transforms import Drawn, TrainTransform, compile_kernels
 
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
@@ -208,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     data = dataset(args.folder, args.images)
     rows = [row for _, _, row in read_rows(data, "train", np.arange(data.images("train")))]
     cores = len(os.sched_getaffinity(0))
+    compile_kernels()  # once in a machine's life
     print(f"{len(rows)} images, {sum(map(len, rows)) / len(rows) / 1000:.0f} kB on average, {cores} cores")
     rates: dict[str, list[Rate]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
@@ -222,7 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, values in rates.items():
         images, cpu = ([getattr(rate, key) for rate in values] for key in Rate._fields)
         share = f"   {statistics.median(shares[name]):.2f} of decoding alone" if name in shares else ""
-        time_text = "" if name.endswith("processes") else f"   {statistics.median(cpu):.2f} ms of CPU time per image"
+        where = " in the main process" if name.endswith("processes") else ""
+        time_text = f"   {statistics.median(cpu):.2f} ms of CPU time per image{where}"
         print(
             f"{name:28} {statistics.median(images):6.0f} images/s (from {min(images):.0f} to {max(images):.0f}){share}{time_text}"
         )

@@ -25,7 +25,7 @@ PARTS = 100  # arrays of each of the six sets
 
 def measure(architecture: str, folder: Path, repeat: int) -> str:
     """A line of figures."""
-    numbers = profile(variant(architecture)).parameters // PARTS
+    numbers = sum(part.parameters for part in profile(variant(architecture))) // PARTS
     trained = {f"part{i}": np.random.default_rng(i).standard_normal(numbers, dtype=np.float32) for i in range(4 * PARTS)}
     best = {f"best.{name}": array for name, array in list(trained.items())[: 2 * PARTS]}
     waits, states = [], StateFolder(folder / architecture, keep=2, say=print)

@@ -40,6 +40,7 @@ class Evaluator:
         self.network = CSWin(arch, formats)
         self.network.set_train(False)
         self.batch_size, self.classes = batch_size, arch.num_classes
+        self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
         self.parameters = {p.name: p for p in self.network.get_parameters()}
         network = self.network
 
@@ -48,6 +49,10 @@ class Evaluator:
             return network(images)
 
         self.forward = forward
+
+    def compile(self) -> None:
+        """Compile now what `run` would at its first batch."""
+        self.forward(ms.Tensor(np.zeros((self.batch_size, *self.image_shape), np.float32)))
 
     def run(self, weights: Mapping[str, Any], batches: Iterable[EvalBatch]) -> Predictions:
         """Predictions of the network with these weights (arrays or tensors by name), ordered by position."""

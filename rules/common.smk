@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from cswin.config.inputs import missing_inputs
+from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
@@ -30,6 +31,7 @@ IMAGES = {
 }
 NODES = SETTINGS.runtime.nodes
 DEVICES_PER_NODE = SETTINGS.runtime.devices // NODES
+RUNTIME = f"{RUN}/config/runtime.yaml"
 
 
 def stage_text(wildcards):
@@ -163,6 +165,18 @@ def guide():
         f"run {SETTINGS.run}: {', '.join(STAGES)}; table: results/final_acc.csv, everything else: {RUN}/\n"
         "one stage again: --forcerun train_<stage>; only so far: --until train_<stage>; plan: -n; other run: --configfile FILE"
     )
+
+
+def write_runtime():
+    """Write the settings that only change speed where the jobs read them, before any job starts.
+
+    It is not the output of a job, because a job that has to run hides from Snakemake's plan all jobs behind it, and those that take
+    its output as ancient() are then left out. A changed number of workers would, in the middle of a stage, train nothing and be a
+    success.
+    """
+    Path(RUNTIME).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(RUNTIME) as temporary:
+        temporary.write_text(dump(SETTINGS.runtime), encoding="utf-8")
 
 
 def accept_stages():

@@ -18,7 +18,6 @@ rule table_page:
 rule configuration_page:
     input:
         stages=expand(f"{RUN}/config/{{stage}}.yaml", stage=STAGES),
-        runtime=f"{RUN}/config/runtime.yaml",
         settings=ancient(f"{RUN}/config/expectations.yaml"),
     output:
         report(
@@ -30,9 +29,10 @@ rule configuration_page:
     log:
         f"{RUN}/logs/configuration_page.log",
     params:
+        runtime=RUNTIME,
         run=subpath(output[0], parent=True),
     shell:
-        "cswin page configuration {params.run} --settings {input.settings} --runtime {input.runtime} --output {output} > {log} 2>&1"
+        "cswin page configuration {params.run} --settings {input.settings} --runtime {params.runtime} --output {output} > {log} 2>&1"
 
 
 rule data_page:

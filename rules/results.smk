@@ -3,7 +3,6 @@ rule evaluate:
         record=f"{RUN}/{{stage}}/record.json",
         checkpoint=ancient(f"{RUN}/{{stage}}/checkpoint.safetensors"),
         dataset=ancient(f"{DATA}/dataset.json"),
-        runtime=ancient(f"{RUN}/config/runtime.yaml"),
     output:
         figures=f"{RUN}/{{stage}}/evaluation.json",
         predictions=f"{RUN}/{{stage}}/predictions.npz",
@@ -17,8 +16,10 @@ rule evaluate:
     resources:
         **on_devices(DEVICES_PER_NODE),
         runtime=minutes(IMAGES["val"], 25),
+    params:
+        runtime=RUNTIME,
     shell:
-        "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {input.runtime} "
+        "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {params.runtime} "
         "--output {output.figures} --predictions {output.predictions} "
         "--per-class {output.per_class} --confusions {output.confusions} > {log} 2>&1"
 
@@ -50,15 +51,15 @@ rule card:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
         dataset=ancient(f"{DATA}/dataset.json"),
-        runtime=ancient(f"{RUN}/config/runtime.yaml"),
     output:
         f"{RUN}/README.md",
     log:
         f"{RUN}/logs/card.log",
     params:
+        runtime=RUNTIME,
         run=subpath(output[0], parent=True),
     shell:
-        "cswin card {params.run} --settings {input.settings} --runtime {input.runtime} --dataset {input.dataset} "
+        "cswin card {params.run} --settings {input.settings} --runtime {params.runtime} --dataset {input.dataset} "
         "--output {output} > {log} 2>&1"
 
 

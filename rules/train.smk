@@ -12,17 +12,6 @@ rule stage_config:
         "printf '%s' {params.text:q} > {output} 2> {log}"
 
 
-rule runtime_config:
-    output:
-        f"{RUN}/config/runtime.yaml",
-    log:
-        f"{RUN}/logs/config_runtime.log",
-    params:
-        text=dump(SETTINGS.runtime),
-    shell:
-        "printf '%s' {params.text:q} > {output} 2> {log}"
-
-
 rule expectations_config:
     output:
         f"{RUN}/config/expectations.yaml",
@@ -35,7 +24,7 @@ rule expectations_config:
 
 
 # Training state lives in {RUN}/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
-# What only changes speed, and files above 1 MB (compared by date), are ancient: they are never a reason to train again.
+# Files above 1 MB (compared by date) are ancient: they are never a reason to train again. Nor is what only changes speed, RUNTIME.
 for stage in STAGES:
 
     rule:
@@ -43,7 +32,6 @@ for stage in STAGES:
             f"train_{stage}"
         input:
             config=f"{RUN}/config/{stage}.yaml",
-            runtime=ancient(f"{RUN}/config/runtime.yaml"),
             manifest=f"{DATA}/manifest.json",
             dataset=ancient(f"{DATA}/dataset.json"),
             record=previous_record(stage),
@@ -60,7 +48,8 @@ for stage in STAGES:
             launcher=launcher,
             limit=time_limit,
             folder=subpath(output.record, parent=True),
+            runtime=RUNTIME,
             previous=optional("--previous", previous_checkpoint(stage)),
         shell:
-            "exec {params.launcher} cswin train --config {input.config} --runtime {input.runtime} --dataset {input.dataset} "
+            "exec {params.launcher} cswin train --config {input.config} --runtime {params.runtime} --dataset {input.dataset} "
             "--output {params.folder} --log {log} {params.previous} {params.limit}"

@@ -90,7 +90,7 @@ class Cluster:
 class Run:
     """A snakemake at work in the background, under a time limit; its output is in a file beside the workspace."""
 
-    def __init__(self, workspace: Workspace, *arguments: str, profile: str = "slurm", seconds: int = 900):
+    def __init__(self, workspace: Workspace, *arguments: str, profile: str = "slurm", seconds: int = 2400):
         self.output = workspace.path.with_suffix(f".{time.time_ns()}.txt")
         polls = ["--slurm-init-seconds-before-status-checks", "8"] if profile == "slurm" else []  # for jobs of seconds
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -122,7 +122,7 @@ class Run:
                 self.timeout.wait(30)
 
 
-def wait_for(what: str, condition, seconds: float = 400):
+def wait_for(what: str, condition, seconds: float = 900):
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):

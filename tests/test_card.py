@@ -167,6 +167,30 @@ def test_reported_figures_are_compared_by_their_own_counting(run):
 
 
 @pytest.mark.slow
+def test_every_attempt_is_listed_and_counted(run):
+    first = run.stages[0]
+    start = first.attempts[0]
+
+    attempts = [
+        start | {"attempt": "a", "time": "2026-01-02T10:00:00+00:00", "job": "71"},
+        {"attempt": "a", "event": "begin", "time": "2026-01-02T10:01:00+00:00", "step": 0},
+        {"attempt": "a", "event": "lost", "time": "2026-01-02T11:30:00+00:00", "sign": "heartbeat"},
+        start | {"attempt": "b", "time": "2026-01-02T12:00:00+00:00", "job": "72"},
+        {"attempt": "b", "event": "resume", "time": "2026-01-02T12:01:00+00:00", "step": 1200},
+        {"attempt": "b", "event": "end", "time": "2026-01-02T13:00:00+00:00", "reason": "complete", "step": 2000},
+    ]
+    stages = [dataclasses.replace(first, attempts=attempts), *run.stages[1:]]
+    training = sections(card(dataclasses.replace(run, stages=stages)))["Training"]
+    head, *rows = table(training)
+    cells = [dict(zip(head, row, strict=True)) for row in rows[:2]]
+    assert [(c["attempt"], c["took"], c["from step"], c["job"]) for c in cells] == [
+        ("1", "1h30m", "0", "71"), ("2", "1h00m", "1,200 (resumed)", "72")
+    ]  # fmt: skip
+    assert "killed" in cells[0]["ended"] and cells[1]["ended"] == "complete"
+    assert "- stage1: 2 attempts, 2h30m (2.500 h)" in training
+
+
+@pytest.mark.slow
 def test_an_unfinished_stage_has_no_card(finished_run, tmp_path, monkeypatch, capsys):
     copy = finished_run.copy(tmp_path / "copy")
     monkeypatch.chdir(copy.path)

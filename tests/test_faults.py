@@ -1,5 +1,6 @@
 """The workflow, interrupted anywhere, ends as if nothing had happened; every repair of docs/recovery.md does what it says."""
 
+import base64
 import json
 import random
 import re
@@ -10,10 +11,8 @@ import sys
 import faults
 import pytest
 
-from cswin.train.state import accept
-
 pytestmark = pytest.mark.slow
-SHARD = "data/digits/shards/train-00001.mindrecord"
+SHARDS = [f"data/digits/shards/{name}.mindrecord" for name in ("train-00000", "train-00001", "val-00000")]
 
 
 def test_interrupted_anywhere_nothing_is_lost(finished_run, tmp_path):
@@ -27,7 +26,7 @@ def test_interrupted_anywhere_nothing_is_lost(finished_run, tmp_path):
         assert sum(kill.stage == stage for kill in kills) >= 6
     assert {kill.moment for kill in kills} == {moment for moments in faults.MOMENTS for moment in moments} - {"stop"}
     assert len(stops) == 3 and all(stop.lost == 0 for stop in stops)
-    assert report.recovered == sum(kill.damaged is not None for kill in kills) >= 3
+    assert report.recovered == sum(kill.damaged is not None for kill in kills) >= 2
     assert report.refused == report.moved == 1
 
 
@@ -42,33 +41,44 @@ class TestRepairs:
         command = [sys.executable, "-m", "cswin", "data", "verify", "data/digits/dataset.json"]
         return subprocess.run(command, cwd=run.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
-    @pytest.mark.parametrize("damage", ["changed", "cut off", "gone"])
-    def test_a_damaged_shard_is_converted_again_alone(self, run, damage):
-        shard = run.path / SHARD
-        whole = shard.read_bytes()
-        shard.unlink()
-        if damage != "gone":
-            changed = bytearray(whole)
-            changed[len(whole) // 2 : len(whole) // 2 + 500] = bytes(500)
-            shard.write_bytes(changed if damage == "changed" else whole[:-1000])
+    def test_damaged_shards_are_converted_again_and_nothing_else(self, run):
+        gone, changed, cut = shards = [run.path / name for name in SHARDS]
+        whole = [shard.read_bytes() for shard in shards]
+        gone.unlink()
+        changed.write_bytes(whole[1][: len(whole[1]) // 2] + bytes(500) + whole[1][len(whole[1]) // 2 + 500 :])
+        cut.write_bytes(whole[2][:-1000])
         said = self.verify(run)
         assert said.returncode == 1
-        (command,) = re.findall(r"snakemake (-f \S+)$", said.stdout, re.MULTILINE)
-        assert command == f"-f {SHARD}"
-        (run.path / "results/digits/stage2/state/accepted").unlink()
-        assert run.planned(*command.split()) == {"convert": 1}
+        (command,) = re.findall(r"snakemake (-f .+)$", said.stdout, re.MULTILINE)
+        assert command.split() == ["-f", *SHARDS]
+        used = run.path / "results/digits/stage2/state/accepted"
+        used.unlink()
+        assert run.planned(*command.split()) == {"convert": 3}
         run.snakemake(*command.split())
-        assert shard.read_bytes() == whole and self.verify(run).returncode == 0
-        assert not (run.path / "results/digits/stage2/state/accepted").exists()  # this run said nothing of stage 2
+        assert [shard.read_bytes() for shard in shards] == whole and self.verify(run).returncode == 0
+        assert (
+            not used.exists()
+        )  # a run for other files says nothing about a stage that may have been killed at its last moment
         assert run.planned() == {}
-        run.snakemake()
-        assert (run.path / "results/digits/stage2/state/accepted").exists()
+
+    def test_a_damaged_checkpoint_is_made_again_without_training(self, run, monkeypatch):
+        folder = run.path / "results/digits/stage2"
+        checkpoint = folder / "checkpoint.safetensors"
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[:3_000_000] + b"xxxx" + whole[3_000_004:])
+        (folder / "state/accepted").unlink()
+        monkeypatch.setenv("GIT_DIR", "/nowhere")  # the code has changed since, as far as can be told
+        run.snakemake("-f", "results/digits/stage2/checkpoint.safetensors")
+        assert checkpoint.read_bytes() == whole
+        last = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()][-2:]
+        assert [(row["event"], row["step"]) for row in last] == [("resume", 132), ("end", 132)]
+        assert run.planned() == {}
 
     def test_trainer_names_a_damaged_shard_and_the_command(self, run):
-        with (run.path / SHARD).open("ab") as shard:
+        with (run.path / SHARDS[1]).open("ab") as shard:
             shard.write(b"more")
         done = run.snakemake("--forcerun", "train_stage3", check=False)
-        assert done.returncode and f"`snakemake -f {SHARD}`" in done.stdout
+        assert done.returncode and f"`snakemake -f {SHARDS[1]}`" in done.stdout
 
     def test_a_copy_elsewhere_with_new_dates_trains_nothing_again(self, run, tmp_path):
         other = tmp_path / "other machine" / "project"
@@ -80,22 +90,14 @@ class TestRepairs:
         locks.mkdir(exist_ok=True)
         for kind in ("input", "output"):  # as a killed snakemake leaves them
             (locks / f"0.{kind}.lock").write_text("results/final_acc.csv\n")
-        shutil.rmtree(run.path / "results/digits/stage3")
         locked = run.snakemake(check=False)
         assert locked.returncode and "cannot be locked" in locked.stdout and "--unlock" in locked.stdout
         run.snakemake("--unlock")
-        assert run.planned()["train_stage3"] == 1
+        run.snakemake()
 
     def test_incomplete_files_are_made_again(self, run):
-        import base64
-
         record = "results/digits/stage3/record.json"
         incomplete = run.path / ".snakemake/incomplete"
         incomplete.mkdir(exist_ok=True)
         (incomplete / base64.b64encode(record.encode()).decode()).touch()
         assert run.planned()["train_stage3"] == 1
-
-    def test_a_stage_to_redo(self, run):
-        assert run.planned("--forcerun", "train_stage3")["train_stage3"] == 1
-        assert json.loads((run.path / "results/digits/stage3/state/complete.json").read_text())["stage"] == "stage3"
-        accept(run.path / "results/digits/stage3/state")

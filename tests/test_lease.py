@@ -48,6 +48,10 @@ def test_holder_is_named_and_nothing_touched(tmp_path, use_lock):
         pass
 
 
+def test_nobody_holds_what_does_not_exist(tmp_path):
+    assert holder(tmp_path / "stage1") is None
+
+
 def test_record_is_readable(tmp_path, use_lock, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     with Lease(tmp_path, 60, use_lock=use_lock):

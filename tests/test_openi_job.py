@@ -79,7 +79,9 @@ def platform(finished_run, tmp_path_factory):
     values["runtime"] |= {"save_minutes": 0.01, "log_every": 3}
     platform = Platform(tmp_path_factory.mktemp("platform"), values)
     write_digits(platform.archive)
-    return platform
+    yield platform
+    for number in range(1, platform.machines + 1):
+        kill_machine(platform.path / f"machine{number}")
 
 
 def kill_machine(work: Path) -> None:

@@ -85,7 +85,19 @@ def test_comment_reruns_nothing(run):
 @pytest.mark.parametrize("key", ["workers", "log_every", "save_minutes", "prefetch"])
 def test_what_changes_speed_trains_nothing_again(run, key):
     run.edit("config/config.yaml", lambda v: v["runtime"].update({key: 7}))
-    assert set(run.planned()) <= {"runtime_config", "configuration_page"}
+    assert run.planned() == {}
+
+
+def test_what_changes_speed_does_not_keep_a_stage_from_going_on(run):
+    shutil.rmtree(run.path / "results/digits/stage3")
+    (run.path / "results/final_acc.csv").unlink()
+    wanted = run.planned()
+    assert wanted["train_stage3"] == 1
+    run.edit("config/config.yaml", lambda v: v["runtime"].update(workers=1))
+    assert run.planned() == wanted
+    assert yaml.safe_load((run.path / "results/digits/config/runtime.yaml").read_text())["workers"] == 2
+    run.snakemake("-f", "data/digits/plan.json")  # any job
+    assert yaml.safe_load((run.path / "results/digits/config/runtime.yaml").read_text())["workers"] == 1
 
 
 def test_expected_accuracy_redraws_only(run):
@@ -179,11 +191,43 @@ def test_dag_lint_and_format(workspace):
     subprocess.run([snakefmt, "--check", *files], check=True)
 
 
+BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b|^\s*(script|run|notebook|wrapper|cwl):"
+
+
+def bans(code: str) -> list[str]:
+    """What of the banned stands in a Snakefile, comments left out."""
+    code = "\n".join(line.split("#")[0] for line in code.splitlines())
+    return [match[0].strip() for match in re.finditer(BANNED, code, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('    output:\n        update("state.npz"),', ["update("]),
+        ('    output:\n        directory(f"{RUN}/state"),', ["directory("]),
+        ("    retries: 3", ["retries"]),
+        ('    script:\n        "train.py"', ["script:"]),
+        ("    run:\n        train()", ["run:"]),
+        ("    # retries: 3 would stay in the same allocation", []),
+    ],
+)
+def test_bans_are_found(code, found):
+    assert bans(code) == found
+
+
 def test_bans_around_training_state(workspace):
     """What facts about Snakemake forbid: each of these has destroyed or doubled training in an experiment."""
     for file in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]:
-        code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
-        for banned in (r"\bupdate\(", r"\bdirectory\(", r"\bretries\b", r"^\s*(script|run|notebook):"):
-            assert not re.search(banned, code, re.MULTILINE), (file, banned)
-    for profile in workspace.path.glob("profiles/*/config.yaml"):
+        assert bans(file.read_text()) == [], file
+    for profile in workspace.path.glob("profiles/*/config*.yaml"):
         assert not yaml.safe_load(profile.read_text()).get("keep-incomplete")
+    root = Path(__file__).parents[1]
+    for commands in [root / "Makefile", root / "README.md", root / ".ci/run", *root.glob("docs/*.md")]:
+        assert not re.search(r"snakemake .*--keep-incomplete|--ki\b", commands.read_text()), commands
+
+
+def test_no_rule_declares_training_state(finished_run):
+    outputs = [line.split("\t")[0] for line in finished_run.snakemake("--summary").stdout.splitlines() if "\t" in line]
+    assert "results/digits/stage2/checkpoint.safetensors" in outputs
+    kept = ("/state", "history.jsonl", "attempts.jsonl", "lease")
+    assert not [output for output in outputs if any(name in output for name in kept)]

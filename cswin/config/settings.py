@@ -220,6 +220,9 @@ class Runtime(Section):
     prefetch: Count = Field(4, description="Batches made ahead of the device.")
     log_every: Count = Field(50, description="Steps between two reads of the loss from the device.")
     tensorboard: bool = Field(True, description="Write an event file for TensorBoard into each stage's folder.")
+    graph_cache: bool = Field(
+        False, description="Keep compiled graphs in the stage's folder, so that going on compiles nothing (docs/devices.md)."
+    )
     agree_every: Count = Field(
         5, description="Steps between two agreements of several devices on whether to stop; each waits for the device."
     )

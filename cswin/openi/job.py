@@ -33,7 +33,7 @@ from cswin.train.stopping import EXIT_INTERRUPTED
 
 MARKER = "openi.json"  # whose work a work folder is
 LONGEST_BEAT = 10.0  # seconds
-TABLE = f"{RESULTS}/final_acc.csv"
+EVERYTHING = "all"
 TRIES = 5
 
 
@@ -69,7 +69,7 @@ def run(parameters: Parameters) -> int:
             settings = _write_config(parameters, config)
             workflow.unlock()
             code = _continue(out, workflow, f"{settings.data.directory}/{settings.data.name}/dataset.json")
-            code = code or workflow.run(TABLE, out.at_interval)
+            code = code or workflow.run(EVERYTHING, out.at_interval)
             out.at_end()
     if workflow.stopped:
         say(f"stopped by {workflow.stopped}; a job with the same train_url goes on from here (exit code {EXIT_INTERRUPTED})")

@@ -121,6 +121,7 @@ class AttemptSummary:
         start: its start row.
         from_step: where it began or went on; None if it did not come so far.
         resumed: whether it went on from a saved state.
+        begun: time at which it came so far (ISO 8601).
         first_step, last_step: of the stage, where known.
         ended: time of its end or of its last sign of life (ISO 8601); None while neither is known.
         reason: of its end; None while it runs.
@@ -130,6 +131,7 @@ class AttemptSummary:
     start: dict[str, Any]
     from_step: int | None = None
     resumed: bool = False
+    begun: str | None = None
     first_step: int | None = None
     last_step: int | None = None
     ended: str | None = None
@@ -158,10 +160,10 @@ def summaries(rows: list[dict[str, Any]]) -> list[AttemptSummary]:
         if one is None:
             continue
         if row["event"] in ("begin", "resume"):
-            one.from_step, one.resumed = row["step"], row["event"] == "resume"
+            one.from_step, one.resumed, one.begun = row["step"], row["event"] == "resume", row["time"]
             one.first_step, one.last_step = row.get("first_step"), row.get("last_step")
         elif row["event"] == "end":
-            one.ended, one.reason, one.step = row["time"], row["reason"], row["step"]
+            one.ended, one.reason, one.step = row["time"], row["reason"], row.get("step")
         elif row["event"] == "lost":
             one.ended, one.reason = row["time"], LOST
     return list(found.values())

@@ -6,6 +6,7 @@ appears twice. `tensorboard --logdir results/<run>` shows the stages beside each
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def _training(steps: list[dict]) -> dict[str, float]:
 
 
 class EventFile:
-    """A new event file in a folder, in place of older ones.
+    """A new event file in a folder, in place of older ones; the last of them stays behind, empty.
 
     What cannot be written is said once and does not end training: the file is made again from the history at the next start.
 
@@ -71,8 +72,11 @@ class EventFile:
         self._writer, self._flushed = None, time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob(f"{PREFIX}.out.tfevents.*"):
+            *older, newest = sorted(self.folder.glob(f"{PREFIX}.out.tfevents.*")) or [None]
+            for old in older:
                 old.unlink()
+            if newest:  # emptied, since a running TensorBoard that does not find it never looks for the next one
+                os.truncate(newest, 0)
             self._writer = EventsWriter(str(self.folder / PREFIX))
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -20,6 +21,7 @@ from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
 from cswin.ranks import Ranks
 from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
+from cswin.train.graph_cache import graph_cache, graphs_key
 from cswin.train.handover import Start, prepare_start
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
@@ -125,9 +127,11 @@ def _follow(files, config, runtime, dataset, stopping, progress, say, ranks) -> 
     """Train as one of the ranks that write nothing: the start comes from the first rank."""
     from cswin.train.trainer import Interrupted, Trainer
 
+    identity = fingerprint(config, dataset.manifest_hash, files.previous) if runtime.graph_cache else {}
     trainer = Trainer(config, runtime, dataset, Start(), files.folder, {}, stopping, progress, say, None, ranks)
     try:
-        trainer.run()
+        with _graph_cache(files, runtime, identity, ranks):
+            trainer.run()
     except Interrupted as reason:
         say(str(reason))
         return EXIT_INTERRUPTED
@@ -140,13 +144,16 @@ def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, 
     start = prepare_start(config, files.previous)
     trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say, lease.check, ranks)
     try:
-        best = trainer.run(attempt)
+        with _graph_cache(files, runtime, identity, ranks):
+            best = trainer.run(attempt)
     except Interrupted as reason:
         attempt.end(str(reason), trainer.step, saving=trainer.save_figures())
         say(f"{reason}. The same command goes on from there (exit code {EXIT_INTERRUPTED}).")
         return EXIT_INTERRUPTED
     lease.check()
-    record = _checkpoint_record(config, dataset, identity, best)
+    # A checkpoint that is made again from a complete state is the same file, whatever code makes it: later stages go by its hash.
+    made_by = trainer.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
+    record = _checkpoint_record(config, dataset, identity, best, made_by)
     sha = save_checkpoint(files.folder / CHECKPOINT, checkpoint_of(best, record))
     facts = {
         "stage": config.stage,
@@ -159,12 +166,30 @@ def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, 
     }
     with atomic_path(files.folder / RECORD, lease.check) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    trainer.states.mark_complete(facts)
+    trainer.states.mark_complete(facts | {"made_by": made_by})
     attempt.end(COMPLETE, trainer.last_step, saving=trainer.save_figures())
     return 0
 
 
-def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best) -> CheckpointRecord:
+@contextlib.contextmanager
+def _graph_cache(files: StageFiles, runtime: Runtime, identity: dict[str, Any], ranks: Ranks):
+    """The cache of compiled graphs, where it is wanted; an interruption on request is a good end."""
+    from cswin.train.trainer import Interrupted
+
+    if not runtime.graph_cache:
+        yield
+        return
+    interrupted = None
+    with graph_cache(files.folder, graphs_key(identity, runtime), ranks.first):
+        try:
+            yield
+        except Interrupted as reason:
+            interrupted = reason
+    if interrupted:
+        raise interrupted
+
+
+def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best, made_by) -> CheckpointRecord:
     arch = config.architecture
     preprocessing = Preprocessing(
         arch.image_size,
@@ -180,8 +205,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
         "figures": best.figures,
         "manifest": dataset.manifest_hash,
         "input_checkpoint": identity["input_checkpoint"],
-        "git": git_commit(),
-        "versions": versions(),
+        **made_by,
     }
     return CheckpointRecord(arch, dataset.class_names, preprocessing, provenance)
 

@@ -134,6 +134,14 @@ class StateFolder:
         self.say(f"the state in {self.path} is not continued: {why}; it is kept as {aside} (delete it when it is not needed)")
         return aside
 
+    @property
+    def completed(self) -> dict[str, Any]:
+        """What `mark_complete` noted; empty if the stage has not ended."""
+        try:
+            return json.loads((self.path / COMPLETE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
     def mark_complete(self, record: dict) -> None:
         """Note that the stage has ended."""
         with atomic_path(self.path / COMPLETE) as temporary:

@@ -26,7 +26,7 @@ class Stopping:
         self.signal_name: str | None = None
         self.started, self.max_runtime = time.monotonic() if started is None else started, max_runtime
         self.reserve = min(5.0, 0.05 * max_runtime) if max_runtime else 0.0
-        self._last_asked = time.monotonic()
+        self._last_asked: float | None = None
 
     @property
     def asked(self) -> str | None:
@@ -46,7 +46,8 @@ class Stopping:
     def __call__(self) -> str | None:
         """The reason to stop, or None."""
         now = time.monotonic()
-        since_last, self._last_asked = now - self._last_asked, now
+        # What came before the first question, compilation with it, tells nothing about how long a step takes.
+        since_last, self._last_asked = now - (self._last_asked or now), now
         if self.asked:
             return self.asked
         if self.max_runtime and now + since_last + self.reserve > self.started + self.max_runtime:

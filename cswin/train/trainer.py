@@ -117,6 +117,8 @@ class Trainer:
         self.step = step
         if attempt:
             attempt.resumed(step, self.first_step, self.last_step)
+        if self.runtime.graph_cache:
+            self.evaluator.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
             if reason := self.ranks.agree(self.stop.asked):

@@ -39,7 +39,7 @@ SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,builtin_interval=5
 ReturnToService=2
 MinJobAge=3600
-KillWait=20
+KillWait=60
 InactiveLimit=0
 Waittime=0
 SlurmctldTimeout=30

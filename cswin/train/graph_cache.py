@@ -1,0 +1,60 @@
+"""MindSpore's cache of compiled graphs, made safe to use.
+
+MindSpore numbers the cached graphs in the order of their compilation and compares nothing but source files: with another batch
+size it loads a wrong graph (seen: it fails at the first step). So each computation has a folder of its own, named by a digest of
+all that shapes its graphs; the trainer compiles in a fixed order; and a folder whose last user did not end well is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cswin
+from cswin.config.settings import Runtime
+
+FOLDER, IN_USE = "graphs", "in_use"
+SHAPES = ("device_target", "devices", "batch_size", "accumulation", "eval_batch_size")
+
+
+def graphs_key(identity: dict[str, Any], runtime: Runtime) -> str:
+    """A digest of the stage's identity, the keys of runtime that shape a graph, and the package's sources."""
+    digest = hashlib.sha256(json.dumps([identity, {name: getattr(runtime, name) for name in SHAPES}], sort_keys=True).encode())
+    package = Path(cswin.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def graph_cache(folder: Path, key: str, owner: bool) -> Iterator[None]:
+    """MindSpore keeps its compiled graphs in `folder`/graphs/`key` while this lasts.
+
+    Args:
+        folder: the stage's.
+        key: see `graphs_key`.
+        owner: whether this process clears what is old or doubtful; of several ranks the first, before the others compile.
+    """
+    graphs = Path(folder).absolute() / FOLDER / key
+    if owner:
+        for other in graphs.parent.glob("*"):
+            if other != graphs or (other / IN_USE).exists():
+                shutil.rmtree(other)
+        graphs.mkdir(parents=True, exist_ok=True)
+        (graphs / IN_USE).touch()
+    variables = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    if owner:  # not after an error
+        (graphs / IN_USE).unlink()
