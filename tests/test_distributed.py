@@ -161,7 +161,7 @@ def test_killed_and_stopped_ranks_end_with_the_same_bits(two, dataset, tmp_path)
         assert np.array_equal(mine.arrays[name], value), name
     assert [row["step"] for row in stage.rows("step")] == list(range(1, 4 * PER_EPOCH + 1))
     # The number that is logged (not the gradients, as the weights above show) may come back one unit in the last place apart:
-    # MindSpore tries how many threads sum up the loss fastest, and a process that begins in the middle tries at other steps.
+    # presumably MindSpore sums it up on another number of threads in a process that begins in the middle.
     assert np.abs(stage.losses() - two.losses()).max() <= 2 * LOSS_BOUND
 
 
