@@ -123,7 +123,7 @@ def _affine(pixels, a, b, c, d, e, f, fill, bicubic):
     for channel in range(channels):
         for y in range(height):
             _pack(pixels[channel, y], line, packed[channel][y * (width + 1) : (y + 1) * (width + 1)])
-    places, found = np.empty((4, width), np.int64), np.empty((4, width), np.uint32)
+    places, found = np.empty((4, width), np.uint64), np.empty((4, width), np.uint32)
     x_shares, y_shares = np.empty(width, np.float64), np.empty(width, np.float64)
     for y in range(height):
         begin, end = width, 0
@@ -141,9 +141,11 @@ def _affine(pixels, a, b, c, d, e, f, fill, bicubic):
             out = result[channel, y]
             out[:] = fill[channel]
             if begin < end:
+                words = packed[channel]
                 for k in range(4):
+                    place, word = places[k], found[k]
                     for x in range(begin, end):
-                        found[k, x] = packed[channel, places[k, x]]
+                        word[x] = words[place[x]]
                 w1, w2, w3, w4 = found[0][begin:end], found[1][begin:end], found[2][begin:end], found[3][begin:end]
                 _interpolate_packed(w1, w2, w3, w4, x_shares[begin:end], y_shares[begin:end], out[begin:end], bicubic)
     return result
