@@ -48,7 +48,7 @@ class StagePlan:
         steps: optimizer steps.
         trained, validated: images that go through training steps and through validation (raw and EMA weights).
         checkpoint, state: bytes of one file.
-        disk: bytes in the stage's folder at its end; one state more while it runs.
+        disk: bytes in the stage's folder at its end, at most; one state more while it runs.
         memory: bytes on one device, at least.
     """
 
@@ -114,7 +114,7 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
         validated=validations * WEIGHT_SETS * validated,
         checkpoint=checkpoint,
         state=state,
-        disk=checkpoint + min(runtime.keep_states, 1 + epochs) * state + HISTORY_ROW * steps,
+        disk=checkpoint + runtime.keep_states * state + HISTORY_ROW * steps,
         memory=copies * weights + activations,
     )
 

@@ -94,6 +94,7 @@ class Workflow:
         return [
             sys.executable, "-m", "snakemake", "--snakefile", str(self.root / "Snakefile"), "--directory", str(self.work),
             "--workflow-profile", str(self.root / "profiles" / "default"), "--configfile", str(self.config), "--cores", "all",
+            "--keep-going",  # nobody looks on: a picture that fails must not end weeks of training
         ]  # fmt: skip
 
 
