@@ -35,7 +35,7 @@ class Workspace:
         shutil.copytree(self.path, path, symlinks=True)
         return Workspace(path)
 
-    def snakemake(self, *arguments: str, timeout: float = 600, check: bool = True) -> subprocess.CompletedProcess:
+    def snakemake(self, *arguments: str, timeout: float = 1200, check: bool = True) -> subprocess.CompletedProcess:
         """Run snakemake; stdout and stderr come back as text, together."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
@@ -83,5 +83,5 @@ def finished_run(tmp_path_factory) -> Workspace:
         }
 
     workspace.edit("config/config.yaml", shorten)
-    workspace.snakemake("results/final_acc.csv", timeout=900)
+    workspace.snakemake("results/final_acc.csv", timeout=1800)
     return workspace
