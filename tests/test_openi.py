@@ -13,11 +13,11 @@ import yaml
 from cswin.config.resolve import load_settings, parse_settings
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
-from cswin.openi.job import main
+from cswin.openi.job import main, read_marker
 from cswin.openi.ownership import Ownership
 from cswin.openi.parameters import REFUSED, RENAMED, parse_parameters
 from cswin.openi.selection import Selection
-from cswin.openi.snapshots import Snapshots
+from cswin.openi.snapshots import Snapshot, Snapshots
 from cswin.openi.storage import Folder, Moxing, join, storage_for
 
 OUT = "--train_url=obs://bucket/out"
@@ -446,6 +446,50 @@ class TestSnapshots:
         snapshots = Snapshots(*place, lines.append)
         assert snapshots.restore(snapshots.all(), tmp_path / "new").number == 1
         assert lines and (tmp_path / "new" / "results" / "r" / "stage1" / "history.jsonl").read_text() == "0123456789"
+
+    def test_damaged_altogether_is_refused_and_not_overwritten(self, place, tmp_path):
+        storage, url = place
+        snapshots = self.bring_out(place, work_folder(tmp_path))
+        objects = storage.names(join(url, "resume", "objects"))
+        storage.write(join(url, "resume", "index-00000001.json"), "{")
+        for use in (snapshots.all, lambda: self.bring_out(place, tmp_path)):
+            with pytest.raises(UserError, match="no snapshot that can be read whole"):
+                use()
+        assert storage.names(join(url, "resume", "objects")) == objects
+
+
+class TestWorkFolder:
+    """Whose work a folder holds, and whether it is the newest."""
+
+    MINE = Snapshot(7, "mine", ())
+    OTHER = Snapshot(8, "other", ())
+
+    @pytest.mark.parametrize(
+        ("began_with", "snapshots"),
+        [(0, []), (0, [MINE]), (8, [OTHER]), (7, [MINE]), (None, [OTHER])],
+    )
+    def test_goes_on(self, tmp_path, began_with, snapshots):
+        marker = tmp_path / "openi.json"
+        marker.write_text(json.dumps({"train_url": "t", "work_id": "mine", "began_with": began_with}))
+        (tmp_path / "results").mkdir()
+        assert read_marker(marker, "t", snapshots)["began_with"] == began_with
+
+    @pytest.mark.parametrize(("train_url", "snapshots"), [("t", [OTHER]), ("other", []), ("other", [MINE])])
+    def test_refused(self, tmp_path, train_url, snapshots):
+        marker = tmp_path / "openi.json"
+        marker.write_text(json.dumps({"train_url": "t", "work_id": "mine", "began_with": 3}))
+        with pytest.raises(UserError, match="holds the work of another job"):
+            read_marker(marker, train_url, snapshots)
+
+    def test_new(self, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+        assert read_marker(tmp_path / "a" / "openi.json", "t", [])["began_with"] == 0
+        assert read_marker(tmp_path / "b" / "openi.json", "t", [self.OTHER])["began_with"] is None
+        assert read_marker(tmp_path / "b" / "openi.json", "t", [self.OTHER])["began_with"] is None  # killed, started again
+        (tmp_path / "results").mkdir()
+        with pytest.raises(UserError, match="no job has made"):
+            read_marker(tmp_path / "openi.json", "t", [])
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
 from cswin.openi.parameters import ROOT, Parameters, check, parse_parameters
 from cswin.openi.selection import RECORDS, RESULTS, Changing, Selected, Selection
-from cswin.openi.snapshots import Snapshots
+from cswin.openi.snapshots import Snapshot, Snapshots
 from cswin.openi.storage import join, storage_for
 from cswin.openi.workflow import Workflow
 from cswin.progress import size_text
@@ -111,31 +111,52 @@ def _continue(out: BringOut, workflow: Workflow, dataset: str) -> int:
     The converted images are made first. That leaves a manifest with the content that it had when the results were made, and results
     that are older than it: Snakemake compares the manifest's content and trains nothing again, unless the images really differ.
     """
-    marker = workflow.work / MARKER
-    snapshots = out.snapshots.all()
-    if marker.is_file():
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        mine = not snapshots or snapshots[0].work_id == found["work_id"] or snapshots[0].number == found["began_with"]
-        if found["train_url"] != out.parameters.train_url or not mine:
-            raise UserError(
-                f"{workflow.work}: holds the work of another job ({found['train_url']}), or one that was continued elsewhere; "
-                "remove the folder, or give another --work_dir"
-            )
-        out.work_id = found["work_id"]
-        return 0
-    if (workflow.work / RESULTS).exists():
-        raise UserError(f"{workflow.work / RESULTS}: holds results that no job has made; move them, or give another --work_dir")
-    began_with = 0
-    if snapshots:
+    marker, snapshots = workflow.work / MARKER, out.snapshots.all()
+    found = read_marker(marker, out.parameters.train_url, snapshots)
+    out.work_id = found["work_id"]
+    if found["began_with"] is None:
         say(f"train_url holds a state to continue ({size_text(snapshots[0].bytes)}); making the dataset first")
         if code := workflow.run(dataset, lambda: None):
             return code
-        began_with = out.snapshots.restore(snapshots, workflow.work).number
-        say(f"continuing from snapshot {began_with}")
-    facts = {"train_url": out.parameters.train_url, "work_id": out.work_id, "began_with": began_with}
-    with atomic_path(marker) as temporary:
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
+        shutil.rmtree(workflow.work / RESULTS, ignore_errors=True)  # by-products of making the dataset: configuration files
+        found["began_with"] = out.snapshots.restore(snapshots, workflow.work).number
+        _write_marker(marker, found)
+        say(f"continuing from snapshot {found['began_with']}")
+    out.ready = True
     return 0
+
+
+def read_marker(marker: Path, train_url: str, snapshots: list[Snapshot]) -> dict:
+    """What a work folder is: `began_with` is the number of the snapshot that was put into it, 0 for none, null as long as one is
+    still to be put into it.
+
+    Raises:
+        UserError: if the folder belongs to another job, or what it holds is no longer the newest.
+    """
+    if not marker.is_file():
+        if (marker.parent / RESULTS).exists():
+            raise UserError(
+                f"{marker.parent / RESULTS}: holds results that no job has made; move them, or give another --work_dir"
+            )
+        found = {"train_url": train_url, "work_id": os.urandom(8).hex(), "began_with": None if snapshots else 0}
+        _write_marker(marker, found)
+        return found
+    found = json.loads(marker.read_text(encoding="utf-8"))
+    if found["began_with"] is None and not snapshots:  # somebody has emptied train_url
+        found["began_with"] = 0
+    pending = found["began_with"] is None
+    newest = not snapshots or snapshots[0].work_id == found["work_id"] or snapshots[0].number == found["began_with"]
+    if found["train_url"] != train_url or not (pending or newest):
+        raise UserError(
+            f"{marker.parent}: holds the work of another job ({found['train_url']}), or one that was continued elsewhere; remove "
+            "the folder, or give another --work_dir"
+        )
+    return found
+
+
+def _write_marker(marker: Path, found: dict) -> None:
+    with atomic_path(marker) as temporary:
+        temporary.write_text(json.dumps(found), encoding="utf-8")
 
 
 class BringOut:
@@ -146,12 +167,16 @@ class BringOut:
         parameters: of the job.
         workflow: stopped if another job takes the train_url.
         ownership: tells so.
+
+    Attributes:
+        work_id: of the work folder.
+        ready: whether the work folder holds what there is to go on from; nothing is brought out before.
     """
 
     def __init__(self, storage, parameters: Parameters, workflow: Workflow, ownership: Ownership):
         self.storage, self.parameters, self.workflow, self.ownership = storage, parameters, workflow, ownership
         self.selection, self.snapshots = Selection(parameters.work, say), Snapshots(storage, parameters.train_url, say)
-        self.work_id = os.urandom(8).hex()
+        self.work_id, self.ready = "", False
         self._due = time.monotonic() + 60 * parameters.copy_minutes
         self._copied: dict[str, tuple[int, int]] = {}
         self._newest = 0
@@ -168,7 +193,7 @@ class BringOut:
 
     def at_end(self) -> None:
         """The last copy; must succeed."""
-        if (self.parameters.work / MARKER).is_file():
+        if self.ready:
             self.copy()
 
     def copy(self) -> None:

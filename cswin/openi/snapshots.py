@@ -25,6 +25,9 @@ from cswin.openi.storage import Storage, join
 
 FORMAT = "cswin-openi-1"
 KEPT = 2  # snapshots
+_NOTHING_WHOLE = (
+    "holds no snapshot that can be read whole; restore it from a copy, or give another train_url to start from nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,16 @@ class Snapshots:
         self._hashes: dict[tuple, str] = {}
 
     def all(self) -> list[Snapshot]:
-        """Readable snapshots, the newest first."""
+        """Readable snapshots, the newest first.
+
+        Raises:
+            UserError: if there are some and none is readable.
+        """
         names = [name for name in self.storage.names(self.folder) if name.startswith("index-")]
-        return [found for name in sorted(names, reverse=True) if (found := self._read(name)) is not None]
+        snapshots = [found for name in sorted(names, reverse=True) if (found := self._read(name)) is not None]
+        if names and not snapshots:
+            raise UserError(f"{self.folder}: {_NOTHING_WHOLE}")
+        return snapshots
 
     def commit(self, selected: list[Selected], work_id: str) -> Snapshot:
         """Bring a state out; on return it is what the next start finds. Where nothing has changed, it is there already."""
@@ -110,10 +120,7 @@ class Snapshots:
             _set_dates(snapshot, arriving)
             _move_in(snapshot, arriving, work)
             return snapshot
-        raise UserError(
-            f"{self.folder}: holds no snapshot that can be read whole; restore it from a copy, or give another train_url to "
-            "start from nothing"
-        )
+        raise UserError(f"{self.folder}: {_NOTHING_WHOLE}")
 
     def _bring_out(self, item: Selected) -> Entry:
         size, sha = item.file.stat().st_size, self._hash(item.file)
