@@ -307,6 +307,7 @@ class Interruptions:
 
     def _damage(self, stage: str) -> str | None:
         """Spoil the newest of at least two states."""
+        self._count_recovered(stage)  # the next one may have the same step, and its name
         states = sorted((self.folder / self.run / stage / "state").glob("state-*.safetensors"))
         if len(states) < 2:
             return None
@@ -316,6 +317,12 @@ class Interruptions:
             data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         states[-1].write_bytes(data if how == "a changed byte" else data[: len(data) // 2] if how == "cut off" else b"")
         return how
+
+    def _count_recovered(self, stage: str) -> None:
+        """Count the states that a trainer found to be damaged, and take them away."""
+        for file in (self.folder / self.run / stage).glob("state*/*.damaged"):
+            file.unlink()
+            self.report.recovered += 1
 
     def _rows(self, stage: str) -> list[dict]:
         from cswin.train.history import read_history
@@ -353,7 +360,7 @@ class Interruptions:
             aside = len(list(mine.glob("state.*")))
             if aside != (position == 0):  # the forced one began anew, once; no other state was ever given up
                 self.report.problems.append(f"{stage}: {aside} states set aside")
-            self.report.recovered += len(list(mine.glob("state*/*.damaged")))
+            self._count_recovered(stage)
             attempts = map(json.loads, (mine / "attempts.jsonl").read_text().splitlines())
             self.report.saving += [row["saving"] for row in attempts if "saving" in row]
 
