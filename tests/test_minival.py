@@ -55,7 +55,7 @@ def test_held_out_images_choose_and_are_not_trained_on(mini):
     _, held = training_positions(IMAGES, config)
     dataset = Dataset.load(mini.path / "data/digits/dataset.json")
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
-    source = Source(lambda: read_rows(dataset, "train", held), HELD)
+    source = Source(lambda part: read_rows(dataset, "train", held[part]), HELD)
     runtime = Runtime(eval_batch_size=50, workers=1, worker_kind="thread")
     found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime)
     record = json.loads((folder / "record.json").read_text())
