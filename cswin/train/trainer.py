@@ -251,6 +251,7 @@ class Trainer:
         if step != self.step:
             self._save(step, background=False)
         self.states.wait()
+        self.ranks.agree(None)  # none leaves before the state is on the disk: srun may end all when one has ended
         raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
 
     def _validation_rows(self) -> tuple[str, np.ndarray]:
