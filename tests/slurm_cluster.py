@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +21,15 @@ from conftest import Workspace
 HERE = Path(__file__).parent
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 SITE = Path("/etc/slurm/slurm.conf")  # Snakemake's job step looks nowhere else
+PREFIX = "cswin-slurm-"  # of the folders in which the tests keep theirs
+TURN = Path(tempfile.gettempdir(), "cswin-slurm.lock")
 
 
 def install() -> str | None:
     """Debian's packages, where they are missing and can be installed. Returns why there can be no Slurm here, or None."""
     if os.geteuid() != 0:
         return "not root: slurmd cannot be started"
-    if SITE.exists() and not (SITE.resolve().parents[1] / "run").is_dir():
+    if SITE.exists() and not SITE.resolve().parents[1].name.startswith(PREFIX):
         return f"this machine belongs to a cluster ({SITE})"
     if all(shutil.which(program) for program in ("slurmctld", "slurmd", "sbatch", "munged")):
         return None
@@ -52,6 +56,12 @@ class Cluster:
         self.folder = folder
 
     def start(self) -> None:
+        # One Slurm at a time on this machine, since all look in one place: another session's tests are waited for, and what a
+        # killed session has left is ended.
+        self.turn = TURN.open("w")
+        wait_for("the other session's Slurm tests", self._have_turn, 3600)
+        if SITE.is_symlink():
+            self._down(SITE.readlink().parents[1])
         ports = {"SLURMCTLD_PORT": str(free_port()), "SLURMD_PORT": str(free_port())}
         done = subprocess.run(
             ["timeout", "-k", "5", "90", HERE / "slurm/up.sh", self.folder], env=os.environ | ports, text=True,
@@ -60,7 +70,19 @@ class Cluster:
         assert done.returncode == 0, done.stdout[-4000:]
 
     def stop(self) -> None:
-        subprocess.run(["timeout", "-k", "5", "120", HERE / "slurm/down.sh", self.folder], check=True)
+        self._down(self.folder)
+        self.turn.close()
+
+    def _have_turn(self) -> bool:
+        try:
+            fcntl.flock(self.turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    @staticmethod
+    def _down(folder: Path) -> None:
+        subprocess.run(["timeout", "-k", "5", "150", HERE / "slurm/down.sh", folder], check=True)
 
     def ask(self, *command: str | Path, check: bool = True, **options) -> str:
         """A command's answer: stdout and stderr together."""

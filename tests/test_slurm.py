@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, Workspace
-from slurm_cluster import Cluster, Run, install, wait_for
+from slurm_cluster import PREFIX, Cluster, Run, install, wait_for
 
 from cswin import scheduler
 from cswin.checkpoint import load_checkpoint
@@ -39,7 +39,7 @@ def cluster():
             pytest.fail(message)
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
-    with tempfile.TemporaryDirectory(prefix="cswin-slurm-") as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         Path(folder).chmod(0o755)  # munged wants its socket within everybody's reach; pytest's own folders are not
         cluster = Cluster(Path(folder))
         try:
