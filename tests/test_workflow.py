@@ -107,9 +107,10 @@ def test_expected_accuracy_redraws_only(run):
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
     run.edit("config/config.yaml", lambda v: v["data"].update(shard_mb=2))
-    assert set(run.planned()) == {"shard_plan", "dataset"}  # and the conversions, known once the plan is made
+    # The page shows the shards. The conversions are known once the plan is made.
+    assert set(run.planned()) == {"shard_plan", "dataset", "data_page"}
     run.snakemake("data/digits/dataset.json")
-    assert run.planned() == {}
+    assert run.planned() == {"data_page": 1}
 
 
 def test_learning_rate_of_stage2_reruns_stages_2_and_3(run):
