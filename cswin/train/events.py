@@ -17,7 +17,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 PREFIX = "events"  # TensorBoard looks for *tfevents*; the writer names its files events.out.tfevents.<time>.<host>
-FLUSH_SECONDS = 10.0
 VALIDATION = ("top1", "top5", "loss")
 
 
@@ -69,7 +68,7 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]):
         self.folder, self.say = Path(folder), say
-        self._writer, self._flushed = None, time.monotonic()
+        self._writer = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             *older, newest = sorted(self.folder.glob(f"{PREFIX}.out.tfevents.*")) or [None]
@@ -93,9 +92,7 @@ class EventFile:
                 for tag, value in values.items():
                     event.summary.value.add(tag=tag, simple_value=value)
                 self._writer.write_event(event)
-            if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = time.monotonic()
+            self._writer.flush()  # nothing is left over that a trainer which has lost its lease would still write
         except OSError as error:
             self._give_up(error)
 
