@@ -106,7 +106,7 @@ class Report:
             yield f"from the command to the first step: median {middle:.1f} s, {low:.1f} to {high:.1f}"
         if saves := sum(facts["saves"] for facts in self.saving):
             spent, waited = (sum(facts[key] for facts in self.saving) / saves for key in ("seconds", "held_up"))
-            size = self.saving[-1]["bytes"] / 1e6
+            size = max(facts["bytes"] for facts in self.saving) / 1e6
             yield f"a save: {size:.1f} MB, {spent:.3f} s until it is on the disk, training waits {waited:.3f} s for it"
         yield f"all: {self.seconds:.0f} s"
         yield from self.problems or ["weights, histories: equal to those of the uninterrupted run"]
