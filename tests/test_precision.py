@@ -19,7 +19,7 @@ from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.layers import Linear
 from cswin.model.precision import precision, require_precision
 from cswin.model.variants import VARIANTS, Architecture
-from cswin.train.attempts import Attempt
+from cswin.train.attempts import Attempt, Signs
 from cswin.train.handover import Start
 from cswin.train.history import read_history
 from cswin.train.state import StateFolder
@@ -261,7 +261,7 @@ def test_training_stops_after_too_many_bad_steps_and_leaves_the_last_good_state(
     config, runtime = stage(max_bad_steps=5)
     trainer = trainer_of(config, runtime, dataset, tmp_path)
     with pytest.raises(UserError, match=r"not finite for 7 steps in a row \(up to step 10\).*state.*schedule.base_lr"):
-        trainer.run(Attempt(tmp_path / "attempts.jsonl", {}))  # noticed at the second log, of steps 6 to 10
+        trainer.run(Attempt(tmp_path / "attempts.jsonl", {}, Signs(None, None)))  # noticed at the second log, of steps 6 to 10
     rows = [row for row in read_history(tmp_path / "history.jsonl") if row["kind"] == "step"]
     assert [row["skipped"] for row in rows] == [0] * 3 + [1] * 7
     assert [row["loss"] is None for row in rows] == [False] * 3 + [True] * 7
