@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
+from cswin.train.history import HISTORY
 from cswin.train.state import PATTERN, StateFolder
 
 RESULTS, RECORDS, MARKERS = "results", ".snakemake/metadata", ".snakemake/incomplete"
-HISTORY = "history.jsonl"
 LEFT_OUT = ("lease", ".")  # beginnings of names: leases, temporary files
 
 

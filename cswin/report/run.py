@@ -9,7 +9,8 @@ from typing import Any
 
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
-from cswin.train.history import read_history
+from cswin.train.attempts import ATTEMPTS
+from cswin.train.history import HISTORY, read_history
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_run(folder: Path, stages: list[str]) -> list[StageResult]:
 
 def _load_stage(folder: Path, name: str) -> StageResult:
     stage, config = folder / name, folder / "config" / f"{name}.yaml"
-    history, attempts = stage / "history.jsonl", stage / "attempts.jsonl"
+    history, attempts = stage / HISTORY, stage / ATTEMPTS
     return StageResult(
         name,
         stage,

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from cswin.errors import UserError
-from cswin.train.attempts import ATTEMPTS, HISTORY, LOST, AttemptSummary, Signs, current, summaries
-from cswin.train.history import read_history, read_tail
+from cswin.train.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
+from cswin.train.history import HISTORY, read_history, read_tail
 from cswin.train.lease import Holder, look
 from cswin.train.state import ACCEPTED, PATTERN
 

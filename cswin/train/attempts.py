@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cswin.train.history import read_history
+from cswin.train.history import HISTORY, read_history
 from cswin.train.lease import Holder, look
 
-ATTEMPTS, HISTORY = "attempts.jsonl", "history.jsonl"
+ATTEMPTS = "attempts.jsonl"
 LOST, COMPLETE = "killed, or its machine failed", "complete"
 
 

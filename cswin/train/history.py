@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from cswin.errors import UserError
 
+HISTORY = "history.jsonl"  # in a stage's folder
+
 if TYPE_CHECKING:
     from cswin.train.events import EventFile
 

@@ -23,12 +23,13 @@ from cswin.ranks import Ranks
 from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
 from cswin.train.graph_cache import graph_cache, graphs_key
 from cswin.train.handover import Start, prepare_start
+from cswin.train.history import HISTORY
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
 from cswin.train.state import StateFolder, accept
 from cswin.train.stopping import EXIT_INTERRUPTED, Stopping
 
-CHECKPOINT, RECORD, HISTORY = "checkpoint.safetensors", "record.json", "history.jsonl"
+CHECKPOINT, RECORD = "checkpoint.safetensors", "record.json"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from cswin.ranks import ALONE, Ranks
 from cswin.train.attempts import Attempt
 from cswin.train.events import EventFile
 from cswin.train.handover import Start
-from cswin.train.history import History
+from cswin.train.history import HISTORY, History
 from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
@@ -286,7 +286,7 @@ class Trainer:
 
     def _history(self, size: int = 0) -> History:
         events = EventFile(self.folder, self.first_step, self.say) if self.runtime.tensorboard else None
-        return History(self.folder / "history.jsonl", size, events, self.guard)
+        return History(self.folder / HISTORY, size, events, self.guard)
 
     def _save(self, step: int, background: bool = True) -> None:
         self.saved, self.step = time.monotonic(), step
