@@ -15,7 +15,7 @@ report: demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --report report.html
 
 test: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
