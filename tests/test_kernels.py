@@ -8,7 +8,7 @@ import pytest
 from photo import encode, photo, planes
 from PIL import Image
 
-import cswin.data.compiled
+import cswin.compiled
 from cswin.data.kernels import affine, normalise, rotate
 from cswin.data.resample import CropBox, resize
 from cswin.data.transforms import EvalTransform, TrainTransform, compile_kernels
@@ -125,15 +125,15 @@ def test_normalisation_rounds_twice():
 
 def test_kernels_compile_without_a_folder_for_their_code(monkeypatch):
     """numba refuses `cache=True` where it can write nowhere."""
-    njit = cswin.data.compiled.njit
+    njit = cswin.compiled.njit
 
     def refusing(cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return njit(**options)
 
-    monkeypatch.setattr(cswin.data.compiled, "njit", refusing)
-    assert cswin.data.compiled.compiled(lambda x: x + 1)(2) == 3
+    monkeypatch.setattr(cswin.compiled, "njit", refusing)
+    assert cswin.compiled.compiled(lambda x: x + 1)(2) == 3
 
 
 CALLED = {  # from Python; what they call is compiled into them

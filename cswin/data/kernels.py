@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import float32, float64, int32, uint32
 
-from cswin.data.compiled import compiled
+from cswin.compiled import compiled
 
 # Affine transforms
 

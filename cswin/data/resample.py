@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import float32, float64, int32
 
-from cswin.data.compiled import compiled
+from cswin.compiled import compiled
 
 DIGITS = 22
 _HALF = 1 << (DIGITS - 1)

@@ -7,27 +7,10 @@ each stripe: it never sees a neighbouring stripe.
 from __future__ import annotations
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, nn, ops
 
 from cswin.model.precision import Precision
 from cswin.model.stripes import Stripes
-
-
-def lepe_selection(height: int, width: int) -> np.ndarray:
-    """Constant that spreads a 3x3 kernel into the stripe's token-to-token matrix.
-
-    Returns:
-        float32, shape (N * N, 9) with N = height * width: entry [i * N + j, tap] is 1 where token j lies at the tap's
-        offset from token i inside the stripe. `selection @ weight.reshape(C, 9).T` is one N x N matrix per channel.
-    """
-    tokens = height * width
-    selection = np.zeros((height, width, height, width, 9), np.float32)
-    for tap, (dy, dx) in enumerate((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
-        for y in range(max(0, -dy), min(height, height - dy)):
-            for x in range(max(0, -dx), min(width, width - dx)):
-                selection[y, x, y + dy, x + dx, tap] = 1.0
-    return selection.reshape(tokens * tokens, 9)
 
 
 class DepthwiseWeight(nn.Cell):
@@ -62,25 +45,6 @@ class ConvolutionLePE(nn.Cell):
         return y.reshape(-1, self.head_dim, self.cut.tokens).transpose(0, 2, 1)
 
 
-class MatrixLePE(nn.Cell):
-    """LePE as one N x N matrix per channel, which the CPU multiplies faster than it convolves narrow stripes."""
-
-    def __init__(self, cut: Stripes, heads: int, head_dim: int):
-        super().__init__()
-        self.heads, self.head_dim, self.dim, self.tokens = heads, head_dim, heads * head_dim, cut.tokens
-        self.selection = Tensor(lepe_selection(cut.height, cut.width))
-        self.matmul, self.batch_matmul = ops.MatMul(transpose_b=True), ops.BatchMatMul()
-
-    def construct(self, v, weight, bias):
-        """v: (windows, N, head_dim) -> the same shape, float32."""
-        matrix = self.matmul(weight.reshape(self.dim, 9), self.selection).reshape(self.dim, self.tokens, self.tokens)
-        channels = v.astype(ms.float32).reshape(-1, self.heads, self.tokens, self.head_dim).transpose(1, 3, 2, 0)
-        y = self.batch_matmul(matrix, channels.reshape(self.dim, self.tokens, -1))
-        y = y.reshape(self.dim, -1) + bias.reshape(self.dim, 1)
-        y = y.reshape(self.heads, self.head_dim, self.tokens, -1).transpose(3, 0, 2, 1)
-        return y.reshape(-1, self.tokens, self.head_dim)
-
-
 class StripeAttention(nn.Cell):
     """Multi-head attention with LePE inside stripes of one shape.
 
@@ -89,7 +53,7 @@ class StripeAttention(nn.Cell):
         dim: channels of this branch.
         num_heads: heads of this branch.
         formats: number formats of products and stream.
-        lepe: `MatrixLePE` or `ConvolutionLePE` of this cut; holds constants only, so that a stage's blocks share it.
+        lepe: `ConvolutionLePE` or `cpu.LePE` of this cut; without parameters, so that a stage's blocks share it.
     """
 
     def __init__(self, cut: Stripes, dim: int, num_heads: int, formats: Precision, lepe: nn.Cell):

@@ -1,20 +1,43 @@
-"""Operations with gradients written out for MindSpore's CPU kernels.
+"""Operations with gradients written out for MindSpore's CPU kernels, or by compiled kernels of our own.
 
-Each cell computes exactly what the plain formulation computes, up to rounding; what differs is which kernels do it. What
-was measured (benchmarks/README.md): the gradient of BiasAdd, of LayerNorm and of GELU (a power), a transposition, and a
-sum over the last of more than two axes each take 4 to 30 ns per number; a product with a row of ones, an elementwise
-operation on equal shapes and a gather of whole rows take 0.3 to 1 ns.
+Each cell computes exactly what the plain formulation computes, up to rounding; what differs is how. What was measured
+(benchmarks/README.md): the gradient of BiasAdd, of LayerNorm and of GELU (a power), a transposition, and a sum over the
+last of more than two axes each take 4 to 30 ns per number; a gather of whole rows takes 0.4, a compiled kernel that
+passes once over memory 0.3 to 2.
 """
 
 from __future__ import annotations
 
-import math
+import zlib
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops.operations._pyfunc_registry import add_pyfunc
 
+from cswin.model import kernels
 from cswin.model.formulation import LAYER_NORM_EPSILON
+
+
+def compiled_operation(function: Callable, name: str, shapes: Callable, outputs: int = 1) -> ops.Custom:
+    """A function of float32 arrays as an operation of MindSpore's graphs on the CPU.
+
+    Args:
+        function: takes and returns NumPy arrays.
+        name: unique to what it computes. MindSpore would tell functions apart by their addresses; a graph from its cache
+            finds them by name in another process too.
+        shapes: the results' shapes from the arguments'.
+        outputs: number of results.
+    """
+
+    def dtypes(*_):
+        return ms.float32 if outputs == 1 else (ms.float32,) * outputs
+
+    operation, number = ops.Custom(function, shapes, dtypes, "pyfunc"), zlib.crc32(f"cswin {name}".encode())
+    add_pyfunc(number, function)
+    operation.add_prim_attr("fn_id", number)
+    return operation
 
 
 class Linear(nn.Cell):
@@ -40,38 +63,77 @@ class Linear(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm of rows: x (M, C), weight (C,), bias (C,) -> result, normalised rows (M, C), 1 / deviation (M, 1)."""
+    """LayerNorm of rows: x (M, C), weight (C,), bias (C,) -> result (M, C), each row's mean and 1 / deviation (M, 2)."""
 
     def __init__(self):
         super().__init__()
-        self.mean = ops.ReduceMean(keep_dims=True)
-        self.bias_add = ops.BiasAdd()
-        self.sum = ops.ReduceSum()
+
+        def forward(x, weight, bias):
+            return kernels.layer_norm(x, weight, bias, epsilon=LAYER_NORM_EPSILON)
+
+        def forward_shapes(x, weight, bias):
+            return x, (x[0], 2)
+
+        def gradient_shapes(x, weight, statistics, dy):
+            return x, weight, weight
+
+        self.forward = compiled_operation(forward, "layer_norm", forward_shapes, 2)
+        self.gradient = compiled_operation(kernels.layer_norm_gradient, "layer_norm_gradient", gradient_shapes, 3)
 
     def construct(self, x, weight, bias):
-        centred = x - self.mean(x, -1)
-        scale = 1.0 / ops.sqrt(self.mean(centred * centred, -1) + LAYER_NORM_EPSILON)
-        normal = centred * scale
-        return self.bias_add(normal * weight, bias), normal, scale
+        return self.forward(x, weight, bias)
 
     def bprop(self, x, weight, bias, out, dout):
-        dy, normal, scale = dout[0], out[1], out[2]
-        scaled = dy * weight
-        correlation = self.mean(scaled * normal, -1)
-        dx = (scaled - normal * correlation - self.mean(scaled, -1)) * scale
-        return dx, self.sum(dy * normal, 0), self.sum(dy, 0)
+        return self.gradient(x, weight, out[1], dout[0])
 
 
 class Gelu(nn.Cell):
-    """x Phi(x), Phi the normal distribution's cumulative function; the second result, Phi(x), is kept for the gradient."""
+    """x Phi(x), Phi the normal distribution's cumulative function; any shape, computed in float32."""
+
+    def __init__(self):
+        super().__init__()
+
+        def shape(x, *_):
+            return x
+
+        self.forward = compiled_operation(kernels.gelu, "gelu", shape)
+        self.gradient = compiled_operation(kernels.gelu_gradient, "gelu_gradient", shape)
 
     def construct(self, x):
-        phi = ops.erf(x * math.sqrt(0.5)) * 0.5 + 0.5
-        return x * phi, phi
+        return self.forward(x.astype(ms.float32)).astype(x.dtype)
 
     def bprop(self, x, out, dout):
-        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
-        return (dout[0] * (x * density + out[1]),)
+        return (self.gradient(x.astype(ms.float32), dout.astype(ms.float32)).astype(x.dtype),)
+
+
+class LePE(nn.Cell):
+    """A depthwise 3x3 convolution inside windows of height x width tokens; holds no parameters."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+
+        def forward(v, weight, bias):
+            return kernels.lepe(v, weight, bias, height=height, width=width)
+
+        def gradient(v, weight, dout):
+            return kernels.lepe_gradient(v, weight, dout, height=height, width=width)
+
+        def forward_shape(v, weight, bias):
+            return v
+
+        def gradient_shapes(v, weight, dout):
+            return v, weight, weight[:1]
+
+        self.forward = compiled_operation(forward, f"lepe {height} {width}", forward_shape)
+        self.gradient = compiled_operation(gradient, f"lepe_gradient {height} {width}", gradient_shapes, 3)
+
+    def construct(self, v, weight, bias):
+        """v: (windows, N, head_dim) -> the same shape, float32."""
+        return self.forward(v.astype(ms.float32), weight, bias)
+
+    def bprop(self, v, weight, bias, out, dout):
+        dv, dweight, dbias = self.gradient(v.astype(ms.float32), weight, dout)
+        return dv.astype(v.dtype), dweight, dbias
 
 
 class TakeRows(nn.Cell):

@@ -8,7 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from cswin.model.attention import ConvolutionLePE, MatrixLePE, StripeAttention
+from cswin.model import cpu
+from cswin.model.attention import ConvolutionLePE, StripeAttention
 from cswin.model.formulation import resolve
 from cswin.model.layers import ConvTokens, Gelu, LayerNorm, Linear
 from cswin.model.precision import Precision, precision
@@ -37,8 +38,10 @@ class StageConstants:
         dim, heads = arch.dims[stage], arch.num_heads[stage]
         self.cuts = branches(arch, stage)
         self.layout = (RowLayout if form == "CPU" else TransposeLayout)(self.cuts, dim, heads)
-        lepe = MatrixLePE if form == "CPU" else ConvolutionLePE
-        self.lepes = [lepe(cut, heads // len(self.cuts), dim // heads) for cut in self.cuts]
+        if form == "CPU":
+            self.lepes = [cpu.LePE(cut.height, cut.width) for cut in self.cuts]
+        else:
+            self.lepes = [ConvolutionLePE(cut, heads // len(self.cuts), dim // heads) for cut in self.cuts]
 
 
 class Block(nn.Cell):

@@ -70,11 +70,10 @@ class Gelu(nn.Cell):
 
     def __init__(self, formulation: str | None = None):
         super().__init__()
-        self.by_parts = resolve(formulation) == "CPU"
-        self.gelu = cpu.Gelu() if self.by_parts else nn.GELU(approximate=False)
+        self.gelu = cpu.Gelu() if resolve(formulation) == "CPU" else nn.GELU(approximate=False)
 
     def construct(self, x):
-        return self.gelu(x)[0] if self.by_parts else self.gelu(x)
+        return self.gelu(x)
 
 
 class ConvTokens(nn.Cell):

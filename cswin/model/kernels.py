@@ -1,0 +1,255 @@
+"""The network's operations that MindSpore's CPU kernels are slow at, as loops in one pass over memory: GELU, LayerNorm, LePE.
+
+All arrays are float32, contiguous. Work is cut into pieces that depend on shapes alone, and the pieces' sums are added in their
+order, so that the number of threads does not change a bit. The compiler may reorder sums within a row to fill vectors: results
+differ between kinds of machines by rounding, as those of MindSpore's own products do.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
+import numpy as np
+from numba import float32, int32
+
+from cswin.compiled import compiled
+
+PIECE = 1 << 18  # numbers in a piece of work: many times what handing it over costs, and small against a layer
+kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "kernel")
+
+
+def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
+    """Number, first row and last (excluded) of each piece of `rows` rows of `width` numbers."""
+    step = max(1, PIECE // width)
+    return [(i, first, min(first + step, rows)) for i, first in enumerate(range(0, rows, step))]
+
+
+def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
+    """Call `work` with every piece, on all cores that the process may use."""
+    if len(pieces) == 1:
+        work(*pieces[0])
+    else:
+        list(_threads().map(lambda piece: work(*piece), pieces))
+
+
+# GELU
+
+# Phi(x) - 1/2 = x P(x^2) / Q(x^2) up to |x| = 3.9 sqrt(2), within 2e-8 relative before rounding: a minimax fit, made for this
+# project by iteratively reweighted least squares on erf. Beyond, Phi is 0 or 1 to float32's resolution of 1.
+_END = np.float32(3.9 * math.sqrt(2.0))
+_P0, _P1, _P2, _P3, _P4, _P5 = np.float32(
+    [0.3989422619342804, 0.0335288941860199, 0.004655259661376476, 0.00016521547513548285, 6.299071628745878e-06, 2.283142030989893e-08]
+)
+_Q1, _Q2, _Q3, _Q4, _Q5 = np.float32(
+    [0.2507108747959137, 0.028454868122935295, 0.0018642980139702559, 7.233682845253497e-05, 1.195937215925369e-06]
+)
+# e^r on |r| <= ln(2) / 2, within 3e-9 relative before rounding: interpolation in Chebyshev's points.
+_E2, _E3, _E4, _E5, _E6 = np.float32(
+    [0.5000000047118066, 0.1666641551464946, 0.04166635289598705, 0.008375126398416404, 0.00139411084810623]
+)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
+_HALF, _ONE, _LEAST = np.float32(0.5), np.float32(1), np.float32(-87)  # e^-87: near the smallest normal number
+_BIAS, _MANTISSA = np.float32(127), np.float32(1 << 23)
+_DENSITY = np.float32(1 / math.sqrt(2 * math.pi))
+
+
+@kernel
+def _phi(x):
+    """The normal distribution's cumulative function of a float32 other than NaN."""
+    c = min(max(x, -_END), _END)
+    t = c * c
+    p = ((((_P5 * t + _P4) * t + _P3) * t + _P2) * t + _P1) * t + _P0
+    q = ((((_Q5 * t + _Q4) * t + _Q3) * t + _Q2) * t + _Q1) * t + _ONE
+    return c * p / q + _HALF
+
+
+@kernel
+def _gelu(x, y):
+    for i in range(len(x)):
+        y[i] = x[i] * _phi(x[i])
+
+
+@kernel
+def _gelu_gradient(x, dy, dx):
+    bits, fraction = np.empty(1024, np.int32), np.empty(1024, np.float32)
+    power = bits.view(np.float32)
+    for begin in range(0, len(x), 1024):
+        u, du, result = x[begin : begin + 1024], dy[begin : begin + 1024], dx[begin : begin + 1024]
+        for i in range(len(u)):  # e^(-u^2 / 2) = 2^k e^r
+            t = max(float32(-_HALF * u[i] * u[i]), _LEAST)
+            k = np.floor(t * _LOG2_E + _HALF)
+            r = (t - k * _LN2_HIGH) - k * _LN2_LOW
+            fraction[i] = (((((_E6 * r + _E5) * r + _E4) * r + _E3) * r + _E2) * r + _ONE) * r + _ONE
+            bits[i] = int32((k + _BIAS) * _MANTISSA)  # 2^k: its exponent's bits, in float32's place for them
+        for i in range(len(u)):
+            result[i] = du[i] * (u[i] * (_DENSITY * fraction[i] * power[i]) + _phi(u[i]))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x Phi(x), Phi the normal distribution's cumulative function; any shape."""
+    y = np.empty_like(x)
+    a, b = x.reshape(-1), y.reshape(-1)
+    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _pieces(a.size, 1))
+    return y
+
+
+def gelu_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """dy (Phi(x) + x phi(x)), phi = Phi'."""
+    dx = np.empty_like(x)
+    a, b, c = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _pieces(a.size, 1))
+    return dx
+
+
+# LayerNorm
+
+
+@kernel
+def _layer_norm(x, weight, bias, epsilon, y, statistics, first, last):
+    width = x.shape[1]
+    share = _ONE / float32(width)
+    for row in range(first, last):
+        total = float32(0)
+        for j in range(width):
+            total += x[row, j]
+        mean = total * share
+        squares = float32(0)
+        for j in range(width):
+            squares += (x[row, j] - mean) * (x[row, j] - mean)
+        scale = _ONE / np.sqrt(squares * share + epsilon)
+        for j in range(width):
+            y[row, j] = (x[row, j] - mean) * scale * weight[j] + bias[j]
+        statistics[row, 0], statistics[row, 1] = mean, scale
+
+
+@kernel
+def _layer_norm_gradient(x, weight, statistics, dy, dx, sums, first, last):
+    """`sums` (2, C) of the piece: of dy times the normalised rows, and of dy."""
+    width = x.shape[1]
+    share = _ONE / float32(width)
+    sums[:] = float32(0)
+    for row in range(first, last):
+        mean, scale = statistics[row, 0], statistics[row, 1]
+        total, correlation = float32(0), float32(0)
+        for j in range(width):
+            g = dy[row, j] * weight[j]
+            total += g
+            correlation += g * ((x[row, j] - mean) * scale)
+        total, correlation = total * share, correlation * share
+        for j in range(width):
+            normal = (x[row, j] - mean) * scale
+            dx[row, j] = (dy[row, j] * weight[j] - total - normal * correlation) * scale
+            sums[0, j] += dy[row, j] * normal
+            sums[1, j] += dy[row, j]
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """LayerNorm of rows (arXiv 1607.06450): (M, C), (C,), (C,) -> result (M, C), each row's mean and 1 / deviation (M, 2)."""
+    y, statistics = np.empty_like(x), np.empty((len(x), 2), np.float32)
+
+    def work(_, first, last):
+        _layer_norm(x, weight, bias, np.float32(epsilon), y, statistics, first, last)
+
+    _carry_out(work, _pieces(*x.shape))
+    return y, statistics
+
+
+def layer_norm_gradient(
+    x: np.ndarray, weight: np.ndarray, statistics: np.ndarray, dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients for x, weight and bias."""
+    pieces, dx = _pieces(*x.shape), np.empty_like(x)
+    sums = np.empty((len(pieces), 2, x.shape[1]), np.float32)
+
+    def work(i, first, last):
+        _layer_norm_gradient(x, weight, statistics, dy, dx, sums[i], first, last)
+
+    _carry_out(work, pieces)
+    total = sums.sum(0)
+    return dx, total[0], total[1]
+
+
+# LePE
+
+
+@kernel
+def _lepe(v, taps, bias, height, width, y, first, last):
+    heads, depth = bias.shape
+    for window in range(first, last):
+        head = window % heads
+        for row in range(height):
+            for column in range(width):
+                to = row * width + column
+                for c in range(depth):
+                    y[window, to, c] = bias[head, c]
+                for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
+                    for dx in range(max(0, 1 - column), min(3, width + 1 - column)):
+                        at = to + (dy - 1) * width + dx - 1
+                        for c in range(depth):
+                            y[window, to, c] += taps[head, dy * 3 + dx, c] * v[window, at, c]
+
+
+@kernel
+def _lepe_gradient(v, taps, height, width, dout, dv, sums, first, last):
+    """`sums` (heads, 10, depth) of the piece: for the nine taps and the bias."""
+    heads, depth = taps.shape[0], taps.shape[2]
+    sums[:] = float32(0)
+    for window in range(first, last):
+        head = window % heads
+        dv[window] = float32(0)
+        for row in range(height):
+            for column in range(width):
+                to = row * width + column
+                for c in range(depth):
+                    sums[head, 9, c] += dout[window, to, c]
+                for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
+                    for dx in range(max(0, 1 - column), min(3, width + 1 - column)):
+                        at, tap = to + (dy - 1) * width + dx - 1, dy * 3 + dx
+                        for c in range(depth):
+                            dv[window, at, c] += taps[head, tap, c] * dout[window, to, c]
+                            sums[head, tap, c] += v[window, at, c] * dout[window, to, c]
+
+
+def _by_tap(weight: np.ndarray, depth: int) -> np.ndarray:
+    """(heads * depth, 1, 3, 3) -> (heads, 9, depth)."""
+    return np.ascontiguousarray(weight.reshape(-1, depth, 9).transpose(0, 2, 1))
+
+
+def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Depthwise 3x3 convolution, zero-padded inside each window of height x width tokens.
+
+    Args:
+        v: (windows, height * width, depth), the windows of a stripe's heads one after another.
+        weight: (heads * depth, 1, 3, 3).
+        bias: (heads * depth,).
+    """
+    windows, tokens, depth = v.shape
+    y, taps, bias = np.empty_like(v), _by_tap(weight, depth), bias.reshape(-1, depth)
+    _carry_out(lambda _, first, last: _lepe(v, taps, bias, height, width, y, first, last), _pieces(windows, tokens * depth))
+    return y
+
+
+def lepe_gradient(
+    v: np.ndarray, weight: np.ndarray, dout: np.ndarray, *, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients for v, weight and bias."""
+    windows, tokens, depth = v.shape
+    taps, dv, pieces = _by_tap(weight, depth), np.empty_like(v), _pieces(windows, tokens * depth)
+    sums = np.empty((len(pieces), len(taps), 10, depth), np.float32)
+
+    def work(i, first, last):
+        _lepe_gradient(v, taps, height, width, dout, dv, sums[i], first, last)
+
+    _carry_out(work, pieces)
+    total = sums.sum(0)
+    dweight = np.ascontiguousarray(total[:, :9].transpose(0, 2, 1)).reshape(weight.shape)
+    return dv, dweight, np.ascontiguousarray(total[:, 9]).reshape(-1)
