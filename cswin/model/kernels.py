@@ -47,7 +47,14 @@ def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, in
 # project by iteratively reweighted least squares on erf. Beyond, Phi is 0 or 1 to float32's resolution of 1.
 _END = np.float32(3.9 * math.sqrt(2.0))
 _P0, _P1, _P2, _P3, _P4, _P5 = np.float32(
-    [0.3989422619342804, 0.0335288941860199, 0.004655259661376476, 0.00016521547513548285, 6.299071628745878e-06, 2.283142030989893e-08]
+    [
+        0.3989422619342804,
+        0.0335288941860199,
+        0.004655259661376476,
+        0.00016521547513548285,
+        6.299071628745878e-06,
+        2.283142030989893e-08,
+    ]
 )
 _Q1, _Q2, _Q3, _Q4, _Q5 = np.float32(
     [0.2507108747959137, 0.028454868122935295, 0.0018642980139702559, 7.233682845253497e-05, 1.195937215925369e-06]
@@ -57,7 +64,11 @@ _E2, _E3, _E4, _E5, _E6 = np.float32(
     [0.5000000047118066, 0.1666641551464946, 0.04166635289598705, 0.008375126398416404, 0.00139411084810623]
 )
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
-_HALF, _ONE, _LEAST = np.float32(0.5), np.float32(1), np.float32(-87)  # e^-87: near the smallest normal number
+_HALF, _ONE, _LEAST = (
+    np.float32(0.5),
+    np.float32(1),
+    np.float32(-87),
+)  # e^-87 is near the smallest normal number: 0 from here on
 _BIAS, _MANTISSA = np.float32(127), np.float32(1 << 23)
 _DENSITY = np.float32(1 / math.sqrt(2 * math.pi))
 
@@ -88,7 +99,8 @@ def _gelu_gradient(x, dy, dx):
             t = max(float32(-_HALF * u[i] * u[i]), _LEAST)
             k = np.floor(t * _LOG2_E + _HALF)
             r = (t - k * _LN2_HIGH) - k * _LN2_LOW
-            fraction[i] = (((((_E6 * r + _E5) * r + _E4) * r + _E3) * r + _E2) * r + _ONE) * r + _ONE
+            power_of_e = (((((_E6 * r + _E5) * r + _E4) * r + _E3) * r + _E2) * r + _ONE) * r + _ONE
+            fraction[i] = power_of_e if t > _LEAST else float32(0)
             bits[i] = int32((k + _BIAS) * _MANTISSA)  # 2^k: its exponent's bits, in float32's place for them
         for i in range(len(u)):
             result[i] = du[i] * (u[i] * (_DENSITY * fraction[i] * power[i]) + _phi(u[i]))
