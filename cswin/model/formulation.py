@@ -3,7 +3,8 @@
 `Ascend`: the operations that an accelerator's library has in one piece (LayerNorm, convolution, transposition), with
 gradients by automatic differentiation; shapes of any batch. It runs everywhere, and is what is exported.
 
-`CPU`: the same functions from the operations that MindSpore's CPU kernels are fast at (`cswin.model.cpu`). Measured in
+`CPU`: the same functions from the operations that MindSpore's CPU kernels are fast at and compiled loops of our own, with
+gradients written out (`cswin.model.cpu`, `cswin.model.kernels`). Measured in
 benchmarks/README.md.
 """
 
