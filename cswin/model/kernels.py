@@ -18,13 +18,18 @@ from numba import float32, int32
 
 from cswin.compiled import compiled
 
-PIECE = 1 << 18  # numbers in a piece of work: many times what handing it over costs, and small against a layer
+PIECE = 1 << 16  # numbers in a piece of work: many times what handing it over costs, and small against a layer
 kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning
 
 
 @cache
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "kernel")
+    return ThreadPoolExecutor(_cores(), "kernel")
 
 
 def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
@@ -34,11 +39,17 @@ def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
 
 
 def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
-    """Call `work` with every piece, on all cores that the process may use."""
-    if len(pieces) == 1:
-        work(*pieces[0])
-    else:
-        list(_threads().map(lambda piece: work(*piece), pieces))
+    """Call `work` with every piece, on all cores that the process may use, this thread's among them."""
+
+    def share(number: int) -> None:
+        for piece in pieces[number::cores]:
+            work(*piece)
+
+    cores = min(_cores(), len(pieces))
+    others = [_threads().submit(share, number) for number in range(1, cores)]
+    share(0)
+    for other in others:
+        other.result()
 
 
 # GELU
