@@ -1,7 +1,7 @@
 """The network's operations that MindSpore's CPU kernels are slow at, as loops in one pass over memory: GELU, LayerNorm, LePE.
 
-All arrays are float32, contiguous. Work is cut into pieces that depend on shapes alone, and the pieces' sums are added in their
-order, so that the number of threads does not change a bit. The compiler may reorder sums within a row to fill vectors: results
+All arrays are float32, contiguous. Where sums over rows are taken, work is cut into pieces that depend on shapes alone, and the
+pieces' sums are added in their order, so that the number of threads does not change a bit. The compiler may reorder sums within a row to fill vectors: results
 differ between kinds of machines by rounding, as those of MindSpore's own products do.
 """
 
@@ -36,6 +36,12 @@ def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
     """Number, first row and last (excluded) of each piece of `rows` rows of `width` numbers."""
     step = max(1, PIECE // width)
     return [(i, first, min(first + step, rows)) for i, first in enumerate(range(0, rows, step))]
+
+
+def _parts(rows: int, width: int) -> list[tuple[int, int, int]]:
+    """The same, as few as keep all cores busy: where nothing is summed over rows, the cut changes no result."""
+    count = max(1, min(_cores(), rows * width // PIECE))
+    return [(i, i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
 def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
@@ -121,7 +127,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """x Phi(x), Phi the normal distribution's cumulative function; any shape."""
     y = np.empty_like(x)
     a, b = x.reshape(-1), y.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _pieces(a.size, 1))
+    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _parts(a.size, 1))
     return y
 
 
@@ -129,7 +135,7 @@ def gelu_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """dy (Phi(x) + x phi(x)), phi = Phi'."""
     dx = np.empty_like(x)
     a, b, c = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _pieces(a.size, 1))
+    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _parts(a.size, 1))
     return dx
 
 
@@ -182,7 +188,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, epsilon: 
     def work(_, first, last):
         _layer_norm(x, weight, bias, np.float32(epsilon), y, statistics, first, last)
 
-    _carry_out(work, _pieces(*x.shape))
+    _carry_out(work, _parts(*x.shape))
     return y, statistics
 
 
@@ -257,7 +263,7 @@ def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, height: int, wi
     """
     windows, tokens, depth = v.shape
     y, taps, bias = np.empty_like(v), _by_tap(weight, depth), bias.reshape(-1, depth)
-    _carry_out(lambda _, first, last: _lepe(v, taps, bias, height, width, y, first, last), _pieces(windows, tokens * depth))
+    _carry_out(lambda _, first, last: _lepe(v, taps, bias, height, width, y, first, last), _parts(windows, tokens * depth))
     return y
 
 
