@@ -82,8 +82,8 @@ def test_lepe_and_its_gradients(height, width, small_pieces):
             dv[part] += arriving * tap
             dweight[:, :, y, x] = (arriving * padded[part]).sum((0, 2, 3))
     wanted += bias.reshape(1, heads, 1, 1, depth)
-    assert within(kernels.lepe(v, weight, bias, height=height, width=width), wanted.reshape(v.shape), 1e-6)
-    found = kernels.lepe_gradient(v, weight, dout, height=height, width=width)
+    assert within(kernels.lepe(v, weight, bias, width=width), wanted.reshape(v.shape), 1e-6)
+    found = kernels.lepe_gradient(v, weight, dout, width=width)
     assert within(found[0], dv[:, :, 1:-1, 1:-1].reshape(v.shape), 1e-6)
     assert within(found[1], dweight.reshape(weight.shape), 2e-6)
     assert within(found[2], arriving.sum((0, 2, 3)).reshape(-1), 2e-6)
@@ -99,8 +99,8 @@ def test_the_number_of_threads_changes_no_bit(small_pieces, monkeypatch):
             y, statistics = kernels.layer_norm(x, w, w, epsilon=1e-5)
             results = [kernels.gelu(x), kernels.gelu_gradient(x, dy), y]
             results += kernels.layer_norm_gradient(x, w, statistics, dy)
-            results += [kernels.lepe(v, weight, weight[:, 0, 0, 0].copy(), height=2, width=3)]
-            results += kernels.lepe_gradient(v, weight, dout, height=2, width=3)
+            results += [kernels.lepe(v, weight, weight[:, 0, 0, 0].copy(), width=3)]
+            results += kernels.lepe_gradient(v, weight, dout, width=3)
         found.append(b"".join(np.ascontiguousarray(a).tobytes() for a in results))
     assert found[0] == found[1] == found[2]
 
@@ -109,7 +109,7 @@ def test_results_lie_in_one_piece_of_memory():
     """MindSpore takes no others."""
     v, weight = draw(4, 9, 3), draw(3, 1, 3, 3)
     for results in (
-        kernels.lepe_gradient(v, weight, v, height=3, width=3),
+        kernels.lepe_gradient(v, weight, v, width=3),
         kernels.layer_norm_gradient(draw(4, 8), draw(8), draw(4, 2), draw(4, 8)),
         kernels.layer_norm(draw(4, 8), draw(8), draw(8), epsilon=1e-5),
     ):

@@ -107,16 +107,16 @@ class Gelu(nn.Cell):
 
 
 class LePE(nn.Cell):
-    """A depthwise 3x3 convolution inside windows of height x width tokens; holds no parameters."""
+    """A depthwise 3x3 convolution inside windows of `width` tokens a row, zero-padded; holds no parameters."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, width: int):
         super().__init__()
 
         def forward(v, weight, bias):
-            return kernels.lepe(v, weight, bias, height=height, width=width)
+            return kernels.lepe(v, weight, bias, width=width)
 
         def gradient(v, weight, dout):
-            return kernels.lepe_gradient(v, weight, dout, height=height, width=width)
+            return kernels.lepe_gradient(v, weight, dout, width=width)
 
         def forward_shape(v, weight, bias):
             return v
@@ -124,8 +124,8 @@ class LePE(nn.Cell):
         def gradient_shapes(v, weight, dout):
             return v, weight, weight[:1]
 
-        self.forward = compiled_operation(forward, f"lepe {height} {width}", forward_shape)
-        self.gradient = compiled_operation(gradient, f"lepe_gradient {height} {width}", gradient_shapes, 3)
+        self.forward = compiled_operation(forward, f"lepe {width}", forward_shape)
+        self.gradient = compiled_operation(gradient, f"lepe_gradient {width}", gradient_shapes, 3)
 
     def construct(self, v, weight, bias):
         """v: (windows, N, head_dim) -> the same shape, float32."""

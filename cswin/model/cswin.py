@@ -39,7 +39,7 @@ class StageConstants:
         self.cuts = branches(arch, stage)
         self.layout = (RowLayout if form == "CPU" else TransposeLayout)(self.cuts, dim, heads)
         if form == "CPU":
-            self.lepes = [cpu.LePE(cut.height, cut.width) for cut in self.cuts]
+            self.lepes = [cpu.LePE(cut.width) for cut in self.cuts]
         else:
             self.lepes = [ConvolutionLePE(cut, heads // len(self.cuts), dim // heads) for cut in self.cuts]
 

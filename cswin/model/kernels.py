@@ -211,49 +211,55 @@ def layer_norm_gradient(
 
 
 @kernel
-def _lepe(v, taps, bias, height, width, y, first, last):
-    heads, depth = bias.shape
+def _lepe(v, taps, bias, depth, y, first, last):
+    """v, y: (windows, tokens * depth). taps: (heads, 9, width * depth), bias: (heads, width * depth): repeated along a stripe's row."""
+    heads, line = bias.shape
+    height = v.shape[1] // line
     for window in range(first, last):
         head = window % heads
         for row in range(height):
-            for column in range(width):
-                to = row * width + column
-                for c in range(depth):
-                    y[window, to, c] = bias[head, c]
-                for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
-                    for dx in range(max(0, 1 - column), min(3, width + 1 - column)):
-                        at = to + (dy - 1) * width + dx - 1
-                        for c in range(depth):
-                            y[window, to, c] += taps[head, dy * 3 + dx, c] * v[window, at, c]
+            to = y[window, row * line : (row + 1) * line]
+            to[:] = bias[head]
+            for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
+                at = v[window, (row + dy - 1) * line : (row + dy) * line]
+                for dx in range(3):
+                    shift = (dx - 1) * depth
+                    tap, source, target = taps[head, dy * 3 + dx], at[max(0, shift) :], to[max(0, -shift) :]
+                    for i in range(line - abs(shift)):
+                        target[i] += tap[i] * source[i]
 
 
 @kernel
-def _lepe_gradient(v, taps, height, width, dout, dv, sums, first, last):
-    """`sums` (heads, 10, depth) of the piece: for the nine taps and the bias."""
-    heads, depth = taps.shape[0], taps.shape[2]
+def _lepe_gradient(v, taps, depth, dout, dv, sums, first, last):
+    """`sums` (heads, 10, width * depth) of the piece: for the nine taps and the bias."""
+    heads, line = taps.shape[0], taps.shape[2]
+    height = v.shape[1] // line
     sums[:] = float32(0)
     for window in range(first, last):
         head = window % heads
         dv[window] = float32(0)
         for row in range(height):
-            for column in range(width):
-                to = row * width + column
-                for c in range(depth):
-                    sums[head, 9, c] += dout[window, to, c]
-                for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
-                    for dx in range(max(0, 1 - column), min(3, width + 1 - column)):
-                        at, tap = to + (dy - 1) * width + dx - 1, dy * 3 + dx
-                        for c in range(depth):
-                            dv[window, at, c] += taps[head, tap, c] * dout[window, to, c]
-                            sums[head, tap, c] += v[window, at, c] * dout[window, to, c]
+            to = dout[window, row * line : (row + 1) * line]
+            for i in range(line):
+                sums[head, 9, i] += to[i]
+            for dy in range(max(0, 1 - row), min(3, height + 1 - row)):
+                begin = (row + dy - 1) * line
+                at, back = v[window, begin : begin + line], dv[window, begin : begin + line]
+                for dx in range(3):
+                    shift = (dx - 1) * depth
+                    tap, total, target = taps[head, dy * 3 + dx], sums[head, dy * 3 + dx], to[max(0, -shift) :]
+                    source, slope = at[max(0, shift) :], back[max(0, shift) :]
+                    for i in range(line - abs(shift)):
+                        slope[i] += tap[i] * target[i]
+                        total[i] += source[i] * target[i]
 
 
-def _by_tap(weight: np.ndarray, depth: int) -> np.ndarray:
-    """(heads * depth, 1, 3, 3) -> (heads, 9, depth)."""
-    return np.ascontiguousarray(weight.reshape(-1, depth, 9).transpose(0, 2, 1))
+def _along_rows(numbers: np.ndarray, depth: int, width: int) -> np.ndarray:
+    """(heads * depth, n) -> (heads, n, width * depth), the same for each token of a row."""
+    return np.tile(numbers.reshape(-1, depth, numbers.shape[1]).transpose(0, 2, 1), (1, 1, width))
 
 
-def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, height: int, width: int) -> np.ndarray:
+def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, width: int) -> np.ndarray:
     """Depthwise 3x3 convolution, zero-padded inside each window of height x width tokens.
 
     Args:
@@ -262,23 +268,20 @@ def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, height: int, wi
         bias: (heads * depth,).
     """
     windows, tokens, depth = v.shape
-    y, taps, bias = np.empty_like(v), _by_tap(weight, depth), bias.reshape(-1, depth)
-    _carry_out(lambda _, first, last: _lepe(v, taps, bias, height, width, y, first, last), _parts(windows, tokens * depth))
-    return y
+    y, flat = np.empty((windows, tokens * depth), np.float32), v.reshape(windows, -1)
+    taps, bias = _along_rows(weight.reshape(-1, 9), depth, width), _along_rows(bias[:, None], depth, width)[:, 0]
+    _carry_out(lambda _, first, last: _lepe(flat, taps, bias, depth, y, first, last), _parts(*flat.shape))
+    return y.reshape(v.shape)
 
 
 def lepe_gradient(
-    v: np.ndarray, weight: np.ndarray, dout: np.ndarray, *, height: int, width: int
+    v: np.ndarray, weight: np.ndarray, dout: np.ndarray, *, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients for v, weight and bias."""
     windows, tokens, depth = v.shape
-    taps, dv, pieces = _by_tap(weight, depth), np.empty_like(v), _pieces(windows, tokens * depth)
-    sums = np.empty((len(pieces), len(taps), 10, depth), np.float32)
-
-    def work(i, first, last):
-        _lepe_gradient(v, taps, height, width, dout, dv, sums[i], first, last)
-
-    _carry_out(work, pieces)
-    total = sums.sum(0)
-    dweight = np.ascontiguousarray(total[:, :9].transpose(0, 2, 1)).reshape(weight.shape)
-    return dv, dweight, np.ascontiguousarray(total[:, 9]).reshape(-1)
+    flat, arriving, taps = v.reshape(windows, -1), dout.reshape(windows, -1), _along_rows(weight.reshape(-1, 9), depth, width)
+    dv, pieces = np.empty_like(flat), _pieces(*flat.shape)
+    sums = np.empty((len(pieces), len(taps), 10, width * depth), np.float32)
+    _carry_out(lambda i, first, last: _lepe_gradient(flat, taps, depth, arriving, dv, sums[i], first, last), pieces)
+    total = np.ascontiguousarray(sums.sum(0).reshape(len(taps), 10, width, depth).sum(2).transpose(0, 2, 1)).reshape(-1, 10)
+    return dv.reshape(v.shape), np.ascontiguousarray(total[:, :9]).reshape(weight.shape), np.ascontiguousarray(total[:, 9])
