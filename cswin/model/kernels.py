@@ -1,8 +1,9 @@
 """The network's operations that MindSpore's CPU kernels are slow at, as loops in one pass over memory: GELU, LayerNorm, LePE.
 
 All arrays are float32, contiguous. Where sums over rows are taken, work is cut into pieces that depend on shapes alone, and the
-pieces' sums are added in their order, so that the number of threads does not change a bit. The compiler may reorder sums within a row to fill vectors: results
-differ between kinds of machines by rounding, as those of MindSpore's own products do.
+pieces' sums are added in their order; elsewhere cuts fall between rows or whole vectors: the number of cores does not change a
+bit. The compiler may reorder sums within a row to fill vectors: results differ between kinds of machines by rounding, as those of
+MindSpore's own products do.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def _parts(rows: int, width: int) -> list[tuple[int, int, int]]:
     """The same, as few as keep all cores busy: where nothing is summed over rows, the cut changes no result."""
     count = max(1, min(_cores(), rows * width // PIECE))
     return [(i, i * rows // count, (i + 1) * rows // count) for i in range(count)]
+
+
+def _runs(size: int) -> list[tuple[int, int, int]]:
+    """The same for `size` numbers in a row, cut at multiples of 64: no cut leaves a vector half filled."""
+    return [(i, 64 * first, min(64 * last, size)) for i, first, last in _parts(-(-size // 64), 64)]
 
 
 def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
@@ -127,7 +133,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """x Phi(x), Phi the normal distribution's cumulative function; any shape."""
     y = np.empty_like(x)
     a, b = x.reshape(-1), y.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _parts(a.size, 1))
+    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _runs(a.size))
     return y
 
 
@@ -135,7 +141,7 @@ def gelu_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """dy (Phi(x) + x phi(x)), phi = Phi'."""
     dx = np.empty_like(x)
     a, b, c = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _parts(a.size, 1))
+    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _runs(a.size))
     return dx
 
 
