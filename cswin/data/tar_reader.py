@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import subprocess
 import sys
 import tarfile
@@ -230,8 +229,3 @@ def _checked_parts(path: Path, header: tarfile.TarInfo) -> tuple[str, ...]:
             f"{path}: member {name!r} has a path that leads out of its folder; nothing was written there, repack it"
         )
     return parts
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -9,7 +9,6 @@ MindSpore's own products do.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -18,19 +17,15 @@ import numpy as np
 from numba import float32, int32
 
 from cswin.compiled import compiled
+from cswin.cores import usable_cores
 
 PIECE = 1 << 16  # numbers in a piece of work: many times what handing it over costs, and small against a layer
 kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning
 
 
 @cache
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-@cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores(), "kernel")
+    return ThreadPoolExecutor(usable_cores(), "kernel")
 
 
 def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
@@ -41,7 +36,7 @@ def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
 
 def _parts(rows: int, width: int) -> list[tuple[int, int, int]]:
     """The same, as few as keep all cores busy: where nothing is summed over rows, the cut changes no result."""
-    count = max(1, min(_cores(), rows * width // PIECE))
+    count = max(1, min(usable_cores(), rows * width // PIECE))
     return [(i, i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
@@ -57,7 +52,7 @@ def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, in
         for piece in pieces[number::cores]:
             work(*piece)
 
-    cores = min(_cores(), len(pieces))
+    cores = min(usable_cores(), len(pieces))
     others = [_threads().submit(share, number) for number in range(1, cores)]
     share(0)
     for other in others:
@@ -87,13 +82,9 @@ _E2, _E3, _E4, _E5, _E6 = np.float32(
     [0.5000000047118066, 0.1666641551464946, 0.04166635289598705, 0.008375126398416404, 0.00139411084810623]
 )
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
-_HALF, _ONE, _LEAST = (
-    np.float32(0.5),
-    np.float32(1),
-    np.float32(-87),
-)  # e^-87 is near the smallest normal number: 0 from here on
+_LEAST = np.float32(-87)  # e^-87 is near the smallest normal number: 0 from here on
 _BIAS, _MANTISSA = np.float32(127), np.float32(1 << 23)
-_DENSITY = np.float32(1 / math.sqrt(2 * math.pi))
+_HALF, _ONE, _DENSITY = np.float32(0.5), np.float32(1), np.float32(1 / math.sqrt(2 * math.pi))
 
 
 @kernel
