@@ -16,16 +16,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cswin.atomic import atomic_path
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
-
-if TYPE_CHECKING:
-    from cswin.model.cswin import CSWin
+from cswin.model.weights import Layout
 
 SUFFIXES = (".ckpt", ".safetensors")
 PYTORCH_SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar; see cswin.convert
@@ -196,44 +193,31 @@ def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | Non
     return Checkpoint(parsed, weights, ema or None)
 
 
-def load_into(network: CSWin, weights: Mapping[str, np.ndarray], *, architecture_of_file: Architecture,
-              allow_new_head: bool = False, allow_new_resolution: bool = False,
-              source: str | Path = "the checkpoint") -> list[str]:  # fmt: skip
-    """Set a network's parameters; nothing is changed unless everything fits.
+def fitting_weights(weights: Mapping[str, np.ndarray], found: Architecture, wanted: Architecture,
+                    free: Iterable[str] = (), source: str | Path = "the checkpoint") -> dict[str, np.ndarray]:  # fmt: skip
+    """The weights that a network takes from a checkpoint: all of them, or all but the head where that has other classes.
 
     Args:
-        network: a CSWin.
         weights: float32 arrays by parameter name.
-        architecture_of_file: what the weights belong to.
-        allow_new_head: the number of classes may differ; the head then keeps the network's own values.
-        allow_new_resolution: image_size and split_size may differ (no parameter's shape depends on them): fine-tuning at
-            another resolution. The function that the weights compute is another one then.
+        found: the architecture that they belong to.
+        wanted: the network's.
+        free: what may differ: `num_classes` (the head is left out then), `image_size` and `split_size` (no parameter's shape
+            depends on them; the function that the weights compute is another one then).
         source: named in errors.
-
-    Returns:
-        Names of the parameters that kept the network's own values.
 
     Raises:
         UserError: if the architectures differ (with the keys) or parameters are missing, surplus or misshapen (with the names).
     """
-    allowed = ({"num_classes"} if allow_new_head else set()) | ({"image_size", "split_size"} if allow_new_resolution else set())
-    differences = [d for d in architecture_of_file.differences(network.arch) if d.split(":")[0] not in allowed]
+    differences = [d for d in found.differences(wanted) if d.split(":")[0] not in free]
     if differences:
         raise UserError(f"{source}: holds another architecture than the network: " + "; ".join(differences))
-    parameters = {p.name: p for p in network.get_parameters()}
-    kept = list(HEAD) if architecture_of_file.num_classes != network.arch.num_classes else []
-    check_parameters({k: v.shape for k, v in weights.items() if k not in kept},
-                     {k: p.shape for k, p in parameters.items() if k not in kept}, source)  # fmt: skip
-    import mindspore as ms
-
-    for name, parameter in parameters.items():
-        if name not in kept:
-            # Into the parameter's own memory: a compiled graph does not notice new memory (set_data).
-            ms.ops.assign(parameter, ms.Tensor(np.ascontiguousarray(weights[name], np.float32)))
-    return kept
+    shapes = Layout.of(found).shapes
+    check_parameters({name: value.shape for name, value in weights.items()}, shapes, source)
+    left_out = HEAD if found.num_classes != wanted.num_classes else ()
+    return {name: weights[name] for name in shapes if name not in left_out}
 
 
-def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str | Path) -> None:
+def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str | Path = "the checkpoint") -> None:
     """Compare names and shapes.
 
     Raises:

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import ops
 from scipy.special import logsumexp
 
 from cswin.checkpoint import Checkpoint, Preprocessing
@@ -16,9 +14,7 @@ from cswin.config.settings import Runtime
 from cswin.data.loader import EvalBatch, EvalTask, eval_batches
 from cswin.data.sources import Source
 from cswin.data.transforms import EvalTransform
-from cswin.model.cswin import CSWin
-from cswin.model.precision import Precision, precision
-from cswin.model.variants import Architecture
+from cswin.inference import Predictor
 from cswin.predictions import Predictions
 from cswin.ranks import ALONE, Ranks
 
@@ -28,48 +24,22 @@ def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:
     return Predictions(**{field.name: ranks.gather(getattr(predictions, field.name)) for field in fields(predictions)})
 
 
-class Evaluator:
-    """A network for evaluation, compiled once for one batch size.
+def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterable[EvalBatch]) -> dict[str, Predictions]:
+    """Predictions of each set of weights on the same batches, ordered by position.
 
     Args:
-        arch, formats: as for `CSWin`.
-        batch_size: of the compiled graph; the last batch is padded and the padding is not counted.
+        predictor: the network.
+        weight_sets: weights by parameter name, by the set's name.
+        batches: labelled images, each decoded once for all sets.
     """
-
-    def __init__(self, arch: Architecture, formats: Precision, batch_size: int):
-        self.network = CSWin(arch, formats)
-        self.network.set_train(False)
-        self.batch_size, self.classes = batch_size, arch.num_classes
-        self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
-        self.parameters = {p.name: p for p in self.network.get_parameters()}
-        network = self.network
-
-        @ms.jit
-        def forward(images):
-            return network(images)
-
-        self.forward = forward
-
-    def compile(self) -> None:
-        """Compile now what `run` would at its first batch."""
-        self.forward(ms.Tensor(np.zeros((self.batch_size, *self.image_shape), np.float32)))
-
-    def run(self, weights: Mapping[str, Any], batches: Iterable[EvalBatch]) -> Predictions:
-        """Predictions of the network with these weights (arrays or tensors by name), ordered by position."""
-        for name, parameter in self.parameters.items():
-            value = weights[name]
-            # Into the parameter's own memory: a compiled graph does not notice new memory (set_data).
-            ops.assign(parameter, value if isinstance(value, ms.Tensor) else ms.Tensor(value))
-        parts = [_judge(self._logits(b.images), b.labels, b.positions) for b in batches]
-        nothing = np.zeros(0, np.int64)
-        return Predictions.join(parts or [_judge(np.zeros((0, self.classes)), nothing, nothing)])  # more ranks than images
-
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        """(n, classes) of up to batch_size images."""
-        n = len(images)
-        if n < self.batch_size:
-            images = np.concatenate([images, np.zeros((self.batch_size - n, *images.shape[1:]), images.dtype)])
-        return self.forward(ms.Tensor(images)).asnumpy()[:n]
+    on_device = {which: predictor.on_device(weights) for which, weights in weight_sets.items()}
+    nothing = np.zeros(0, np.int64)
+    parts = {which: [] for which in weight_sets}
+    for batch in batches:
+        for which, weights in on_device.items():
+            parts[which].append(_judge(predictor.logits(weights, batch.images), batch.labels, batch.positions))
+    none = [_judge(np.zeros((0, predictor.classes)), nothing, nothing)]  # more ranks than images
+    return {which: Predictions.join(found or none) for which, found in parts.items()}
 
 
 def evaluate_checkpoint(
@@ -95,13 +65,10 @@ def evaluate_checkpoint(
         std=preprocessing.std,
         interpolation=preprocessing.interpolation,
     )
-    evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
-    weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
-    results = {
-        which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)), ranks)
-        for which, weights in weight_sets.items()
-        if weights is not None
-    }
+    predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size)
+    weight_sets = {"raw": checkpoint.weights} | ({} if checkpoint.ema is None else {"ema": checkpoint.ema})
+    batches = eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)
+    results = {which: gathered(found, ranks) for which, found in judge(predictor, weight_sets, batches).items()}
     for which, predictions in results.items():
         if source.images is not None and len(predictions.labels) != source.images:
             raise RuntimeError(f"{which}: {len(predictions.labels)} of {source.images} images were judged")

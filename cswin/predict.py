@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from cswin.checkpoint import Checkpoint, Preprocessing, load_into
+from cswin.checkpoint import Checkpoint, Preprocessing
 from cswin.data.decode import as_frame, decode_rgb
 from cswin.data.transforms import EvalTransform
 from cswin.errors import BadImage, UserError
@@ -109,28 +109,15 @@ class Classifier:
     """
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int):
-        import mindspore as ms
+        from cswin.inference import Predictor
 
-        from cswin.model.cswin import CSWin
-
-        arch = checkpoint.record.architecture
-        network = CSWin(arch)
-        network.set_train(False)
-        load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
+        self.predictor = Predictor(checkpoint.record.architecture, batch_size)
+        self.weights = self.predictor.on_device(checkpoint.best_weights())
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
-
-        @ms.jit
-        def forward(images):
-            return network(images)
-
-        self._tensor, self._forward = ms.Tensor, forward
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(n, C, H, W) float32, n up to the batch size -> (n, classes) float64."""
-        n = len(images)
-        padding = np.zeros((self.batch_size - n, *images.shape[1:]), np.float32)
-        logits = self._forward(self._tensor(np.concatenate([images, padding]))).asnumpy()[:n]
-        return softmax(logits.astype(np.float64), axis=1)
+        return softmax(self.predictor.logits(self.weights, images).astype(np.float64), axis=1)
 
     def guesses(self, images: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
         """The best classes of each image; equal ones in the order of their numbers."""

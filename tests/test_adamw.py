@@ -6,9 +6,11 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore import Tensor, nn
+from networks import begin
 
 from cswin.config.settings import Optimizer
+from cswin.model.weights import Layout, Piece
 from cswin.train.step import AdamW, TrainStep
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "adamw_clip_ema.npz")
@@ -18,9 +20,14 @@ SHAPES = [tuple(shape) for shape in json.loads(str(GOLDEN["shapes"]))]
 class Weights(nn.Cell):
     """A matrix and a bias, and nothing computed from them."""
 
-    def __init__(self, values: np.ndarray):
+    def __init__(self):
         super().__init__()
-        self.matrix, self.bias = (Parameter(Tensor(v), name=n) for v, n in zip(split(values), ("matrix", "bias"), strict=True))
+        self.layout, self.form = Layout([Piece({"matrix": SHAPES[0], "bias": SHAPES[1]})]), "CPU"
+
+
+def begun(settings: Optimizer) -> TrainStep:
+    step = TrainStep(Weights(), settings, GOLDEN["lr"].astype(np.float32))
+    return begin(step, dict(zip(("matrix", "bias"), split(GOLDEN["w0"]), strict=True)))
 
 
 def split(values: np.ndarray) -> list[np.ndarray]:
@@ -31,7 +38,7 @@ def split(values: np.ndarray) -> list[np.ndarray]:
 def compiled_update(step: TrainStep):
     @ms.jit  # a tuple of tensors as an argument would be a constant, compiled anew each time
     def update(loss, matrix, bias):
-        return step.update(loss, (matrix, bias))
+        return step.update(loss, (matrix.reshape(-1), bias))
 
     return lambda loss, gradients: update(Tensor(loss, ms.float32), *map(Tensor, split(gradients))).asnumpy()
 
@@ -39,7 +46,7 @@ def compiled_update(step: TrainStep):
 def compiled_adam(adam: AdamW):
     @ms.jit
     def apply(matrix, bias, lr):
-        return adam((matrix, bias), lr)
+        return adam((matrix.reshape(-1), bias), lr)
 
     return lambda gradients, lr: apply(*map(Tensor, split(gradients)), Tensor(lr, ms.float32))
 
@@ -51,7 +58,7 @@ def flat(parameters) -> np.ndarray:
 def test_update_equals_60_golden_steps():
     assert (GOLDEN["grad_norm"] > 5).any() and (GOLDEN["grad_norm"] < 5).any()  # both sides of the clip
     settings = Optimizer(weight_decay=0.05, clip_norm=5.0, ema_decay=0.99, amp_level="O0")
-    step = TrainStep(Weights(GOLDEN["w0"]), settings, GOLDEN["lr"].astype(np.float32))
+    step = begun(settings)
     update = compiled_update(step)
     for i, gradients in enumerate(GOLDEN["grads"]):
         figures = dict(zip(TrainStep.OUTPUTS, update(1.5, gradients), strict=True))
@@ -67,8 +74,7 @@ def test_moments_and_bias_correction_equal_the_formula():
     """At rates, betas and an epsilon other than the golden ones; decay on the matrix alone."""
     beta1, beta2, eps, decay, lr = 0.8, 0.95, 1e-3, 0.3, 0.02
     settings = Optimizer(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, ema_decay=0.9)
-    cell = Weights(GOLDEN["w0"])
-    adam = AdamW(ParameterTuple(cell.trainable_params()), settings)
+    adam = begun(settings).optimizer
     apply = compiled_adam(adam)
     decays = np.concatenate([np.full(np.prod(shape), decay * (len(shape) > 1)) for shape in SHAPES])
     w, m, v = GOLDEN["w0"].astype(np.float32).astype(float), 0.0, 0.0
@@ -76,7 +82,7 @@ def test_moments_and_bias_correction_equal_the_formula():
         apply(g, lr)
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
         w = w * (1 - lr * decays) - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
-        np.testing.assert_allclose(flat(adam.parameters_), w, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(flat(adam.weights), w, rtol=0, atol=1e-6)
     np.testing.assert_allclose(flat(adam.moment1), m, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(flat(adam.moment2), v, rtol=1e-5, atol=1e-6)
 
@@ -84,14 +90,13 @@ def test_moments_and_bias_correction_equal_the_formula():
 @pytest.mark.parametrize("warmup", [False, True])
 def test_ema_warmup_shortens_the_memory_of_the_first_steps(warmup):
     """min(decay, (1 + t) / (10 + t)) with t updates done before this one; without it, the decay itself."""
-    cell = Weights(GOLDEN["w0"])
-    adam = AdamW(ParameterTuple(cell.trainable_params()), Optimizer(ema_decay=0.5, ema_warmup=warmup))
+    adam = begun(Optimizer(ema_decay=0.5, ema_warmup=warmup)).optimizer
     apply, decays = compiled_adam(adam), []
     ema = flat(adam.ema).astype(float)
     for t, g in enumerate(GOLDEN["grads"][:12]):
         apply(g, 0.1)
         decays.append(min(0.5, (1 + t) / (10 + t)) if warmup else 0.5)
-        ema = decays[-1] * ema + (1 - decays[-1]) * flat(adam.parameters_)
+        ema = decays[-1] * ema + (1 - decays[-1]) * flat(adam.weights)
         np.testing.assert_allclose(flat(adam.ema), ema, rtol=0, atol=1e-6)
     assert decays[0] == (0.1 if warmup else 0.5) and decays[-1] == 0.5
 
@@ -101,7 +106,7 @@ def test_without_clipping_gradients_go_in_whole():
     moments = {}
     for clip in (None, 5.0):
         settings = Optimizer(clip_norm=clip, amp_level="O0")
-        step = TrainStep(Weights(GOLDEN["w0"]), settings, GOLDEN["lr"].astype(np.float32))
+        step = begun(settings)
         compiled_update(step)(1.0, gradients)
         moments[clip] = flat(step.optimizer.moment1)
     norm = np.linalg.norm(gradients)

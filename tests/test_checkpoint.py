@@ -9,13 +9,16 @@ import sys
 import mindspore as ms
 import numpy as np
 import pytest
+from networks import cut
 from safetensors import safe_open
 
 from cswin import checkpoint as module
-from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing, load_checkpoint, load_into, save_checkpoint
+from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing, fitting_weights, load_checkpoint, save_checkpoint
 from cswin.errors import UserError
-from cswin.model.cswin import CSWin, initialise
+from cswin.inference import Predictor
+from cswin.model.cswin import CSWin
 from cswin.model.variants import Architecture
+from cswin.model.weights import initial_weights
 from cswin.provenance import cann_version, git_commit, versions
 
 ARCH = Architecture(8, (1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2), image_size=32, num_classes=3)
@@ -27,19 +30,9 @@ def preprocessing(arch=ARCH):
     return Preprocessing(arch.image_size, 0.9, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def network_of(arch=ARCH, seed=0):
-    network = CSWin(arch)
-    initialise(network, np.random.default_rng(seed))
-    return network
-
-
-def values(network):
-    return {p.name: p.asnumpy().copy() for p in network.get_parameters()}
-
-
 @pytest.fixture
 def example():
-    weights = values(network_of())
+    weights = initial_weights(ARCH, np.random.default_rng(0))
     ema = {k: v + np.float32(1) for k, v in weights.items()}
     provenance = {"config": {"base_lr": 1e-3}, "stage": "stage1", "epoch": 7, "git": None}
     return Checkpoint(CheckpointRecord(ARCH, NAMES, preprocessing(), provenance), weights, ema)
@@ -77,11 +70,10 @@ def test_bytes_depend_on_the_content_alone(tmp_path, example, suffix):
 
 def test_mindspore_reads_the_weights_under_their_plain_names(tmp_path, example):
     save_checkpoint(tmp_path / "model.ckpt", example)
-    network = network_of(seed=1)
-    missing, surplus = ms.load_param_into_net(network, ms.load_checkpoint(str(tmp_path / "model.ckpt"), crc_check=True))
-    assert missing == [] and all(k.startswith("ema.") or k == "cswin_record" for k in surplus)
-    for key, value in values(network).items():
-        np.testing.assert_array_equal(value, example.weights[key])
+    read = ms.load_checkpoint(str(tmp_path / "model.ckpt"), crc_check=True)
+    assert set(example.weights) == {k for k in read if not k.startswith("ema.") and k != "cswin_record"}
+    for key, value in example.weights.items():
+        np.testing.assert_array_equal(read[key].asnumpy(), value)
 
 
 def test_other_tools_read_the_safetensors(tmp_path, example):
@@ -131,7 +123,7 @@ def test_a_changed_record_is_refused(tmp_path, example):
 
 
 def test_foreign_missing_and_misnamed_files(tmp_path, example):
-    ms.save_checkpoint(network_of(), str(tmp_path / "foreign.ckpt"))
+    ms.save_checkpoint(ms.nn.Dense(2, 3), str(tmp_path / "foreign.ckpt"))
     for name, message in (
         ("foreign.ckpt", "convert-weights"),
         ("none.ckpt", "is not a file"),
@@ -179,70 +171,64 @@ def test_record_must_fit_together():
     assert Preprocessing(32, 0.9, (0.1, 0.2, 0.3), (1, 1, 1), channels=1).mean == (0.1, 0.2, 0.3)
 
 
-def test_load_into_sets_every_parameter(example):
-    network = network_of(seed=1)
-    assert load_into(network, example.weights, architecture_of_file=ARCH) == []
-    for key, value in values(network).items():
+def test_weights_of_the_same_architecture_are_taken_whole(example):
+    taken = fitting_weights(example.weights, ARCH, ARCH)
+    assert taken.keys() == example.weights.keys()
+    for key, value in taken.items():
         np.testing.assert_array_equal(value, example.weights[key])
 
 
-def test_load_into_reaches_a_compiled_graph(example):
-    network = network_of(seed=1)
+def test_one_compiled_graph_serves_any_weights(example):
+    predictor = Predictor(ARCH, 2)
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    other = initial_weights(ARCH, np.random.default_rng(1))
+    found = {}
+    for name, weights in (("other", other), ("example", example.weights), ("again", other)):
+        found[name] = predictor.logits(predictor.on_device(weights), images)
+    network = CSWin(ARCH)
+    wanted = network(ms.Tensor(images), cut(network, example.weights)).asnumpy()
+    np.testing.assert_allclose(found["example"], wanted, atol=1e-5)
+    assert np.abs(found["other"] - wanted).max() > 1e-3
+    np.testing.assert_array_equal(found["other"], found["again"])
+    np.testing.assert_array_equal(predictor.logits(predictor.on_device(other), images[:1]), found["other"][:1])
 
-    @ms.jit
-    def forward(images):
-        return network(images)
 
-    images = ms.Tensor(np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32))
-    before = forward(images).asnumpy()
-    load_into(network, example.weights, architecture_of_file=ARCH)
-    wanted = network_of()(images).asnumpy()
-    assert np.abs(before - wanted).max() > 1e-3
-    np.testing.assert_allclose(forward(images).asnumpy(), wanted, atol=1e-5)
-
-
-def refused(network, weights, architecture, message, **options):
-    before = values(network)
+def refused(weights, found, wanted, message, free=()):
     with pytest.raises(UserError, match=message) as error:
-        load_into(network, weights, architecture_of_file=architecture, source="some.ckpt", **options)
+        fitting_weights(weights, found, wanted, free, "some.ckpt")
     assert str(error.value).startswith("some.ckpt")
-    for key, value in values(network).items():
-        np.testing.assert_array_equal(value, before[key])
 
 
-def test_load_into_refuses_other_stripes(example):
+def test_other_stripes_are_refused(example):
     """Weights of equal shapes, another function."""
     arch = ARCH.replace(image_size=64, split_size=(2, 2, 2, 2))
     other = ARCH.replace(image_size=64)
-    refused(network_of(arch), example.weights, other, r"split_size: \[1, 1, 1, 1\], not \[2, 2, 2, 2\]")
-    refused(network_of(arch), example.weights, ARCH, "image_size: 32, not 64")
-    network = network_of(arch, seed=1)
-    assert load_into(network, example.weights, architecture_of_file=ARCH, allow_new_resolution=True) == []
-    np.testing.assert_array_equal(values(network)["head.weight"], example.weights["head.weight"])
+    refused(example.weights, other, arch, r"split_size: \[1, 1, 1, 1\], not \[2, 2, 2, 2\]")
+    refused(example.weights, ARCH, arch, "image_size: 32, not 64")
+    taken = fitting_weights(example.weights, ARCH, arch, ("image_size", "split_size"))
+    np.testing.assert_array_equal(taken["head.weight"], example.weights["head.weight"])
     heads = ARCH.replace(num_heads=(4, 4, 4, 4))
-    refused(network_of(), example.weights, heads, "num_heads", allow_new_resolution=True, allow_new_head=True)
+    refused(example.weights, heads, ARCH, "num_heads", ("image_size", "split_size", "num_classes"))
 
 
-def test_load_into_lists_what_does_not_fit(example):
+def test_what_does_not_fit_is_listed(example):
     weights = dict(example.weights)
     weights["head.bias"] = np.zeros(4, np.float32)
     del weights["norm.weight"]
     weights["extra.weight"] = np.zeros(1, np.float32)
     listed = "1 missing:\n  norm.weight (64,)\n1 surplus:\n  extra.weight (1,)\n1 misshapen:\n  head.bias (4,), not (3,)"
-    refused(network_of(seed=1), weights, ARCH, re.escape(listed))
+    refused(weights, ARCH, ARCH, re.escape(listed))
+    with pytest.raises(UserError, match=re.escape(listed)):
+        Predictor(ARCH, 1).on_device(weights)
 
 
 def test_a_new_head_only_when_asked(example):
     arch = ARCH.replace(num_classes=5)
-    refused(network_of(arch, seed=1), example.weights, ARCH, "num_classes: 3, not 5")
-    network = network_of(arch, seed=1)
-    own = values(network)
-    kept = load_into(network, example.weights, architecture_of_file=ARCH, allow_new_head=True)
-    assert kept == ["head.weight", "head.bias"]
-    now = values(network)
-    np.testing.assert_array_equal(now["head.weight"], own["head.weight"])
-    np.testing.assert_array_equal(now["norm.bias"], example.weights["norm.bias"])
-    refused(network, {}, ARCH, "missing", allow_new_head=True)
+    refused(example.weights, ARCH, arch, "num_classes: 3, not 5")
+    taken = fitting_weights(example.weights, ARCH, arch, ("num_classes",))
+    assert example.weights.keys() - taken.keys() == {"head.weight", "head.bias"}
+    np.testing.assert_array_equal(taken["norm.bias"], example.weights["norm.bias"])
+    refused({}, ARCH, arch, "missing", ("num_classes",))
 
 
 def test_provenance(tmp_path, monkeypatch):

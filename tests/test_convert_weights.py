@@ -14,15 +14,17 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from networks import cut, initialised, named_gradients
 
-from cswin.checkpoint import load_checkpoint, load_into
+from cswin.checkpoint import load_checkpoint
 from cswin.commands import convert_weights as command
-from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
+from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.convert import Options, convert_weights
 from cswin.convert.torch_file import open_torch_file
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin
 from cswin.model.variants import VARIANTS, Architecture
+from cswin.model.weights import Layout
 
 DATA = Path(__file__).parent / "data"
 GOLDEN_PTH = DATA / "cswin_two_branch.pth"
@@ -126,8 +128,7 @@ def test_the_authors_file_gives_the_authors_logits(tmp_path, golden, weights, su
     assert loaded.record.preprocessing.crop_ratio == 0.9 and loaded.record.class_names[9] == "9"
     assert loaded.record.provenance["conversions"][0]["weights"] == "state_dict_ema"
     network = CSWin(loaded.record.architecture)
-    load_into(network, loaded.best_weights(), architecture_of_file=loaded.record.architecture)
-    logits = network(ms.Tensor(golden["x"])).asnumpy()
+    logits = network(ms.Tensor(golden["x"]), cut(network, loaded.best_weights())).asnumpy()
     assert np.abs(logits - golden["logits"]).max() < 1e-5
 
 
@@ -303,17 +304,25 @@ def test_parameters_that_do_not_fit_are_listed_and_nothing_is_written(tmp_path, 
     assert (tmp_path / "out.ckpt").read_text() == "what was there before"
 
 
+def shapes_of(arch):
+    return Layout.of(arch).shapes
+
+
 COLLAPSED = Architecture(8, (1, 2, 1, 1), (1, 8, 2, 2), (2, 1, 2, 4), image_size=64, in_channels=1, mlp_ratio=3.0)
 
 
 @pytest.mark.parametrize("arch", [VARIANTS["cswin_64_12211_tiny_224"], COLLAPSED], ids=["tiny", "collapsed"])
 def test_parameter_shapes_are_the_networks(arch):
-    assert parameter_shapes(arch) == {p.name: p.shape for p in CSWin(arch).get_parameters()}
+    """Every gradient has its parameter's shape, and none is missing: the network takes what the layout says."""
+    network, weights = initialised(arch.replace(depth=(1, 1, 1, 1), num_classes=3), 0)
+    images = ms.Tensor(np.zeros((1, arch.in_channels, arch.image_size, arch.image_size), np.float32))
+    parts = ms.grad(lambda *weights: network(images, weights).sum(), tuple(range(len(weights))))(*weights)
+    assert {k: v.shape for k, v in named_gradients(network, parts).items()} == network.layout.shapes
 
 
 def test_inference_from_shapes():
     def infer(name, choice=Choice(), **changes):  # noqa: B008 (frozen)
-        return infer_architecture(parameter_shapes(VARIANTS[name].replace(**changes)), choice, "a.pth")
+        return infer_architecture(shapes_of(VARIANTS[name].replace(**changes)), choice, "a.pth")
 
     tiny, small, base = "cswin_64_12211_tiny_224", "cswin_64_24322_small_224", "cswin_96_24322_base_384"
     assert infer(tiny, num_classes=21841) == VARIANTS[tiny].replace(num_classes=21841)
@@ -331,7 +340,7 @@ def test_inference_from_shapes():
         infer(tiny, Choice(arch=tiny, image_size=256))
     wide = VARIANTS[tiny].replace(image_size=64, split_size=(1, 2, 2, 2), mlp_ratio=3.0, in_channels=1)
     choice = Choice(image_size=64, split_size=(1, 2, 2, 2), num_heads=(2, 4, 8, 16))
-    assert infer_architecture(parameter_shapes(wide), choice, "a.pth") == wide
+    assert infer_architecture(shapes_of(wide), choice, "a.pth") == wide
 
 
 def test_a_record_is_not_overruled(tmp_path):
@@ -393,7 +402,7 @@ def test_channels_other_than_an_images_need_their_own_mean(tmp_path):
     from safetensors.numpy import save_file
 
     arch = VARIANTS["cswin_32_1121_digits_32"].replace(in_channels=2)
-    save_file({k: np.zeros(s, np.float32) for k, s in parameter_shapes(arch).items()}, tmp_path / "bands.safetensors")
+    save_file({k: np.zeros(s, np.float32) for k, s in shapes_of(arch).items()}, tmp_path / "bands.safetensors")
     with pytest.raises(UserError, match="2 channels: give --mean"):
         convert_weights(tmp_path / "bands.safetensors", tmp_path / "a.safetensors")
     given = {"mean": (0.1, 0.2), "std": (0.3, 0.4)}

@@ -3,14 +3,16 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
+from networks import TwoLayers, begin, cut, named_gradients
 from reference_training import ReferenceTraining
 
 from cswin.config.settings import Optimizer, Schedule
 from cswin.data.mixup import one_hot
-from cswin.model.cswin import CSWin, initialise
+from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.variants import Architecture
+from cswin.model.weights import initial_weights
 from cswin.train.schedule import learning_rates
 from cswin.train.step import TrainStep
 
@@ -20,11 +22,8 @@ BATCH, STEPS = 8, 50
 TOLERANCE = 2e-5  # measured: 4e-6 of the loss, 1e-6 of the weights
 
 
-def make_network() -> CSWin:
-    network = CSWin(ARCH)
-    network.set_train()
-    initialise(network, np.random.default_rng(3))
-    return network
+def start() -> dict[str, np.ndarray]:
+    return initial_weights(ARCH, np.random.default_rng(3))
 
 
 def fixed_batches(count: int = 4):
@@ -43,21 +42,21 @@ def fixed_batches(count: int = 4):
 
 
 def reference_network():
-    """Logits and pulled-back gradients of a second network, whose weights are set before each call."""
-    network = make_network()
-    parameters = network.trainable_params()
+    """Logits and pulled-back gradients of a second network, whose weights are arguments."""
+    network = CSWin(ARCH)
+    layout, parts = network.layout, 2 * len(network.layout.pieces)
 
-    def weighted(images, factors, gradient):
-        logits = network(images, factors)
+    def weighted(images, factors, gradient, *weights):
+        logits = network(images, weights, factors)
         return (logits * gradient).sum(), logits
 
-    differentiate = ms.jit(ms.value_and_grad(weighted, None, parameters, has_aux=True))
+    differentiate = ms.jit(ms.value_and_grad(weighted, tuple(range(3, 3 + parts)), None, has_aux=True))
 
     def call(weights, images, factors, gradient):
-        for parameter, weight in zip(parameters, weights, strict=True):
-            ops.assign(parameter, Tensor(weight.astype(np.float32)))
-        (_, logits), gradients = differentiate(Tensor(images), Tensor(factors), Tensor(gradient.astype(np.float32)))
-        return logits.asnumpy(), [g.asnumpy() for g in gradients]
+        named = dict(zip(layout.shapes, weights, strict=True))
+        inputs = Tensor(images), Tensor(factors), Tensor(gradient.astype(np.float32))
+        (_, logits), gradients = differentiate(*inputs, *cut(network, named))
+        return logits.asnumpy(), list(named_gradients(network, gradients).values())
 
     def logits(weights, images, factors):
         return call(weights, images, factors, np.zeros((len(images), ARCH.num_classes)))[0]
@@ -65,7 +64,7 @@ def reference_network():
     def pull_back(weights, images, factors, gradient):
         return call(weights, images, factors, gradient)[1]
 
-    return logits, pull_back, [p.asnumpy() for p in parameters]
+    return logits, pull_back
 
 
 @pytest.mark.slow
@@ -73,11 +72,10 @@ def test_fifty_steps_agree_with_the_float64_reference():
     settings = Optimizer(weight_decay=0.05, clip_norm=1.0, ema_decay=0.9, amp_level="O0")
     schedule = Schedule(base_lr=2e-3, warmup_lr=1e-6, min_lr=1e-5, warmup_length=2, cool_length=1, cool_lr=1e-4)
     rates = learning_rates(0, STEPS, 5, schedule, epochs=10)
-    network = make_network()
-    step = TrainStep(network, settings, rates)
-    logits, pull_back, start = reference_network()
+    step = begin(TrainStep(CSWin(ARCH), settings, rates), start())
+    logits, pull_back = reference_network()
     reference = ReferenceTraining(
-        logits, pull_back, start, base_lr=2e-3, warmup_lr=1e-6, min_lr=1e-5, warmup_steps=10, cosine_steps=45, cool_lr=1e-4,
+        logits, pull_back, list(start().values()), base_lr=2e-3, warmup_lr=1e-6, min_lr=1e-5, warmup_steps=10, cosine_steps=45, cool_lr=1e-4,
         weight_decay=0.05, clip_norm=1.0, ema_decay=0.9,
     )  # fmt: skip
     batches, losses, norms = fixed_batches(), [], []
@@ -92,27 +90,16 @@ def test_fifty_steps_agree_with_the_float64_reference():
         norms.append(theirs["grad_norm"])
     assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])  # it has learned, so agreement is not that of standing still
     assert min(norms) < 1.0 < max(norms)  # both sides of the clip
-    for parameter, ema, weight, average in zip(step.weights, step.optimizer.ema, reference.weights, reference.ema, strict=True):
-        np.testing.assert_allclose(parameter.asnumpy(), weight, rtol=0, atol=TOLERANCE, err_msg=parameter.name)
-        np.testing.assert_allclose(ema.asnumpy(), average, rtol=0, atol=TOLERANCE, err_msg=parameter.name)
-
-
-class TwoLayers(nn.Cell):
-    """Compiles in a second; drop path factors scale its hidden values, sample by sample."""
-
-    def __init__(self):
-        super().__init__()
-        rng = np.random.default_rng(3)
-        self.first = nn.Dense(3 * 32 * 32, 6, Tensor(rng.normal(0, 0.02, (6, 3072)), ms.float32), "zeros")
-        self.last = nn.Dense(6, ARCH.num_classes, Tensor(rng.normal(0, 0.3, (ARCH.num_classes, 6)), ms.float32), "zeros")
-
-    def construct(self, images, factors):
-        return self.last(ops.tanh(self.first(images.reshape(-1, 3072))) * factors[0].reshape(-1, 1))
+    for which, wanted in (("raw", reference.weights), ("ema", reference.ema)):
+        for (name, ours), theirs in zip(step.named_weights(which).items(), wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 def steps_of(accumulation: int, settings: Optimizer, batches: list, count: int = 6):
     """Figures and state after each of some steps."""
-    step = TrainStep(TwoLayers(), settings, np.full(count, 1e-3, np.float32), accumulation=accumulation)
+    network = TwoLayers(ms.float32)
+    step = TrainStep(network, settings, np.full(count, 1e-3, np.float32), accumulation=accumulation)
+    begin(step, network.start)
     for i in range(count):
         images, targets, factors = batches[i % len(batches)]
         parts = [np.arange(part, BATCH, accumulation) for part in range(accumulation)]  # need not be contiguous

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import ops
+from networks import cut, named_gradients
 
 from cswin.model.cswin import CSWin
 from cswin.model.variants import Architecture
@@ -34,12 +35,8 @@ def load(name, formulation):
     config["image_size"] = config.pop("img_size")
     network = CSWin(Architecture.from_dict(config), formulation=formulation)
     weights = {k.removeprefix("weight."): golden[k] for k in golden.files if k.startswith("weight.")}
-    parameters = {p.name: p for p in network.get_parameters()}
-    assert set(parameters) == set(weights)
-    for key, parameter in parameters.items():
-        assert parameter.shape == weights[key].shape
-        parameter.set_data(ms.Tensor(weights[key]))
-    return golden, network
+    assert network.layout.shapes == {name: value.shape for name, value in weights.items()}
+    return golden, network, cut(network, weights)
 
 
 def loss_of(logits, target):
@@ -47,22 +44,23 @@ def loss_of(logits, target):
 
 
 def differentiated(network, factors):
-    """(x, target) -> (loss, logits, features), (gradient of x, gradients of the parameters)."""
+    """(x, target, *weights) -> (loss, logits, features), (gradient of x, gradients of the weights)."""
 
-    def forward(x, target):
-        features = network.features(x, factors)
-        logits = network.classify(features[4])
-        return loss_of(logits, target), logits, features
+    def forward(x, target, *weights):
+        logits = network(x, weights, factors)
+        return loss_of(logits, target), logits, network.features(x, weights, factors)
 
-    return ms.value_and_grad(forward, 0, network.trainable_params(), has_aux=True)
+    parts = 2 * len(network.layout.pieces)
+    return ms.value_and_grad(forward, (0, *range(2, 2 + parts)), None, has_aux=True)
 
 
 def ones(network, samples):
     return ms.Tensor(np.ones((2 * sum(network.arch.depth), samples), np.float32))
 
 
-def check_gradients(network, golden, grad_x, grads):
-    compared = {"grad_x": grad_x} | {f"grad.{p.name}": g for p, g in zip(network.trainable_params(), grads, strict=True)}
+def check_gradients(golden, grad_x, named):
+    compared = {"grad_x": grad_x} | {f"grad.{name}": gradient for name, gradient in named.items()}
+    assert set(compared) == {key for key in golden.files if key.startswith("grad")}
     for key, value in compared.items():
         error = np.linalg.norm(value - golden[key]) / max(np.linalg.norm(golden[key]), 1e-6)
         assert error < 1e-4, (key, error)
@@ -71,37 +69,42 @@ def check_gradients(network, golden, grad_x, grads):
 @pytest.mark.parametrize("name, mode, formulation, phase", CASES)
 def test_logits_features_and_gradients(name, mode, formulation, phase):
     """In training with drop path factors of 1, which must change nothing."""
-    golden, network = load(name, formulation)
+    golden, network, weights = load(name, formulation)
     x, target = ms.Tensor(golden["x"]), ms.Tensor(golden["target"])
-    network.set_train(phase == "training")
     run = differentiated(network, ones(network, len(x)) if phase == "training" else None)
-    (loss, logits, features), (grad_x, grads) = (ms.jit(run) if mode == "graph" else run)(x, target)
+    (loss, logits, features), (grad_x, *grads) = (ms.jit(run) if mode == "graph" else run)(x, target, *weights)
     assert np.abs(logits.asnumpy() - golden["logits"]).max() < 1e-5
     assert abs(float(loss) - float(golden["loss"])) < 1e-6
     for key, value in zip(STAGES, features, strict=True):
         assert np.abs(value.asnumpy() - golden[f"feature.{key}"]).max() < 1e-5, key
-    check_gradients(network, golden, grad_x.asnumpy(), [g.asnumpy() for g in grads])
+    check_gradients(golden, grad_x.asnumpy(), named_gradients(network, tuple(grads)))
 
 
 @pytest.mark.parametrize("formulation", ["CPU", "Ascend"])
 @pytest.mark.parametrize("name", ["model_two_branch", "model_collapsed"])
 def test_any_batch_size_gives_each_sample_its_own_result(name, formulation):
     """Three samples as a batch of one and a batch of two: the same logits, and gradients that add up to the same."""
-    golden, network = load(name, formulation)
+    golden, network, weights = load(name, formulation)
     run = differentiated(network, None)
     parts = []
     for samples in (slice(0, 1), slice(1, 3)):
         x, target = golden["x"][samples], golden["target"][samples]
-        (_, logits, _), (grad_x, grads) = run(ms.Tensor(x), ms.Tensor(target))
+        (_, logits, _), (grad_x, *grads) = run(ms.Tensor(x), ms.Tensor(target), *weights)
         assert np.abs(logits.asnumpy() - golden["logits"][samples]).max() < 1e-5
-        parts.append([g.asnumpy() * len(x) / 3 for g in (grad_x, *grads)])
-    sums = [one + two for one, two in zip(parts[0][1:], parts[1][1:], strict=True)]
-    check_gradients(network, golden, np.concatenate([parts[0][0], parts[1][0]]), sums)
+        named = {"grad_x": grad_x.asnumpy()} | named_gradients(network, tuple(grads))
+        parts.append({name: value * len(x) / 3 for name, value in named.items()})
+    first, second = parts
+    grad_x = np.concatenate([first.pop("grad_x"), second.pop("grad_x")])
+    check_gradients(golden, grad_x, {name: first[name] + second[name] for name in first})
 
 
 def test_odd_batches_in_graph_mode():
-    golden, network = load("model_two_branch", "CPU")
-    run = ms.jit(network.construct)
+    golden, network, weights = load("model_two_branch", "CPU")
+
+    @ms.jit
+    def run(images):
+        return network(images, weights)
+
     for samples in ([0], [2, 0, 1, 1, 2]):
         logits = run(ms.Tensor(golden["x"][samples])).asnumpy()
         assert np.abs(logits - golden["logits"][samples]).max() < 1e-5

@@ -4,18 +4,20 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
+from networks import cut, initialised
 from scipy import special, stats
 
 from cswin.errors import UserError
 from cswin.model import cpu
 from cswin.model.attention import ConvolutionLePE
-from cswin.model.cswin import CSWin, initialise
+from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.formulation import resolve
 from cswin.model.layers import Gelu, LayerNorm, Linear
 from cswin.model.precision import precision
 from cswin.model.stripes import RowLayout, Stripes, TransposeLayout, branches
 from cswin.model.variants import Architecture
+from cswin.model.weights import initial_weights
 
 FORMULATIONS = ("CPU", "Ascend")
 ARCH = Architecture(8, (1, 1, 1, 1), (2, 2, 2, 1), (2, 2, 4, 4), image_size=32, num_classes=4)
@@ -53,24 +55,21 @@ def test_layer_norm_and_its_gradients(formulation):
     x[0, 0] = 1 + 1e-3 * rng.standard_normal(24)
     w, b, dy = (rng.normal(1, 0.5, shape).astype(np.float32) for shape in (24, 24, x.shape))
     layer = LayerNorm(24, formulation)
-    layer.weight.set_data(Tensor(w))
-    layer.bias.set_data(Tensor(b))
 
     x64, dy64 = x.astype(np.float64), dy.astype(np.float64)
     scale = 1 / np.sqrt(x64.var(-1, keepdims=True) + 1e-5)
     normal = (x64 - x64.mean(-1, keepdims=True)) * scale
     g = dy64 * w
     dx = (g - g.mean(-1, keepdims=True) - normal * (g * normal).mean(-1, keepdims=True)) * scale
-    y = layer(Tensor(x)).asnumpy()
+    y = layer(Tensor(x), Tensor(w), Tensor(b)).asnumpy()
     assert close(y[1], (normal * w + b)[1], 1e-5)
     assert close(y[0], (normal * w + b)[0], 1e-4)  # the almost constant row: its deviation has 4 digits in float32
 
-    function = ms.grad(lambda x: (layer(x) * Tensor(dy)).sum(), 0, layer.trainable_params())
-    found_x, (found_w, found_b) = function(Tensor(x))
-    assert close(found_x.asnumpy()[1], dx[1], 1e-5)
-    assert close(found_x.asnumpy()[0], dx[0], 1e-4)
-    assert close(found_w.asnumpy(), (dy64 * normal).sum((0, 1)), 1e-5)
-    assert close(found_b.asnumpy(), dy64.sum((0, 1)), 1e-5)
+    found_x, found_w, found_b = gradients(layer, (Tensor(x), Tensor(w), Tensor(b)), Tensor(dy))
+    assert close(found_x[1], dx[1], 1e-5)
+    assert close(found_x[0], dx[0], 1e-4)
+    assert close(found_w, (dy64 * normal).sum((0, 1)), 1e-5)
+    assert close(found_b, dy64.sum((0, 1)), 1e-5)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -80,13 +79,12 @@ def test_linear_and_its_gradients(sizes, formulation):
     inputs, outputs = sizes
     x, w, b, dy = (rng.standard_normal(s).astype(np.float32) for s in ((3, 5, inputs), sizes[::-1], outputs, (3, 5, outputs)))
     layer = Linear(inputs, outputs, ms.float32, formulation)
-    layer.weight.set_data(Tensor(w))
-    layer.bias.set_data(Tensor(b))
-    assert close(layer(Tensor(x)).asnumpy(), np.einsum("bli,oi->blo", x, w) + b)
-    found_x, (found_w, found_b) = ms.grad(lambda x: (layer(x) * Tensor(dy)).sum(), 0, layer.trainable_params())(Tensor(x))
-    assert close(found_x.asnumpy(), np.einsum("blo,oi->bli", dy, w))
-    assert close(found_w.asnumpy(), np.einsum("blo,bli->oi", dy, x))
-    assert close(found_b.asnumpy(), dy.sum((0, 1)))
+    arguments = (Tensor(x), Tensor(w.ravel()), Tensor(b))
+    assert close(layer(*arguments).asnumpy(), np.einsum("bli,oi->blo", x, w) + b)
+    found_x, found_w, found_b = gradients(layer, arguments, Tensor(dy))
+    assert close(found_x, np.einsum("blo,oi->bli", dy, w))
+    assert close(found_w, np.einsum("blo,bli->oi", dy, x).ravel())
+    assert close(found_b, dy.sum((0, 1)))
 
 
 def lepe_by_hand(v, weight, bias, cut, heads):
@@ -113,7 +111,7 @@ def test_lepe_pads_inside_each_stripe(cut, formulation):
     bias = rng.standard_normal(heads * head_dim).astype(np.float32)
     cell = cpu.LePE(cut.width) if formulation == "CPU" else ConvolutionLePE(cut, heads, head_dim)
     wanted = lepe_by_hand(v, weight, bias, cut, heads)
-    assert close(cell(Tensor(v), Tensor(weight), Tensor(bias)).asnumpy(), wanted)
+    assert close(cell(Tensor(v), Tensor(weight.ravel()), Tensor(bias)).asnumpy(), wanted)
     assert not close(wanted, lepe_by_hand(v, weight, bias, Stripes(cut.side, cut.width, cut.height), heads)) or (
         cut.width == cut.height
     )
@@ -122,16 +120,18 @@ def test_lepe_pads_inside_each_stripe(cut, formulation):
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_a_stripe_sees_no_other_stripe(formulation):
     """Change one token: in a block without the horizontal branch's heads, only its own vertical stripe may change."""
-    network = CSWin(ARCH, formulation=formulation)
-    initialise(network, np.random.default_rng(3))
-    block, rng = network.stage1[0], np.random.default_rng(4)
-    for attention in block.attns:
-        attention.get_v.weight.set_data(Tensor(rng.standard_normal(attention.get_v.weight.shape).astype(np.float32)))
-    block.proj.weight.set_data(Tensor(np.eye(8, dtype=np.float32)))
+    network, rng = CSWin(ARCH, formulation=formulation), np.random.default_rng(4)
+    weights = initial_weights(ARCH, np.random.default_rng(3))
+    for branch in range(2):
+        name = f"stage1.0.attns.{branch}.get_v.weight"
+        weights[name] = rng.standard_normal(weights[name].shape).astype(np.float32)
+    weights["stage1.0.proj.weight"] = np.eye(8, dtype=np.float32)
+    parts, pieces, block = cut(network, weights), len(network.layout.pieces), network.blocks[0]
+    m, v = block.take(parts[1], parts[pieces + 1])
     x = rng.standard_normal((1, 64, 8)).astype(np.float32)
     changed = x.copy()
     changed[0, 8 * 3 + 3] += rng.standard_normal(8)  # row 3, column 3
-    before, after = (block.attend(Tensor(a)).asnumpy().reshape(8, 8, 8) for a in (x, changed))
+    before, after = (block.attend(Tensor(a), m, v).asnumpy().reshape(8, 8, 8) for a in (x, changed))
     vertical, horizontal = (np.abs(after - before).max(-1) for before, after in
                             ((before[..., :4], after[..., :4]), (before[..., 4:], after[..., 4:])))  # fmt: skip
     columns, rows = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
@@ -171,10 +171,11 @@ def test_taken_rows_must_be_all_rows():
     """A set of rows and its gradient: taking and putting back is the identity, forwards and backwards."""
     order = np.random.default_rng(6).permutation(10)
     sets = (order[:4], order[4:])
-    take, put = cpu.TakeRows(sets), cpu.PutRows(sets)
+    take, put = cpu.TakeRows(sets, (2, 3), 3), cpu.PutRows(sets, (2, 3), 3, 10)
     x = Tensor(np.random.default_rng(7).standard_normal((2, 10, 3)).astype(np.float32))
     first, second = take(x)
-    assert np.array_equal(first.asnumpy(), x.asnumpy()[:, order[:4]])
+    assert np.array_equal(first.asnumpy(), x.asnumpy()[:, order[:4]].reshape(-1, 2, 3))
+    assert np.array_equal(second.asnumpy(), x.asnumpy()[:, order[4:]].reshape(-1, 3, 3))
     assert np.array_equal(put((first, second)).asnumpy(), x.asnumpy())
     sensitivity = Tensor(np.random.default_rng(8).standard_normal((2, 10, 3)).astype(np.float32))
     (back,) = gradients(lambda x: put(take(x)), (x,), sensitivity)
@@ -211,33 +212,33 @@ def test_drop_path_rate_and_scaling():
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_factors_scale_each_branch_of_each_sample(formulation):
     """Factor 0 leaves the residual stream alone, other factors scale the branch, sample by sample; none in evaluation."""
-    network = CSWin(ARCH, formulation=formulation)
-    initialise(network, np.random.default_rng(3))
-    block, rng = network.stage1[0], np.random.default_rng(10)
+    network, weights = initialised(ARCH, 3, None, formulation)
+    block, rng = network.blocks[0], np.random.default_rng(10)
+    own = (weights[1], weights[len(network.layout.pieces) + 1])
+    m, v = block.take(*own)
     x = Tensor(rng.standard_normal((3, 64, 8)).astype(np.float32))
     attention, mlp = np.array([0, 1, 2.5], np.float32), np.array([0, 4, 0], np.float32)
-    found = block(x, Tensor(attention), Tensor(mlp)).asnumpy()
-    middle = x + block.attend(block.norm1(x)) * Tensor(attention.reshape(3, 1, 1))
-    wanted = middle + block.mlp(block.norm2(middle)) * Tensor(mlp.reshape(3, 1, 1))
+    found = block(x, *own, Tensor(attention.reshape(3, 1, 1)), Tensor(mlp.reshape(3, 1, 1))).asnumpy()
+    middle = x + block.attend(block.norm(x, v[1], v[2]), m, v) * Tensor(attention.reshape(3, 1, 1))
+    hidden = block.gelu(block.fc1(block.norm(middle, v[8], v[9]), m[4], v[6]))
+    wanted = middle + block.fc2(hidden, m[5], v[7]) * Tensor(mlp.reshape(3, 1, 1))
     assert np.array_equal(found[0], x.asnumpy()[0])
     assert close(found, wanted.asnumpy())
     images = Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
     factors = np.zeros((8, 2), np.float32)
-    dropped = network.features(images, Tensor(factors))
+    dropped = network.features(images, weights, Tensor(factors))
     assert np.array_equal(dropped[0].asnumpy(), dropped[1].asnumpy())
-    network.set_train(False)
-    assert close(network(images).asnumpy(), network(images, Tensor(factors + 1)).asnumpy())
+    assert close(network(images, weights).asnumpy(), network(images, weights, Tensor(factors + 1)).asnumpy())
 
 
 def trained_once(level, formulation, images, target, factors):
     """Loss (times 64, a loss scale) and all gradients; compiled, as training is."""
-    network = CSWin(ARCH, precision(level), formulation)
-    initialise(network, np.random.default_rng(12))
+    network, weights = initialised(ARCH, 12, precision(level), formulation)
 
-    def loss(images):
-        return -(target * ops.log_softmax(network(images, factors), -1)).sum() * 64.0
+    def loss(images, *weights):
+        return -(target * ops.log_softmax(network(images, weights, factors), -1)).sum() * 64.0
 
-    value, grads = ms.jit(ms.value_and_grad(loss, None, network.trainable_params()))(images)
+    value, grads = ms.jit(ms.value_and_grad(loss, tuple(range(1, 1 + len(weights)))))(images, *weights)
     assert all(g.dtype == ms.float32 for g in grads)
     return float(value), np.concatenate([g.asnumpy().ravel() for g in grads]).astype(np.float64)
 

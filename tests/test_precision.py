@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 from converted import converted
 from image_trees import small_files
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
+from networks import TwoLayers, begin, initialised
 
 from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.config.settings import Optimizer
 from cswin.data.loader import TrainLoader
 from cswin.data.mixup import one_hot
 from cswin.errors import UserError
-from cswin.model.cswin import CSWin, initialise
+from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
-from cswin.model.layers import Linear
 from cswin.model.precision import precision, require_precision
 from cswin.model.variants import VARIANTS, Architecture
+from cswin.model.weights import initial_weights
 from cswin.train.attempts import Attempt, Signs
 from cswin.train.handover import Start
 from cswin.train.history import read_history
@@ -31,18 +32,10 @@ ARCH = Architecture(8, (1, 1, 1, 1), (1, 2, 1, 1), (2, 4, 8, 8), image_size=32, 
 BATCH = 4
 
 
-class TwoLayers(nn.Cell):
-    """Compiles in a second; its products are in float16, so a gradient above 65504 overflows."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = Linear(3072, 6, ms.float16), Linear(6, 5, ms.float16)
-        rng = np.random.default_rng(3)
-        for layer, scale in ((self.first, 0.02), (self.last, 0.3)):
-            layer.weight.set_data(Tensor(rng.normal(0, scale, layer.weight.shape), ms.float32))
-
-    def construct(self, images, factors):
-        return self.last(ops.tanh(self.first(images.reshape(-1, 3072))) * factors[0].reshape(-1, 1))
+def two_layers(settings: Optimizer, **options) -> TrainStep:
+    """Products in float16, so a gradient above 65504 overflows."""
+    network = TwoLayers(ms.float16)
+    return begin(TrainStep(network, settings, RATES, **options), network.start)
 
 
 def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +54,8 @@ COUNTERS = {"loss_scale", "good_steps", "bad_steps"}  # all that a skipped step 
 
 def state(step: TrainStep) -> dict[str, bytes]:
     """Weights, moments, EMA, number of updates, position in the schedule."""
-    return {p.name: p.asnumpy().tobytes() for p in step.get_parameters() if p.name not in COUNTERS}
+    sums = {p.name: p.asnumpy() for p in step.get_parameters() if p.name.startswith("accumulated")}
+    return {name: array.tobytes() for name, array in (step.arrays() | sums).items() if name not in COUNTERS}
 
 
 RATES = np.linspace(1e-3, 2e-3, 64).astype(np.float32)
@@ -83,7 +77,7 @@ def check_scaled_steps(step: TrainStep, count: int, start: float, window: int) -
         else:
             changed = {name for name, value in state(step).items() if value != before[name]}
             assert {"schedule_step", "updates"} <= changed
-            assert all(p.name in changed and f"ema.{p.name}" in changed for p in step.weights if "weight" in p.name)
+            assert all(n in changed and f"ema.{n}" in changed for n in step.layout.shapes if "weight" in n)
             updates, good, bad = updates + 1, good + 1, 0
             if good == window:
                 scale, good = scale * 2, 0
@@ -95,7 +89,7 @@ def check_scaled_steps(step: TrainStep, count: int, start: float, window: int) -
 def test_overflow_halves_the_loss_scale_and_changes_nothing_else():
     start, window = 2.0**24, 3
     settings = Optimizer(amp_level="O1", loss_scale=start, loss_scale_window=window, ema_decay=0.9)
-    figures = check_scaled_steps(TrainStep(TwoLayers(), settings, RATES), 24, start, window)
+    figures = check_scaled_steps(two_layers(settings), 24, start, window)
     skipped = [now["skipped"] for now in figures]
     assert skipped[:2] == [1, 1]
     assert 0 < sum(skipped[6:]) < sum(1 - s for s in skipped)  # grown until it overflowed again, and recovered
@@ -105,12 +99,10 @@ def test_overflow_halves_the_loss_scale_and_changes_nothing_else():
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_the_network_in_float16_recovers_from_an_overflow(level):
-    network = CSWin(ARCH, precision(level))
-    network.set_train()
-    initialise(network, np.random.default_rng(3))
     start, window = 2.0**22, 4
     settings = Optimizer(amp_level=level, loss_scale=start, loss_scale_window=window, ema_decay=0.9)
-    figures = check_scaled_steps(TrainStep(network, settings, RATES), 16, start, window)
+    step = TrainStep(CSWin(ARCH, precision(level)), settings, RATES)
+    figures = check_scaled_steps(begin(step, initial_weights(ARCH, np.random.default_rng(3))), 16, start, window)
     skipped = [now["skipped"] for now in figures]
     assert skipped[0] == 1 and skipped.count(0) >= 6
 
@@ -120,7 +112,7 @@ def test_loss_scale_leaves_the_update_as_it_is():
     results = []
     for scale in (1.0, 1024.0):
         settings = Optimizer(amp_level="O1", loss_scale=scale, clip_norm=0.1, ema_decay=0.9)
-        step = TrainStep(TwoLayers(), settings, RATES)
+        step = two_layers(settings)
         figures = [run(step, *batch(i)) for i in range(3)]
         results.append(([f["grad_norm"] for f in figures], [p.asnumpy() for p in step.weights]))
     (norms, weights), (scaled_norms, scaled_weights) = results
@@ -133,7 +125,7 @@ def test_loss_scale_leaves_the_update_as_it_is():
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_values_that_are_not_finite_are_skipped_without_a_loss_scale(value):
     """Level O0: a bad batch changes nothing, the next one goes on; the loss scale stays 1."""
-    step = TrainStep(TwoLayers(), Optimizer(amp_level="O0"), RATES)
+    step = two_layers(Optimizer(amp_level="O0"))
     run(step, *batch(0))
     images, targets, factors = batch(1)
     bad, before = np.full_like(images, value), state(step)
@@ -149,8 +141,8 @@ def test_values_that_are_not_finite_are_skipped_without_a_loss_scale(value):
 
 def test_an_overflow_in_one_micro_batch_skips_the_whole_step_and_leaves_no_trace():
     settings = Optimizer(amp_level="O1", loss_scale=8.0)
-    step = TrainStep(TwoLayers(), settings, RATES, accumulation=2)
-    clean = TrainStep(TwoLayers(), settings.model_copy(update={"loss_scale": 4.0}), RATES, accumulation=2)
+    step = two_layers(settings, accumulation=2)
+    clean = two_layers(settings.model_copy(update={"loss_scale": 4.0}), accumulation=2)
     images, targets, factors = batch(1)
     before = state(step)
     step.accumulate(Tensor(np.full_like(images, np.inf)), Tensor(targets), Tensor(factors))
@@ -170,9 +162,8 @@ def test_float16_stays_near_float32(level):
     images = Tensor(rng.standard_normal((4, 3, 32, 32)).astype(np.float32))
     logits = {}
     for used in ("O0", level):
-        network = CSWin(arch, precision(used))
-        initialise(network, np.random.default_rng(3))
-        logits[used] = network(images)
+        network, weights = initialised(arch, 3, precision(used))
+        logits[used] = network(images, weights)
         assert logits[used].dtype == ms.float32
     scale = float(logits["O0"].abs().max())
     difference = float((logits[level] - logits["O0"]).abs().max()) / scale
@@ -182,18 +173,18 @@ def test_float16_stays_near_float32(level):
 def test_large_values_do_not_overflow_where_float32_is_kept():
     """LayerNorm's sum of squares and softmax's exponentials stay finite at values whose squares leave float16."""
     for level in ("O1", "O2"):
-        network = CSWin(ARCH, precision(level))
-        initialise(network, np.random.default_rng(3))
-        stem = network.stage1_conv_embed[1]
+        network, weights = initialised(ARCH, 3, precision(level))
+        _, (_, norm_weight, norm_bias) = network.stem.take(weights[0], weights[len(network.layout.pieces)])
         tokens = Tensor(np.random.default_rng(0).normal(0, 3e4, (1, 64, 8)).clip(-6e4, 6e4), ms.float16)
-        normal = stem(tokens)
+        normal = network.stem.norm(tokens, norm_weight, norm_bias)
         assert normal.dtype == ms.float32
         values = tokens.asnumpy().astype(np.float64)
         expected = (values - values.mean(-1, keepdims=True)) / np.sqrt(values.var(-1, keepdims=True) + 1e-5)
         np.testing.assert_allclose(normal.asnumpy(), expected, atol=1e-4)
-        attention = network.stage1[0].attns[0]
+        attention = network.blocks[0].attentions[0]
+        lepe = Tensor(np.zeros(36, np.float32)), Tensor(np.zeros(4, np.float32))
         q = Tensor(np.random.default_rng(1).normal(0, 60, (8, 8, 4)), ms.float16)  # 8 stripes of 8 tokens
-        assert np.isfinite(attention(q, q, q).asnumpy()).all()  # scores of some thousand: exp of them is beyond float16
+        assert np.isfinite(attention(q, q, q, *lepe).asnumpy()).all()  # scores of some thousand: exp of them is beyond float16
 
 
 def test_bfloat16_is_refused_where_the_device_lacks_it():
@@ -267,6 +258,6 @@ def test_training_stops_after_too_many_bad_steps_and_leaves_the_last_good_state(
     assert [row["loss"] is None for row in rows] == [False] * 3 + [True] * 7
     left = StateFolder(trainer.states.path, 3, print).load()
     assert all(np.isfinite(array).all() for array in left.arrays.values())
-    good = {p.name: p.asnumpy() for p in trainer.train_step.get_parameters()}
+    good = trainer.train_step.arrays()
     assert all(np.isfinite(array).all() for array in good.values())
     assert float(good["updates"]) == float(good["schedule_step"]) == 3

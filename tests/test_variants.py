@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import mindspore as ms
+import numpy as np
 import pytest
+from networks import initialised
 
 from cswin.errors import UserError
-from cswin.model.cswin import CSWin
 from cswin.model.variants import VARIANTS, Architecture, variant
+from cswin.model.weights import GROUPS, Layout
 
 # Parameters of the authors' models, counted in their PyTorch code.
 PARAMETERS = {
@@ -22,8 +25,8 @@ SMALL = Architecture(16, (1, 1, 1, 1), (1, 2, 2, 1), (2, 2, 4, 4), image_size=32
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_network_has_the_authors_number_of_parameters(name):
-    network = CSWin(variant(name))
-    assert sum(p.size for p in network.get_parameters()) == PARAMETERS[name]
+    layout = Layout.of(variant(name))
+    assert sum(map(layout.size, GROUPS)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -37,9 +40,11 @@ def test_any_size_classes_and_channels(classes, channels, image_size):
     arch = variant("cswin_64_12211_tiny_224").replace(
         num_classes=classes, in_channels=channels, image_size=image_size, depth=(1, 1, 1, 1)
     )
-    network = CSWin(arch)
-    assert network.head.weight.shape == (classes, 512)
-    assert network.stage1_conv_embed[0].weight.shape == (64, channels, 7, 7)
+    network, weights = initialised(arch, 0)
+    assert network.layout.shapes["head.weight"] == (classes, 512)
+    assert network.layout.shapes["stage1_conv_embed.0.weight"] == (64, channels, 7, 7)
+    images = ms.Tensor(np.zeros((1, channels, image_size, image_size), np.float32))
+    assert network(images, weights).shape == (1, classes)
 
 
 @pytest.mark.parametrize(

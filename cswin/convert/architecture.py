@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cswin.errors import UserError
 from cswin.model.variants import VARIANTS, Architecture, variant
+from cswin.model.weights import Layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 STEM = "stage1_conv_embed.0.weight"
@@ -31,33 +32,6 @@ class Choice:
         """The values given, by the architecture's field names."""
         values = {"image_size": self.image_size, "split_size": self.split_size, "num_heads": self.num_heads}
         return {key: value for key, value in values.items() if value is not None}
-
-
-def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of the network, as the authors' code names them."""
-    dims = arch.dims
-    shapes = _layer("stage1_conv_embed.0", dims[0], arch.in_channels, 7, 7) | _layer("stage1_conv_embed.2", dims[0])
-    for stage in range(4):
-        if stage:
-            merge = f"merge{stage}"
-            shapes |= _layer(f"{merge}.conv", dims[stage], dims[stage - 1], 3, 3) | _layer(f"{merge}.norm", dims[stage])
-        for block in range(arch.depth[stage]):
-            shapes |= _block(f"stage{stage + 1}.{block}", arch, stage)
-    return shapes | _layer("norm", dims[3]) | _layer("head", arch.num_classes, dims[3])
-
-
-def _layer(name: str, *weight: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
-
-
-def _block(name: str, arch: Architecture, stage: int) -> dict[str, tuple[int, ...]]:
-    dim, hidden = arch.dims[stage], int(arch.dims[stage] * arch.mlp_ratio)
-    branches = 1 if arch.full_window(stage) else 2
-    shapes = _layer(f"{name}.qkv", 3 * dim, dim) | _layer(f"{name}.norm1", dim) | _layer(f"{name}.proj", dim, dim)
-    for branch in range(branches):
-        shapes |= _layer(f"{name}.attns.{branch}.get_v", dim // branches, 1, 3, 3)
-    shapes |= _layer(f"{name}.mlp.fc1", hidden, dim) | _layer(f"{name}.mlp.fc2", dim, hidden)
-    return shapes | _layer(f"{name}.norm2", dim)
 
 
 def infer_architecture(shapes: Shapes, choice: Choice, source: str) -> Architecture:
@@ -120,7 +94,7 @@ def _candidates(shapes: Shapes, seen: dict, choice: Choice) -> dict[Architecture
             arch = known.replace(**seen, **choice.changes())
         except UserError:
             continue
-        branches = [n for n in parameter_shapes(arch) if ".attns." in n]
+        branches = [n for n in Layout.of(arch).shapes if ".attns." in n]
         if all(n in shapes for n in branches) and len(branches) == sum(".attns." in n for n in shapes):
             found.setdefault(arch, name)
     return found

@@ -12,12 +12,13 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing
-from cswin.convert.architecture import Choice, infer_architecture, parameter_shapes
+from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.pickle_reader import TensorReference
 from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
 from cswin.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
+from cswin.model.weights import Layout
 from cswin.provenance import git_commit, versions
 
 Weights = dict[str, np.ndarray]
@@ -164,7 +165,7 @@ def _complete(source: Source, options: Options, path: Path) -> Checkpoint:
         head = _initial_head(arch, options.seed)
         sets = [{k: v for k, v in weights.items() if k not in ckpt.HEAD} | head for weights in sets]
     for weights in sets:
-        ckpt.check_parameters({k: v.shape for k, v in weights.items()}, parameter_shapes(arch), path)
+        ckpt.check_parameters({k: v.shape for k, v in weights.items()}, Layout.of(arch).shapes, path)
     provenance = dict(source.record.provenance) if source.record else {}
     conversion = {
         "file": path.name,

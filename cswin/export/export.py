@@ -15,7 +15,7 @@ from cswin.checkpoint import Checkpoint
 from cswin.errors import UserError
 
 if TYPE_CHECKING:
-    from cswin.model.cswin import CSWin
+    from cswin.inference import WeightedCSWin
 
 SUFFIXES = (".onnx", ".mindir")
 TOLERANCE = 1e-5  # of the logits, relative to the largest: what the project asks of every port, see tests/test_model_golden.py
@@ -48,7 +48,9 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exp
     """
     path = Path(path)
     suffix = ckpt.known_suffix(path, SUFFIXES)
-    network = _network(checkpoint)  # imports MindSpore, which cannot be imported after onnx (both set up protobuf)
+    from cswin.inference import WeightedCSWin  # imports MindSpore, which cannot be imported after onnx (both set up protobuf)
+
+    network = WeightedCSWin(checkpoint)
     if suffix == ".onnx":
         _require_onnx()
     description = path.with_name(f"{path.name}.json")
@@ -64,16 +66,6 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exp
                             f"{TOLERANCE:.0e} of the largest; please report this with the checkpoint")  # fmt: skip
         beside.write_text(json.dumps(_describe(checkpoint, suffix, batch_size), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return Exported(path, description, difference)
-
-
-def _network(checkpoint: Checkpoint) -> CSWin:
-    from cswin.model.cswin import CSWin
-
-    arch = checkpoint.record.architecture
-    network = CSWin(arch, formulation="Ascend")  # plain operations, which every runtime of a MINDIR has
-    network.set_train(False)
-    ckpt.load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
-    return network
 
 
 def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
@@ -93,11 +85,11 @@ def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
     } | checkpoint.record.to_dict()
 
 
-def _difference(network: CSWin, run, n: int) -> float:
+def _difference(network: WeightedCSWin, run, n: int) -> float:
     """Largest difference of a logit on n random images, relative to the largest logit."""
     import mindspore as ms
 
-    arch = network.arch
+    arch = network.network.arch
     images = np.random.default_rng(SEED).standard_normal((n, arch.in_channels, arch.image_size, arch.image_size), np.float32)
     wanted = network(ms.Tensor(images)).asnumpy()
     return float(np.abs(run(images) - wanted).max() / max(1e-6, np.abs(wanted).max()))
@@ -128,10 +120,10 @@ def _run_onnx(path: Path):
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def _write_mindir(network: CSWin, path: Path, batch_size: int) -> None:
+def _write_mindir(network: WeightedCSWin, path: Path, batch_size: int) -> None:
     import mindspore as ms
 
-    arch = network.arch
+    arch = network.network.arch
     images = ms.Tensor(np.zeros((batch_size, arch.in_channels, arch.image_size, arch.image_size), np.float32))
     ms.export(network, images, file_name=str(path), file_format="MINDIR")
 

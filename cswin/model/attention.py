@@ -7,22 +7,11 @@ each stripe: it never sees a neighbouring stripe.
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Parameter, nn, ops
+from mindspore import nn, ops
 
+from cswin.model import cpu
 from cswin.model.precision import Precision
 from cswin.model.stripes import Stripes
-
-
-class DepthwiseWeight(nn.Cell):
-    """LePE's parameters under the authors' name: weight (dim, 1, 3, 3), bias (dim,)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = Parameter(ops.zeros((dim, 1, 3, 3), ms.float32), name="weight")
-        self.bias = Parameter(ops.zeros((dim,), ms.float32), name="bias")
-
-    def construct(self):
-        return self.weight, self.bias
 
 
 class ConvolutionLePE(nn.Cell):
@@ -37,12 +26,13 @@ class ConvolutionLePE(nn.Cell):
         super().__init__()
         self.cut, self.heads, self.head_dim, self.dim = cut, heads, head_dim, heads * head_dim
         self.conv = ops.Conv2D(self.dim, 3, pad_mode="pad", pad=1, group=self.dim)
+        self.transpose, self.cast = ops.Transpose(), ops.Cast()
 
     def construct(self, v, weight, bias):
-        """v: (windows, N, head_dim) -> the same shape, float32."""
-        image = v.astype(ms.float32).transpose(0, 2, 1).reshape(-1, self.dim, self.cut.height, self.cut.width)
-        y = self.conv(image, weight) + bias.reshape(1, self.dim, 1, 1)
-        return y.reshape(-1, self.head_dim, self.cut.tokens).transpose(0, 2, 1)
+        """v: (windows, N, head_dim), weight (dim * 9,), bias (dim,) -> the shape of v, float32."""
+        image = self.transpose(self.cast(v, ms.float32), (0, 2, 1)).reshape(-1, self.dim, self.cut.height, self.cut.width)
+        y = self.conv(image, weight.reshape(self.dim, 1, 3, 3)) + bias.reshape(1, self.dim, 1, 1)
+        return self.transpose(y.reshape(-1, self.head_dim, self.cut.tokens), (0, 2, 1))
 
 
 class StripeAttention(nn.Cell):
@@ -50,26 +40,33 @@ class StripeAttention(nn.Cell):
 
     Args:
         cut: the stripes.
-        dim: channels of this branch.
-        num_heads: heads of this branch.
+        heads, head_dim: of this branch.
         formats: number formats of products and stream.
-        lepe: `ConvolutionLePE` or `cpu.LePE` of this cut; without parameters, so that a stage's blocks share it.
+        form: `CPU` or `Ascend`, see `cswin.model.formulation`.
     """
 
-    def __init__(self, cut: Stripes, dim: int, num_heads: int, formats: Precision, lepe: nn.Cell):
+    def __init__(self, cut: Stripes, heads: int, head_dim: int, formats: Precision, form: str):
         super().__init__()
-        self.get_v = DepthwiseWeight(dim)
-        self.lepe = lepe
-        self.tokens, self.product = cut.tokens, formats.product
-        self.scale = (dim // num_heads) ** -0.5
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.batch_matmul = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        if form == "CPU":
+            self.lepe, self.attend = cpu.LePE(cut.width), cpu.Attention(cut.tokens, head_dim**-0.5, formats.product)
+        else:
+            self.lepe, self.attend = ConvolutionLePE(cut, heads, head_dim), _Attention(head_dim**-0.5, formats.product)
+        self.cast = ops.Cast()
+
+    def construct(self, q, k, v, weight, bias):
+        """q, k, v: (windows, N, head_dim) in the product format; LePE's weight (dim * 9,), bias (dim,), float32.
+
+        Returns (windows, N, head_dim), float32.
+        """
+        return self.cast(self.attend(q, k, v)[0], ms.float32) + self.lepe(v, weight, bias)
+
+
+class _Attention(nn.Cell):
+    def __init__(self, scale: float, product: ms.Type):
+        super().__init__()
+        self.scale, self.product, self.cast = scale, product, ops.Cast()
+        self.times_transposed, self.times, self.softmax = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(), ops.Softmax(-1)
 
     def construct(self, q, k, v):
-        """q, k, v: (windows, N, head_dim) in the product format -> (windows, N, head_dim), float32."""
-        scores = self.scores(q * self.scale, k).astype(ms.float32)
-        # Two axes only: over more, the CPU sums the softmax's gradient ten times as slowly.
-        attention = self.softmax(scores.reshape(-1, self.tokens)).reshape(scores.shape).astype(self.product)
-        weight, bias = self.get_v()
-        return self.batch_matmul(attention, v).astype(ms.float32) + self.lepe(v, weight, bias)
+        attention = self.softmax(self.cast(self.times_transposed(q * self.scale, k), ms.float32))
+        return self.times(self.cast(attention, self.product), v), attention

@@ -8,6 +8,7 @@ passes once over memory 0.3 to 2.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 
@@ -41,7 +42,7 @@ def compiled_operation(function: Callable, name: str, shapes: Callable, outputs:
 
 
 class Linear(nn.Cell):
-    """x w^T + b: (M, in), (out, in), (out,) -> (M, out)."""
+    """x w^T + b over the last axis: (..., in), (out * in,), (out,) -> (..., out)."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -49,24 +50,27 @@ class Linear(nn.Cell):
         self.times = ops.MatMul()
         self.transposed_times = ops.MatMul(transpose_a=True)
         self.bias_add = ops.BiasAdd()
-        self.sum = ops.ReduceSum()
-        self.widens = out_features > in_features
+        self.sum, self.cast, self.transpose = ops.ReduceSum(), ops.Cast(), ops.Transpose()
+        self.shape, self.widens = (out_features, in_features), out_features > in_features
 
     def construct(self, x, w, b):
-        return self.bias_add(self.times_transposed(x, w), b)
+        y = self.bias_add(self.times_transposed(x.reshape(-1, self.shape[1]), w.reshape(self.shape)), b)
+        return y.reshape(x.shape[:-1] + (self.shape[0],))
 
     def bprop(self, x, w, b, out, dout):
-        dx = self.times(dout, w)
+        rows, dy = x.reshape(-1, self.shape[1]), dout.reshape(-1, self.shape[0])
+        dx = self.times(dy, w.reshape(self.shape)).reshape(x.shape)
         # The transposed factor is read column by column: of the two ways to the same product, the narrower one.
-        dw = self.transposed_times(x, dout).transpose(1, 0) if self.widens else self.transposed_times(dout, x)
-        return dx, dw, self.sum(dout.astype(ms.float32), 0).astype(b.dtype)
+        dw = self.transpose(self.transposed_times(rows, dy), (1, 0)) if self.widens else self.transposed_times(dy, rows)
+        return dx, dw.reshape(-1), self.cast(self.sum(self.cast(dy, ms.float32), 0), b.dtype)
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm of rows: x (M, C), weight (C,), bias (C,) -> result (M, C), each row's mean and 1 / deviation (M, 2)."""
+    """LayerNorm over the last axis: x (..., C), weight (C,), bias (C,) -> result (..., C), each row's mean and 1 / deviation."""
 
-    def __init__(self):
+    def __init__(self, dim: int):
         super().__init__()
+        self.dim = dim
 
         def forward(x, weight, bias):
             return kernels.layer_norm(x, weight, bias, epsilon=LAYER_NORM_EPSILON)
@@ -81,10 +85,12 @@ class LayerNorm(nn.Cell):
         self.gradient = compiled_operation(kernels.layer_norm_gradient, "layer_norm_gradient", gradient_shapes, 3)
 
     def construct(self, x, weight, bias):
-        return self.forward(x, weight, bias)
+        y, statistics = self.forward(x.reshape(-1, self.dim), weight, bias)
+        return y.reshape(x.shape), statistics
 
     def bprop(self, x, weight, bias, out, dout):
-        return self.gradient(x, weight, out[1], dout[0])
+        dx, dweight, dbias = self.gradient(x.reshape(-1, self.dim), weight, out[1], dout[0].reshape(-1, self.dim))
+        return dx.reshape(x.shape), dweight, dbias
 
 
 class Gelu(nn.Cell):
@@ -96,14 +102,15 @@ class Gelu(nn.Cell):
         def shape(x, *_):
             return x
 
+        self.cast = ops.Cast()
         self.forward = compiled_operation(kernels.gelu, "gelu", shape)
         self.gradient = compiled_operation(kernels.gelu_gradient, "gelu_gradient", shape)
 
     def construct(self, x):
-        return self.forward(x.astype(ms.float32)).astype(x.dtype)
+        return self.cast(self.forward(self.cast(x, ms.float32)), x.dtype)
 
     def bprop(self, x, out, dout):
-        return (self.gradient(x.astype(ms.float32), dout.astype(ms.float32)).astype(x.dtype),)
+        return (self.cast(self.gradient(self.cast(x, ms.float32), self.cast(dout, ms.float32)), x.dtype),)
 
 
 class LePE(nn.Cell):
@@ -122,59 +129,105 @@ class LePE(nn.Cell):
             return v
 
         def gradient_shapes(v, weight, dout):
-            return v, weight, weight[:1]
+            return v, weight, [math.prod(weight) // 9]
 
+        self.cast = ops.Cast()
         self.forward = compiled_operation(forward, f"lepe {width}", forward_shape)
         self.gradient = compiled_operation(gradient, f"lepe_gradient {width}", gradient_shapes, 3)
 
     def construct(self, v, weight, bias):
-        """v: (windows, N, head_dim) -> the same shape, float32."""
-        return self.forward(v.astype(ms.float32), weight, bias)
+        """v: (windows, N, head_dim), weight (dim * 9,), bias (dim,) -> the shape of v, float32."""
+        return self.forward(self.cast(v, ms.float32), weight, bias)
 
     def bprop(self, v, weight, bias, out, dout):
-        dv, dweight, dbias = self.gradient(v.astype(ms.float32), weight, dout)
-        return dv.astype(v.dtype), dweight, dbias
+        dv, dweight, dbias = self.gradient(self.cast(v, ms.float32), weight, dout)
+        return self.cast(dv, v.dtype), dweight, dbias
+
+
+class SquareSum(nn.Cell):
+    """The sum of all squares, added in float64: (n,) -> float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = compiled_operation(kernels.square_sum, "square_sum", lambda x: (1,))
+
+    def construct(self, x):
+        return self.sum(x).reshape(())
+
+
+class Attention(nn.Cell):
+    """softmax(scale q k^T) v over windows: q, k, v (windows, N, head_dim) -> result (windows, N, head_dim), the attention."""
+
+    def __init__(self, tokens: int, scale: float, product: ms.Type):
+        super().__init__()
+        self.tokens, self.scale, self.product = tokens, scale, product
+        self.times, self.cast = ops.BatchMatMul(), ops.Cast()
+        self.times_transposed, self.transposed_times = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(transpose_a=True)
+        self.softmax, self.sum = ops.Softmax(-1), ops.ReduceSum(keep_dims=True)
+
+    def construct(self, q, k, v):
+        scores = self.cast(self.times_transposed(q * self.scale, k), ms.float32)
+        # Two axes only: over more, the CPU sums the softmax's gradient ten times as slowly.
+        attention = self.softmax(scores.reshape(-1, self.tokens))
+        return self.times(self.cast(attention, self.product).reshape(scores.shape), v), attention
+
+    def bprop(self, q, k, v, out, dout):
+        attention, dy = out[1], dout[0]
+        shape = (-1, self.tokens, self.tokens)
+        dv = self.transposed_times(self.cast(attention, self.product).reshape(shape), dy)
+        slope = self.cast(self.times_transposed(dy, v), ms.float32).reshape(-1, self.tokens)
+        slope = (slope - self.sum(slope * attention, -1)) * attention
+        slope = self.cast(slope, self.product).reshape(shape)
+        return self.times(slope, k) * self.scale, self.transposed_times(slope, q * self.scale), dv
 
 
 class TakeRows(nn.Cell):
-    """Takes disjoint sets of rows that together are all of them: (B, R, d) -> one (B, R_i, d) per set.
+    """Deals out rows of `depth` numbers: (B, L, C) -> one (windows, tokens, depth) per set, disjoint sets that are all rows.
 
     Args:
-        sets: for each result the indices of its rows; every row once.
+        sets: for each result the indices of its rows among the L C / depth of an image.
+        tokens: of a window, for each result.
+        depth: numbers in a row.
     """
 
-    def __init__(self, sets: tuple[np.ndarray, ...]):
+    def __init__(self, sets: tuple[np.ndarray, ...], tokens: tuple[int, ...], depth: int):
         super().__init__()
         self.indices = tuple(Tensor(rows.astype(np.int32)) for rows in sets)
         self.inverse = Tensor(np.argsort(np.concatenate(sets)).astype(np.int32))
-        self.gather = ops.Gather()
-        self.concat = ops.Concat(1)
+        self.rows = tuple((-1, len(rows), depth) for rows in sets)
+        self.windows = tuple((-1, n, depth) for n in tokens)
+        self.image, self.count = (-1, sum(map(len, sets)), depth), len(sets)
+        self.gather, self.concat = ops.Gather(), ops.Concat(1)
 
     def construct(self, x):
-        rows = ()
-        for index in self.indices:
-            rows += (self.gather(x, index, 1),)
-        return rows
+        windows, rows = (), x.reshape(self.image)
+        for i in range(self.count):
+            windows += (self.gather(rows, self.indices[i], 1).reshape(self.windows[i]),)
+        return windows
 
     def bprop(self, x, out, dout):
-        return (self.gather(self.concat(dout), self.inverse, 1),)
+        rows = ()
+        for i in range(self.count):
+            rows += (dout[i].reshape(self.rows[i]),)
+        return (self.gather(self.concat(rows), self.inverse, 1).reshape(x.shape),)
 
 
-class PutRows(nn.Cell):
-    """Inverse of `TakeRows` for two sets or one: results (B, R, d)."""
+class PutRows(TakeRows):
+    """Inverse of `TakeRows`: a tuple of (windows, tokens, depth) -> (B, area, C)."""
 
-    def __init__(self, sets: tuple[np.ndarray, ...]):
-        super().__init__()
-        self.indices = tuple(Tensor(rows.astype(np.int32)) for rows in sets)
-        self.inverse = Tensor(np.argsort(np.concatenate(sets)).astype(np.int32))
-        self.gather = ops.Gather()
-        self.concat = ops.Concat(1)
+    def __init__(self, sets: tuple[np.ndarray, ...], tokens: tuple[int, ...], depth: int, area: int):
+        super().__init__(sets, tokens, depth)
+        self.area = area
 
-    def construct(self, rows):
-        return self.gather(self.concat(rows), self.inverse, 1)
+    def construct(self, windows):
+        rows = ()
+        for i in range(self.count):
+            rows += (windows[i].reshape(self.rows[i]),)
+        x = self.gather(self.concat(rows), self.inverse, 1)
+        return x.reshape(x.shape[0], self.area, -1)
 
-    def bprop(self, rows, out, dout):
-        parts = ()
-        for index in self.indices:
-            parts += (self.gather(dout, index, 1),)
+    def bprop(self, windows, out, dout):
+        parts, rows = (), dout.reshape(self.image)
+        for i in range(self.count):
+            parts += (self.gather(rows, self.indices[i], 1).reshape(self.windows[i]),)
         return (parts,)

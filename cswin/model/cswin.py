@@ -1,100 +1,73 @@
-"""The CSWin Transformer (arXiv 2107.00652) with the authors' parameter names."""
+"""The CSWin Transformer (arXiv 2107.00652) as a function of images and weights."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import mindspore as ms
-import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 
-from cswin.model import cpu
-from cswin.model.attention import ConvolutionLePE, StripeAttention
+from cswin.model.attention import StripeAttention
 from cswin.model.formulation import resolve
-from cswin.model.layers import ConvTokens, Gelu, LayerNorm, Linear
+from cswin.model.layers import ConvTokens, Cut, Gelu, LayerNorm, Linear, Take
 from cswin.model.precision import Precision, precision
 from cswin.model.stripes import RowLayout, TransposeLayout, branches
 from cswin.model.variants import PATCH_SIZE, Architecture
-
-
-class Mlp(nn.Cell):
-    """Two linear layers with the exact GELU between them."""
-
-    def __init__(self, dim: int, hidden: int, formats: Precision, form: str):
-        super().__init__()
-        self.fc1 = Linear(dim, hidden, formats.product, form)
-        self.fc2 = Linear(hidden, dim, formats.product, form)
-        self.stream = formats.stream
-        self.gelu = Gelu(form)
-
-    def construct(self, x):
-        return self.fc2(self.gelu(self.fc1(x).astype(self.stream)))
-
-
-class StageConstants:
-    """What the blocks of a stage share: cells without parameters that hold index and selection constants."""
-
-    def __init__(self, arch: Architecture, stage: int, form: str):
-        dim, heads = arch.dims[stage], arch.num_heads[stage]
-        self.cuts = branches(arch, stage)
-        self.layout = (RowLayout if form == "CPU" else TransposeLayout)(self.cuts, dim, heads)
-        if form == "CPU":
-            self.lepes = [cpu.LePE(cut.width) for cut in self.cuts]
-        else:
-            self.lepes = [ConvolutionLePE(cut, heads // len(self.cuts), dim // heads) for cut in self.cuts]
+from cswin.model.weights import Layout, Piece
 
 
 class Block(nn.Cell):
-    """A CSWin block: striped attention and an MLP, each behind a LayerNorm and beside a residual connection."""
+    """A CSWin block: striped attention and an MLP, each behind a LayerNorm and beside a residual connection.
 
-    def __init__(self, arch: Architecture, stage: int, formats: Precision, form: str, constants: StageConstants):
+    One cell serves all blocks of a stage: its parameters are arguments.
+    """
+
+    def __init__(self, arch: Architecture, stage: int, piece: Piece, formats: Precision, form: str):
         super().__init__()
-        dim, heads, count = arch.dims[stage], arch.num_heads[stage], len(constants.cuts)
+        self.take = Take(piece, form)
+        dim, heads, cuts = arch.dims[stage], arch.num_heads[stage], branches(arch, stage)
+        hidden, self.branches, self.stream = int(dim * arch.mlp_ratio), len(cuts), formats.stream
+        self.layout = (RowLayout if form == "CPU" else TransposeLayout)(cuts, dim, heads)
+        self.attentions = nn.CellList([StripeAttention(cut, heads // len(cuts), dim // heads, formats, form) for cut in cuts])
+        self.norm, self.gelu, self.cast = LayerNorm(dim, form), Gelu(form), ops.Cast()
         self.qkv = Linear(dim, 3 * dim, formats.product, form)
-        self.norm1 = LayerNorm(dim, form)
-        self.layout = constants.layout
-        pairs = zip(constants.cuts, constants.lepes, strict=True)
-        self.attns = nn.CellList([StripeAttention(cut, dim // count, heads // count, formats, lepe) for cut, lepe in pairs])
         self.proj = Linear(dim, dim, formats.product, form)
-        self.mlp = Mlp(dim, int(dim * arch.mlp_ratio), formats, form)
-        self.norm2 = LayerNorm(dim, form)
-        self.stream = formats.stream
+        self.fc1 = Linear(dim, hidden, formats.product, form)
+        self.fc2 = Linear(hidden, dim, formats.product, form)
 
-    def attend(self, x):
+    def attend(self, x, m, v):
         """Attention of all branches, (B, L, C) -> (B, L, C)."""
-        outputs = ()
-        for attention, (q, k, v) in zip(self.attns, self.layout.split(self.qkv(x))):  # noqa: B905 (graph mode)
-            outputs += (attention(q, k, v),)
-        return self.proj(self.layout.join(outputs))
+        windows, outputs = self.layout.split(self.qkv(x, m[0], v[0])), ()
+        for i in range(self.branches):
+            outputs += (self.attentions[i](*windows[i], m[1 + i], v[3 + i]),)
+        return self.proj(self.layout.join(outputs), m[1 + self.branches], v[3 + self.branches])
 
-    def construct(self, x, attention_factor=None, mlp_factor=None):
-        """x: (B, L, C); the factors, each (B,), are the drop path of the two branches (None: no drop path)."""
-        y = self.attend(self.norm1(x)).astype(self.stream)
+    def construct(self, x, matrices, vectors, attention_factor=None, mlp_factor=None):
+        """x: (B, L, C); matrices, vectors: flat; the factors, (B, 1, 1), are the drop path of the two branches."""
+        (m, v), at = self.take(matrices, vectors), self.branches
+        y = self.cast(self.attend(self.norm(x, v[1], v[2]), m, v), self.stream)
         if attention_factor is not None:
-            y = y * attention_factor.reshape(-1, 1, 1).astype(self.stream)
+            y = y * attention_factor
         x = x + y
-        y = self.mlp(self.norm2(x)).astype(self.stream)
+        y = self.cast(self.fc1(self.norm(x, v[6 + at], v[7 + at]), m[2 + at], v[4 + at]), self.stream)
+        y = self.cast(self.fc2(self.gelu(y), m[3 + at], v[5 + at]), self.stream)
         if mlp_factor is not None:
-            y = y * mlp_factor.reshape(-1, 1, 1).astype(self.stream)
+            y = y * mlp_factor
         return x + y
 
 
 class Merge(nn.Cell):
     """3x3 stride-2 convolution that halves the resolution and doubles the channels, then LayerNorm."""
 
-    def __init__(self, dim: int, side: int, formats: Precision, form: str):
+    def __init__(self, dim: int, side: int, piece: Piece, formats: Precision, form: str):
         super().__init__()
-        self.conv = ConvTokens(dim, 2 * dim, 3, 2, 1, formats.product)
-        self.norm = LayerNorm(2 * dim, form)
-        self.dim, self.side, self.stream = dim, side, formats.stream
+        self.conv = ConvTokens((dim, 2 * dim), 3, 2, piece, formats.product, form)
+        self.dim, self.side, self.transpose = dim, side, ops.Transpose()
 
-    def construct(self, x):
-        image = x.swapaxes(1, 2).reshape(-1, self.dim, self.side, self.side)
-        return self.norm(self.conv(image)).astype(self.stream)
+    def construct(self, x, matrices, vectors):
+        return self.conv(self.transpose(x, (0, 2, 1)).reshape(-1, self.dim, self.side, self.side), matrices, vectors)
 
 
 class CSWin(nn.Cell):
-    """The network.
+    """The network. It holds no parameters: `cswin.model.weights.Layout` says what lies where in the two buffers.
 
     Args:
         arch: the architecture.
@@ -102,58 +75,47 @@ class CSWin(nn.Cell):
         formulation: `CPU` or `Ascend`, two ways to write the same function, see `cswin.model.formulation` (default: the
             one for the device that MindSpore is set to).
 
-    Inputs: images (B, in_channels, image_size, image_size), float32, normalised; in training the drop path factors
-    (2 * blocks, B) of `drop_path.drop_path_factors`. Output: logits (B, num_classes), float32.
+    Inputs: images (B, in_channels, image_size, image_size), float32, normalised; the parameters as `cut` gives them; in
+    training the drop path factors (2 * blocks, B) of `drop_path.drop_path_factors`.
+    Output: logits (B, num_classes), float32.
     """
 
     def __init__(self, arch: Architecture, formats: Precision | None = None, formulation: str | None = None):
         super().__init__()
         formats, form = formats or precision("O0"), resolve(formulation)
-        self.arch, self.stream = arch, formats.stream
-        stem = ConvTokens(arch.in_channels, arch.embed_dim, 7, PATCH_SIZE, 2, formats.product)
-        self.stage1_conv_embed = nn.SequentialCell(OrderedDict([("0", stem), ("2", LayerNorm(arch.embed_dim, form))]))
-        for stage in range(4):
-            constants = StageConstants(arch, stage, form)
-            blocks = [Block(arch, stage, formats, form, constants) for _ in range(arch.depth[stage])]
-            setattr(self, f"stage{stage + 1}", nn.CellList(blocks))
-            if stage < 3:
-                setattr(self, f"merge{stage + 1}", Merge(arch.dims[stage], arch.resolutions[stage], formats, form))
+        self.arch, self.layout, self.form, self.stream = arch, Layout.of(arch), form, formats.stream
+        pieces = self.layout.pieces
+        self.cut, self.cast = Cut(self.layout), ops.Cast()
+        self.split_factors, self.depth, self.count = ops.Split(0, 2 * sum(arch.depth)), arch.depth, len(pieces)
+        self.first = tuple(1 + sum(arch.depth[:stage]) + stage for stage in range(4))  # block of each stage among the pieces
+        self.stem = ConvTokens(
+            (arch.in_channels, arch.embed_dim), 2 * PATCH_SIZE - 1, PATCH_SIZE, pieces[0], formats.product, form
+        )
+        self.blocks = nn.CellList([Block(arch, stage, pieces[self.first[stage]], formats, form) for stage in range(4)])
+        self.merges = nn.CellList(
+            [Merge(arch.dims[i], arch.resolutions[i], pieces[self.first[i + 1] - 1], formats, form) for i in range(3)]
+        )
+        self.take = Take(pieces[-1], form)
         self.norm = LayerNorm(arch.dims[3], form)
         self.head = Linear(arch.dims[3], arch.num_classes, ms.float32, form)
 
-    def features(self, x, drop_path=None):
+    def features(self, x, weights, drop_path=None):
         """Tokens after the stem and after each stage: five tensors (B, L, C)."""
-        x = self.stage1_conv_embed(x).astype(self.stream)
-        outputs, branch = (x,), 0
-        for stage, merge in ((self.stage1, None), (self.stage2, self.merge1), (self.stage3, self.merge2),
-                             (self.stage4, self.merge3)):  # fmt: skip
-            if merge is not None:
-                x = merge(x)
-            for block in stage:
-                x = block(x) if drop_path is None else block(x, drop_path[branch], drop_path[branch + 1])
-                branch += 2
+        x = self.cast(self.stem(x, weights[0], weights[self.count]), self.stream)
+        outputs, factors, piece, branch = (x,), (), 1, 0
+        if drop_path is not None:
+            factors = self.split_factors(self.cast(drop_path.reshape(-1, 1, 1), self.stream))
+        for stage in range(4):
+            if stage > 0:
+                x = self.cast(self.merges[stage - 1](x, weights[piece], weights[self.count + piece]), self.stream)
+                piece += 1
+            for _ in range(self.depth[stage]):
+                x = self.blocks[stage](x, weights[piece], weights[self.count + piece], *factors[branch : branch + 2])
+                piece, branch = piece + 1, branch + 2
             outputs += (x,)
         return outputs
 
-    def classify(self, tokens):
-        """Logits from the last stage's tokens."""
-        return self.head(self.norm(tokens).mean(1))
-
-    def construct(self, x, drop_path=None):
-        return self.classify(self.features(x, drop_path)[4])
-
-
-def initialise(network: CSWin, rng: np.random.Generator) -> None:
-    """Set all parameters as the authors do: linear weights truncated normal (0.02, cut at +-2 absolute, i.e. never), biases 0;
-    convolutions uniform in +-1/sqrt(fan_in), PyTorch's default; LayerNorm 1 and 0. Deterministic given `rng`."""
-    fans = {p.name: int(np.prod(p.shape[1:])) for p in network.get_parameters() if len(p.shape) == 4}
-    for p in network.get_parameters():
-        layer, kind = p.name.rsplit(".", 1)
-        fan_in = fans.get(f"{layer}.weight")
-        if fan_in is not None:
-            value = rng.uniform(-(fan_in**-0.5), fan_in**-0.5, p.shape)
-        elif len(p.shape) == 2:
-            value = rng.normal(0.0, 0.02, p.shape)
-        else:
-            value = np.full(p.shape, float("norm" in layer or layer == "stage1_conv_embed.2") * (kind == "weight"))
-        p.set_data(ms.Tensor(value.astype(np.float32)))
+    def construct(self, x, weights, drop_path=None):
+        tokens = self.features(x, weights, drop_path)[4]
+        (weight,), (norm_weight, norm_bias, bias) = self.take(weights[self.count - 1], weights[2 * self.count - 1])
+        return self.head(self.norm(tokens, norm_weight, norm_bias).mean(1), weight, bias)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
 import numpy as np
-from numba import float32, int32
+from numba import float32, float64, int32
 
 from cswin.compiled import compiled
 from cswin.cores import usable_cores
@@ -261,7 +261,7 @@ def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, width: int) -> 
 
     Args:
         v: (windows, height * width, depth), the windows of a stripe's heads one after another.
-        weight: (heads * depth, 1, 3, 3).
+        weight: heads * depth * 9 numbers, any shape.
         bias: (heads * depth,).
     """
     windows, tokens, depth = v.shape
@@ -282,3 +282,26 @@ def lepe_gradient(
     _carry_out(lambda i, first, last: _lepe_gradient(flat, taps, depth, arriving, dv, sums[i], first, last), pieces)
     total = np.ascontiguousarray(sums.sum(0).reshape(len(taps), 10, width, depth).sum(2).transpose(0, 2, 1)).reshape(-1, 10)
     return dv.reshape(v.shape), np.ascontiguousarray(total[:, :9]).reshape(weight.shape), np.ascontiguousarray(total[:, 9])
+
+
+# Sum of squares
+
+
+@kernel
+def _square_sum(x):
+    total = float64(0)
+    for i in range(len(x)):
+        total += float64(x[i]) * float64(x[i])
+    return total
+
+
+def square_sum(x: np.ndarray) -> np.ndarray:
+    """The sum of the squares of (n,), added in float64: (1,), float32."""
+    pieces = _pieces(len(x), 1)
+    sums = np.empty(len(pieces))
+
+    def work(i, first, last):
+        sums[i] = _square_sum(x[first:last])
+
+    _carry_out(work, pieces)
+    return np.array([sums.sum()], np.float32)

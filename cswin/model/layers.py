@@ -1,38 +1,76 @@
-"""Layers with the authors' parameter names and an explicit number format.
+"""Layers as functions of their input and their parameters, with an explicit number format.
 
-MindSpore's own layers differ from the reference in defaults (LayerNorm epsilon, GELU's approximation, convolution
-padding) and in parameter names; with these, a parameter is called what the published checkpoints call it. Each layer is
-written in two equal ways, see `cswin.model.formulation`.
+MindSpore's own layers differ from the reference in defaults (LayerNorm epsilon, GELU's approximation, convolution padding).
+Parameters are arguments, so that all blocks of a stage are one cell with different weights. They come flat, as they lie in the
+buffers of `cswin.model.weights`. Each layer is written in two equal ways, see `cswin.model.formulation`.
 """
 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import nn, ops
+from mindspore.ops.auto_generate import SplitWithSize
 
 from cswin.model import cpu
 from cswin.model.formulation import LAYER_NORM_EPSILON, resolve
+from cswin.model.weights import GROUPS, Layout, Piece
 
 
-def _zeros(*shape: int) -> Tensor:
-    return ops.zeros(shape, ms.float32)
+class Cut(nn.Cell):
+    """Cuts the two buffers: (matrices, vectors) -> a tuple of the pieces' matrices and, behind them, of the pieces' vectors.
+
+    A network is differentiated with respect to these, and their gradients are joined: MindSpore's gradient of a part of a
+    buffer would be a buffer of zeros around it, added to those of all other parts.
+    """
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.sizes = tuple(tuple(sum(piece.sizes(group)) for piece in layout.pieces) for group in GROUPS)
+        self.split, self.concat, self.count = SplitWithSize(), ops.Concat(), len(layout.pieces)
+
+    def construct(self, matrices, vectors):
+        return self.split(matrices, self.sizes[0], 0) + self.split(vectors, self.sizes[1], 0)
+
+    def join(self, parts):
+        """Inverse of a call, for gradients."""
+        return self.concat(parts[: self.count]), self.concat(parts[self.count :])
+
+
+class Take(nn.Cell):
+    """Cuts a piece's share of the two buffers into its parameters: (matrices, vectors) -> two tuples, all flat."""
+
+    def __init__(self, piece: Piece, form: str):
+        super().__init__()
+        self.matrices, self.vectors = (Parts(piece.sizes(group)) for group in GROUPS)
+
+    def construct(self, matrices, vectors):
+        return self.matrices(matrices), self.vectors(vectors)
+
+
+class Parts(nn.Cell):
+    """Cuts a tensor (n,) into consecutive parts of these sizes."""
+
+    def __init__(self, sizes: tuple[int, ...]):
+        super().__init__()
+        self.sizes, self.split, self.concat = sizes, SplitWithSize(), ops.Concat()
+
+    def construct(self, x):
+        return (x,) if len(self.sizes) == 1 else self.split(x, self.sizes, 0)
+
+    def bprop(self, x, out, dout):
+        return (self.concat(dout),)
 
 
 class Linear(nn.Cell):
-    """y = x W^T + b over the last axis; weight (out, in), bias (out,)."""
+    """y = x W^T + b over the last axis; weight (out * in,), bias (out,), float32."""
 
     def __init__(self, in_features: int, out_features: int, product: ms.Type, formulation: str | None = None):
         super().__init__()
-        self.weight = Parameter(_zeros(out_features, in_features), name="weight")
-        self.bias = Parameter(_zeros(out_features), name="bias")
-        self.product = product
+        self.product, self.cast = product, ops.Cast()
         self.apply_to = (cpu.Linear if resolve(formulation) == "CPU" else _Linear)(in_features, out_features)
-        self.in_features, self.out_features = in_features, out_features
 
-    def construct(self, x):
-        rows = x.reshape(-1, self.in_features).astype(self.product)
-        y = self.apply_to(rows, self.weight.astype(self.product), self.bias.astype(self.product))
-        return y.reshape(x.shape[:-1] + (self.out_features,))
+    def construct(self, x, weight, bias):
+        return self.apply_to(self.cast(x, self.product), self.cast(weight, self.product), self.cast(bias, self.product))
 
 
 class _Linear(nn.Cell):
@@ -40,29 +78,26 @@ class _Linear(nn.Cell):
         super().__init__()
         self.matmul = ops.MatMul(transpose_b=True)
         self.bias_add = ops.BiasAdd()
+        self.shape = (out_features, in_features)
 
     def construct(self, x, weight, bias):
-        return self.bias_add(self.matmul(x, weight), bias)
+        y = self.bias_add(self.matmul(x.reshape(-1, self.shape[1]), weight.reshape(self.shape)), bias)
+        return y.reshape(x.shape[:-1] + (self.shape[0],))
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm over the last axis in float32, epsilon 1e-5."""
+    """LayerNorm over the last axis in float32, epsilon 1e-5; weight and bias (dim,)."""
 
     def __init__(self, dim: int, formulation: str | None = None):
         super().__init__()
-        self.weight = Parameter(ops.ones((dim,), ms.float32), name="weight")
-        self.bias = Parameter(_zeros(dim), name="bias")
-        self.dim, self.by_rows = dim, resolve(formulation) == "CPU"
-        if self.by_rows:
-            self.norm = cpu.LayerNorm()
+        self.cast = ops.Cast()
+        if resolve(formulation) == "CPU":
+            self.norm = cpu.LayerNorm(dim)
         else:
             self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=LAYER_NORM_EPSILON)
 
-    def construct(self, x):
-        x = x.astype(ms.float32)
-        if self.by_rows:
-            return self.norm(x.reshape(-1, self.dim), self.weight, self.bias)[0].reshape(x.shape)
-        return self.norm(x, self.weight, self.bias)[0]
+    def construct(self, x, weight, bias):
+        return self.norm(self.cast(x, ms.float32), weight, bias)[0]
 
 
 class Gelu(nn.Cell):
@@ -77,17 +112,28 @@ class Gelu(nn.Cell):
 
 
 class ConvTokens(nn.Cell):
-    """A convolution with bias and symmetric zero padding that gives tokens: (B, C, H, W) -> (B, H' W', C')."""
+    """A convolution with symmetric zero padding that gives tokens, and LayerNorm: (B, C, H, W) -> (B, H' W', C'), float32.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, product: ms.Type):
+    Args:
+        channels: C and C'.
+        kernel, stride: H' = H / stride.
+        piece: the parameters.
+        product: the convolution's number format.
+    """
+
+    def __init__(self, channels: tuple[int, int], kernel: int, stride: int, piece: Piece, product: ms.Type, form: str):
         super().__init__()
-        self.weight = Parameter(_zeros(out_channels, in_channels, kernel, kernel), name="weight")
-        self.bias = Parameter(_zeros(out_channels), name="bias")
-        self.product = product
-        self.conv = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
-        self.bias_add = ops.BiasAdd()
+        inputs, outputs = channels
+        self.take = Take(piece, form)
+        self.shape, self.product = (outputs, inputs, kernel, kernel), product
+        padding = (kernel - stride + 1) // 2  # 2 for the stem's 7 and 4, 1 for a merge's 3 and 2: the authors'
+        self.conv = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)
+        self.bias_add, self.transpose, self.cast = ops.BiasAdd(), ops.Transpose(), ops.Cast()
+        self.norm = LayerNorm(outputs, form)
 
-    def construct(self, x):
-        y = self.conv(x.astype(self.product), self.weight.astype(self.product))
-        y = self.bias_add(y, self.bias.astype(self.product))
-        return y.reshape(y.shape[0], y.shape[1], -1).swapaxes(1, 2)
+    def construct(self, x, matrices, vectors):
+        """x: (B, C, H, W); matrices: the weight; vectors: the bias, LayerNorm's weight and bias."""
+        (weight,), (bias, norm_weight, norm_bias) = self.take(matrices, vectors)
+        y = self.conv(self.cast(x, self.product), self.cast(weight.reshape(self.shape), self.product))
+        y = self.bias_add(y, self.cast(bias, self.product))
+        return self.norm(self.transpose(y.reshape(y.shape[0], self.shape[0], -1), (0, 2, 1)), norm_weight, norm_bias)

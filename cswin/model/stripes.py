@@ -102,34 +102,23 @@ class RowLayout(nn.Cell):
 
     def __init__(self, cuts: tuple[Stripes, ...], dim: int, num_heads: int):
         super().__init__()
-        self.dim, self.head_dim, self.area = dim, dim // num_heads, cuts[0].side ** 2
-        self.tokens = tuple(cut.tokens for cut in cuts)
-        heads, count = num_heads // len(cuts), len(cuts)
-        self.rows, self.rows_of_branch = self.area * 3 * num_heads, self.area * heads
+        heads, count, depth = num_heads // len(cuts), len(cuts), dim // num_heads
         places = [cut.grid()[:, None, :] * count + i for i, cut in enumerate(cuts)]  # of (token, branch)
         head = np.arange(heads)[None, :, None]
-        self.put = PutRows(tuple((place * heads + head).ravel() for place in places))
+        tokens = tuple(cut.tokens for cut in cuts)
+        self.put = PutRows(tuple((place * heads + head).ravel() for place in places), tokens, depth, cuts[0].side ** 2)
         taken = []
         for i, cut in enumerate(cuts):
             for part in range(3):
                 place = (cut.grid()[:, None, :] * 3 + part) * count + i
                 taken.append((place * heads + head).ravel())
-        self.take = TakeRows(tuple(taken))
+        self.take = TakeRows(tuple(taken), tuple(n for n in tokens for _ in range(3)), depth)
 
     def split(self, qkv):
         """As `TransposeLayout.split`."""
-        rows = self.take(qkv.reshape(-1, self.rows, self.head_dim))
-        results = ()
-        for i, tokens in enumerate(self.tokens):
-            parts = ()
-            for part in range(3):
-                parts += (rows[3 * i + part].reshape(-1, tokens, self.head_dim),)
-            results += (parts,)
-        return results
+        windows = self.take(qkv)
+        return (windows[:3], windows[3:])
 
     def join(self, windows):
         """As `TransposeLayout.join`."""
-        rows = ()
-        for x in windows:
-            rows += (x.reshape(-1, self.rows_of_branch, self.head_dim),)
-        return self.put(rows).reshape(-1, self.area, self.dim)
+        return self.put(windows)

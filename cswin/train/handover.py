@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 
-from cswin.checkpoint import HEAD, load_checkpoint
+from cswin.checkpoint import fitting_weights, load_checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
 from cswin.train.state import StateFolder
@@ -32,13 +31,16 @@ class Start:
     everything: Mapping[str, np.ndarray] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=lambda: {"carry": "nothing", "from": "fresh weights"})
 
-    def apply(self, parameters: Mapping[str, ms.Parameter], names: list[str]) -> None:
-        """Set the training step's parameters; without a carried EMA, it starts at the weights."""
-        for name, value in {**self.weights, **self.everything}.items():
-            parameters[name].set_data(ms.Tensor(value))
-        if not self.everything:
-            for name in names:
-                parameters[f"ema.{name}"].set_data(ms.Tensor(parameters[name].asnumpy()))
+    def state(self, fresh: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the training step begins with, by name; without a carried EMA, it starts at the weights.
+
+        Args:
+            fresh: the state of a training step that has not begun.
+            initial: start values of the weights.
+        """
+        weights = {**initial, **self.weights}
+        averages = {f"ema.{name}": value for name, value in weights.items()}
+        return {**fresh, **weights, **averages, **self.everything}
 
 
 def prepare_start(config: StageConfig, previous: Path | None) -> Start:
@@ -58,28 +60,18 @@ def prepare_start(config: StageConfig, previous: Path | None) -> Start:
     checkpoint = load_checkpoint(previous)
     which = config.carry_weights if config.previous else "ema"
     weights = checkpoint.best_weights() if which == "ema" else checkpoint.weights
-    weights, left_out = _fitting(config, previous, checkpoint.record.architecture, weights)
+    free = ("image_size", "split_size") if config.previous else ("image_size", "split_size", "num_classes")
+    taken = fitting_weights(weights, checkpoint.record.architecture, config.architecture, free, previous)
     return Start(
-        weights,
+        taken,
         record={
             "carry": "weights",
             "which": which,
             "from": str(previous),
-            "new": left_out,
+            "new": [name for name in weights if name not in taken],
             "anew": ["moments", "EMA", "loss scale"],
         },
     )
-
-
-def _fitting(config: StageConfig, path: Path, found, weights: Mapping[str, np.ndarray]):
-    """The weights that go into the network, and the names of those that do not (a pretrained head of other classes)."""
-    arch = config.architecture
-    free = ("image_size", "split_size", "num_classes") if not config.previous else ("image_size", "split_size")
-    differences = [d for d in found.differences(arch) if d.split(":")[0] not in free]
-    if differences:
-        raise UserError(f"{path}: holds another architecture than {config.model.arch}: " + "; ".join(differences))
-    left_out = list(HEAD) if found.num_classes != arch.num_classes else []
-    return {name: value for name, value in weights.items() if name not in left_out}, left_out
 
 
 def _everything(config: StageConfig, previous: Path) -> Start:

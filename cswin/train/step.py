@@ -7,15 +7,19 @@ only the batch, reads nothing back, and a saved state is the cell's parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from cswin.config.settings import Optimizer
+from cswin.model import cpu
 from cswin.model.cswin import CSWin
+from cswin.model.weights import GROUPS
 from cswin.train.loss import soft_cross_entropy
 
+PREFIXES = ("", "moment1.", "moment2.", "ema.")  # of a parameter's name in a state
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
@@ -24,21 +28,24 @@ class AdamW(nn.Cell):
 
     MindSpore's fused Adam kernel does the work; its own bias correction is switched off (powers of 0) and ours is folded into
     rate and epsilon: lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps sqrt(1 - beta2^t). expm1 keeps the digits at small t.
+
+    Args:
+        weights: the buffers of `cswin.model.weights`; only the first, the matrices, decays.
+        settings: the stage's optimizer.
     """
 
-    def __init__(self, parameters: ParameterTuple, settings: Optimizer):
+    def __init__(self, weights: ParameterTuple, settings: Optimizer):
         super().__init__()
-        self.parameters_ = parameters
-        self.moment1 = parameters.clone(prefix="moment1", init="zeros")
-        self.moment2 = parameters.clone(prefix="moment2", init="zeros")
-        self.ema = parameters.clone(prefix="ema", init="same")
+        self.weights = weights
+        self.moment1 = weights.clone(prefix="moment1", init="zeros")
+        self.moment2 = weights.clone(prefix="moment2", init="zeros")
+        self.ema = weights.clone(prefix="ema", init="same")
         self.updates = Parameter(Tensor(0, ms.float32), name="updates", requires_grad=False)  # exact up to 2^24
-        self.decays = tuple(settings.weight_decay if len(p.shape) >= 2 else 0.0 for p in parameters)
-        self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
+        self.weight_decay, self.eps = settings.weight_decay, settings.eps
+        self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.log_beta1, self.log_beta2 = math.log(settings.beta1), math.log(settings.beta2)
         self.ema_decay, self.ema_warmup = settings.ema_decay, settings.ema_warmup
         self.adam = ops.Adam()
-        self.count = len(parameters)
 
     def construct(self, gradients, lr):
         t = self.updates + 1.0
@@ -47,37 +54,27 @@ class AdamW(nn.Cell):
         ema_rate = 1.0 - self.ema_decay
         if self.ema_warmup:
             ema_rate = ops.maximum(ema_rate, 1.0 - t / (9.0 + t))
-        done = True
-        for i in range(self.count):
-            weight = self.parameters_[i]
-            if self.decays[i] > 0:
-                done = ops.depend(done, ops.assign(weight, weight * (1.0 - lr * self.decays[i])))
+        matrices = self.weights[0]
+        done = ops.assign(matrices, matrices * (1.0 - lr * self.weight_decay))
+        for i in range(2):
+            weight, average = self.weights[i], self.ema[i]
             updated = self.adam(
                 weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, self.beta1, self.beta2, self.eps * root, gradients[i]
             )
             done = ops.depend(done, updated)
-            average = self.ema[i]
             done = ops.depend(done, ops.assign(average, average + ema_rate * (weight - average)))
         return ops.depend(done, ops.assign(self.updates, t))
-
-
-def global_norm(gradients):
-    """Square root of the sum of all squares, float32."""
-    total = ops.zeros((), ms.float32)
-    for gradient in gradients:
-        total += ops.square(gradient).sum()
-    return ops.sqrt(total)
 
 
 class TrainStep(nn.Cell):
     """A step on the global batch.
 
     Args:
-        network: the model; its parameters are trained in place.
+        network: the model.
         settings: optimizer section of the stage.
         rates: learning rate of each update of the stage, float32; indexed by the updates done in it, so a skipped step skips
             the schedule too.
-        devices: data-parallel workers; gradients are averaged over them.
+        devices: data-parallel workers; gradients are averaged over them. The weights begin at zero: see `load`.
         accumulation: micro-batches whose gradients are averaged before the update.
 
     Inputs of a call: images (B, C, H, W) float32, targets (B, classes) float32, drop path factors (2 * blocks, B) float32. With
@@ -90,8 +87,11 @@ class TrainStep(nn.Cell):
 
     def __init__(self, network: CSWin, settings: Optimizer, rates: np.ndarray, devices: int = 1, accumulation: int = 1):
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.weights = ParameterTuple(network.trainable_params())
+        self.network, self.layout = network, network.layout
+        self.weights = ParameterTuple(
+            Parameter(Tensor(np.zeros(self.layout.size(group), np.float32)), name=group) for group in GROUPS
+        )
+        self.square_sum = cpu.SquareSum() if network.form == "CPU" else _SquareSum()
         self.optimizer = AdamW(self.weights, settings)
         self.rates = Tensor(rates)
         self.scaled = settings.amp_level != "O0" and settings.amp_dtype == "float16"
@@ -106,21 +106,26 @@ class TrainStep(nn.Cell):
         if accumulation > 1:
             self.loss_sum = _scalar(0.0, "accumulated.loss")
             self.sums = self.weights.clone(prefix="accumulated", init="zeros")
-        self.reduce = nn.DistributedGradReducer(self.weights, mean=True, degree=devices) if devices > 1 else None
         self.all_reduce = ops.AllReduce() if devices > 1 else None
         self.devices = devices
-        self.differentiate = ms.value_and_grad(self.scaled_loss, None, self.weights)
+        parts = 2 * len(self.layout.pieces)
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, tuple(range(3, 3 + parts)), None)
 
-    def scaled_loss(self, images, targets, drop_path):
+    def scaled_loss(self, images, targets, drop_path, *weights):
         """The loss times the loss scale."""
-        return soft_cross_entropy(self.network(images, drop_path), targets) * self.loss_scale
+        return soft_cross_entropy(self.network(images, weights, drop_path), targets) * self.loss_scale
+
+    def differentiate(self, images, targets, drop_path):
+        """The scaled loss and its gradient for both buffers."""
+        loss, gradients = self.value_and_grad(images, targets, drop_path, *self.network.cut(*self.weights))
+        return loss, self.network.cut.join(gradients)
 
     @ms.jit
     def accumulate(self, images, targets, drop_path):
         """Add a micro-batch's gradients to the sums."""
         loss, gradients = self.differentiate(images, targets, drop_path)
         done = ops.assign_add(self.loss_sum, loss)
-        for i in range(len(self.sums)):
+        for i in range(2):
             done = ops.depend(done, ops.assign_add(self.sums[i], gradients[i]))
         return done
 
@@ -135,7 +140,7 @@ class TrainStep(nn.Cell):
         """Sums with the last micro-batch; the accumulators are cleared."""
         total_loss, total = loss + self.loss_sum, ()
         done = ops.assign(self.loss_sum, ops.depend(ops.zeros((), ms.float32), total_loss))
-        for i in range(len(self.sums)):
+        for i in range(2):
             gradient = gradients[i] + self.sums[i]
             total += (gradient,)
             done = ops.depend(done, ops.assign(self.sums[i], ops.depend(ops.zeros_like(self.sums[i]), gradient)))
@@ -143,27 +148,52 @@ class TrainStep(nn.Cell):
 
     def update(self, loss, gradients):
         """Reduce over devices, unscale, clip, and apply unless something is not finite."""
-        if self.reduce is not None:
-            gradients = self.reduce(gradients)
-            loss = self.all_reduce(loss) / self.devices
+        if self.devices > 1:
+            gradients = (self.all_reduce(gradients[0]), self.all_reduce(gradients[1]))
+            loss = self.all_reduce(loss)
         scale = self.loss_scale.value()
-        unscale = 1.0 / (scale * self.accumulation)
+        unscale = 1.0 / (scale * (self.accumulation * self.devices))
         loss = loss * unscale
-        norm = global_norm(gradients) * unscale
+        norm = ops.sqrt(self.square_sum(gradients[0]) + self.square_sum(gradients[1])) * unscale
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         lr = self.rates[ops.minimum(self.schedule_step, float(self.rates.shape[0] - 1)).astype(ms.int32)]
         factor = unscale
         if self.clip_norm is not None:
             factor = unscale * ops.minimum(self.clip_norm / (norm + CLIP_EPSILON), ops.ones((), ms.float32))
         if finite:
-            scaled = ()
-            for gradient in gradients:
-                scaled += (gradient * factor,)
-            self.optimizer(scaled, lr)
+            self.optimizer((gradients[0] * factor, gradients[1] * factor), lr)
             ops.assign_add(self.schedule_step, ops.ones((), ms.float32))
         bad = self.count_step(finite)
         skipped = 1.0 - finite.astype(ms.float32)
         return ops.stack((loss, lr, norm, scale, skipped, bad))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that training goes on from, by name: weights, `moment1.`, `moment2.`, `ema.`, loss scale and counters; copies."""
+        values = {p.name: p.asnumpy().copy() for p in self.state}
+        named = {}
+        for prefix in PREFIXES:
+            buffers = {group: values.pop(prefix + group) for group in GROUPS}
+            named |= {prefix + name: array for name, array in self.layout.unpack(buffers).items()}
+        return named | values
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `arrays`; before the first step, since a compiled graph does not notice new memory."""
+        values = dict(arrays)
+        for prefix in PREFIXES:
+            buffers = self.layout.pack({name: arrays[prefix + name] for name in self.layout.shapes})
+            values |= {prefix + group: buffer for group, buffer in buffers.items()}
+        for parameter in self.state:
+            parameter.set_data(Tensor(values[parameter.name]))
+
+    def named_weights(self, which: str) -> dict[str, np.ndarray]:
+        """The weights (`raw`) or their moving average (`ema`) by parameter name; copies."""
+        parameters = self.weights if which == "raw" else self.optimizer.ema
+        return self.layout.unpack({group: p.asnumpy().copy() for group, p in zip(GROUPS, parameters, strict=True)})
+
+    @property
+    def state(self) -> list[Parameter]:
+        """The parameters that a state holds; in `weights.Layout`'s buffers."""
+        return [p for p in self.get_parameters() if not p.name.startswith("accumulated")]
 
     def count_step(self, finite):
         """Move the loss scale and the counters; returns the number of bad steps in a row."""
@@ -179,6 +209,11 @@ class TrainStep(nn.Cell):
         ops.assign(self.good_steps, good)
         ops.assign(self.bad_steps, bad)
         return bad
+
+
+class _SquareSum(nn.Cell):
+    def construct(self, x):
+        return ops.square(x).sum()
 
 
 def _scalar(value: float, name: str) -> Parameter:

@@ -19,10 +19,12 @@ from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
 from cswin.data.rng import drop_path_rng, init_rng
 from cswin.errors import UserError
-from cswin.evaluate import Evaluator, gathered
-from cswin.model.cswin import CSWin, initialise
+from cswin.evaluate import gathered, judge
+from cswin.inference import Predictor
+from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
+from cswin.model.weights import initial_weights
 from cswin.predictions import WEIGHT_SETS
 from cswin.ranks import ALONE, Ranks
 from cswin.train.attempts import Attempt
@@ -92,14 +94,10 @@ class Trainer:
         self.first_step, self.last_step = config.start_epoch * self.per_epoch, config.epochs * self.per_epoch
         formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
         require_precision(formats)
-        network = CSWin(config.architecture, formats)
-        network.set_train()
-        initialise(network, init_rng(config.seed))
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
+        network = CSWin(config.architecture, formats)
         self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation)
-        self.parameters = {p.name: p for p in self.train_step.get_parameters() if not p.name.startswith("accumulated")}
-        self.names = [p.name for p in network.get_parameters()]
-        self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size)
+        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
         self.start, self.best, self.epochs_done, self.history = start, None, config.start_epoch, None
@@ -113,12 +111,12 @@ class Trainer:
         """
         self.saved = time.monotonic()
         step = self._resume_or_begin() if self.ranks.first else 0
-        step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.parameters.values())
+        step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.train_step.state)
         self.step = step
         if attempt:
             attempt.resumed(step, self.first_step, self.last_step)
         if self.runtime.graph_cache:
-            self.evaluator.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
+            self.predictor.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
         self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
         try:
             if reason := self.ranks.agree(self.stop.asked):
@@ -204,13 +202,12 @@ class Trainer:
         if (epoch + 1) % settings.every and epoch + 1 != self.config.epochs:
             return
         split, positions = self._validation_rows()
-        task, figures = EvalTask(eval_transform(self.config)), {}
-        for which in WEIGHT_SETS:
-            rows = read_rows(self.dataset, split, positions[self.ranks.part])
-            rounds = math.ceil(math.ceil(len(positions) / self.ranks.size) / self.runtime.eval_batch_size)
-            batches = self._unless_stopped(eval_batches(rows, task, self.runtime), rounds, (epoch + 1) * self.per_epoch)
-            predictions = gathered(self.evaluator.run(self._weights(which), batches), self.ranks)
-            figures[which] = predictions.figures()
+        weights = {which: self.train_step.named_weights(which) for which in WEIGHT_SETS}
+        rows = read_rows(self.dataset, split, positions[self.ranks.part])
+        rounds = math.ceil(math.ceil(len(positions) / self.ranks.size) / self.runtime.eval_batch_size)
+        batches = eval_batches(rows, EvalTask(eval_transform(self.config)), self.runtime)
+        judged = judge(self.predictor, weights, self._unless_stopped(batches, rounds, (epoch + 1) * self.per_epoch))
+        figures = {which: gathered(predictions, self.ranks).figures() for which, predictions in judged.items()}
         compared = self._compare_ranks(epoch)
         if not self.ranks.first:
             return
@@ -218,9 +215,7 @@ class Trainer:
         self.history.append([row | {"time": round(time.time(), 3)} | figures | compared])
         key = settings.select_by
         if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
-            weights = {name: self.parameters[name].asnumpy().copy() for name in self.names}
-            weights |= {f"ema.{name}": self.parameters[f"ema.{name}"].asnumpy().copy() for name in self.names}
-            self.best = Best(epoch, figures, weights)
+            self.best = Best(epoch, figures, weights["raw"] | {f"ema.{k}": v for k, v in weights["ema"].items()})
         self.say(
             f"epoch {epoch}: top1 raw {figures['raw']['top1']:.2f} EMA {figures['ema']['top1']:.2f} "
             f"(best: epoch {self.best.epoch}, {key} {self.best.figures[key]['top1']:.2f})"
@@ -230,7 +225,7 @@ class Trainer:
         """For the history: whether all ranks hold the same bits, which is why the first one's are enough to save."""
         if self.ranks.size == 1:
             return {}
-        equal = self.ranks.same(parameter.asnumpy() for parameter in self.parameters.values())
+        equal = self.ranks.same(parameter.asnumpy() for parameter in self.train_step.state)
         if not equal:
             self.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
         return {"ranks_equal": equal}
@@ -259,21 +254,17 @@ class Trainer:
             return "val", np.arange(self.dataset.images("val"))
         return "train", training_positions(self.dataset.images("train"), self.config)[1]
 
-    def _weights(self, which: str) -> dict[str, ms.Tensor]:
-        prefix = "ema." if which == "ema" else ""
-        return {name: ms.Tensor(self.parameters[prefix + name].asnumpy()) for name in self.names}
-
     def _resume_or_begin(self) -> int:
         """Put the newest state, or the stage's start, into the training step. Returns the step to go on from."""
         state = self.states.load()
         if state is None:
-            self.start.apply(self.parameters, self.names)
+            initial = initial_weights(self.config.architecture, init_rng(self.config.seed))
+            self.train_step.load(self.start.state(self.train_step.arrays(), initial))
             self.history = self._history()
             self.history.append([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **self.start.record}])
             self._save(self.first_step, background=False)
             return self.first_step
-        for name, parameter in self.parameters.items():
-            parameter.set_data(ms.Tensor(state.arrays[name]))
+        self.train_step.load(state.arrays)
         self.epochs_done = state.meta["epochs_done"]
         if state.meta["best"]:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
@@ -293,7 +284,7 @@ class Trainer:
         if not self.ranks.first:
             return
         began, figures = self.saved, self.states.figures
-        arrays = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
+        arrays = self.train_step.arrays()
         best = None
         if self.best is not None:
             arrays |= {f"best.{name}": value for name, value in self.best.weights.items()}

@@ -1,0 +1,75 @@
+"""The network with weights, for everything but training: validation, evaluation, prediction and the check of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from cswin.checkpoint import Checkpoint, check_parameters
+from cswin.model.cswin import CSWin
+from cswin.model.precision import Precision, precision
+from cswin.model.variants import Architecture
+from cswin.model.weights import GROUPS
+
+
+class Predictor:
+    """A network compiled once for one batch size; any weights are its arguments.
+
+    Args:
+        arch, formats, formulation: as for `CSWin`.
+        batch_size: of the compiled graph; smaller batches are padded.
+    """
+
+    def __init__(self, arch: Architecture, batch_size: int, formats: Precision | None = None, formulation: str | None = None):
+        network = CSWin(arch, formats or precision("O0"), formulation)
+        self.layout, self.batch_size, self.classes = network.layout, batch_size, arch.num_classes
+        self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
+
+        @ms.jit
+        def forward(images, matrices, vectors):
+            return network(images, network.cut(matrices, vectors))
+
+        self._forward = forward
+
+    def on_device(self, weights: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Weights by parameter name as `logits` takes them.
+
+        Raises:
+            UserError: if names or shapes are not the network's.
+        """
+        check_parameters({name: value.shape for name, value in weights.items()}, self.layout.shapes)
+        buffers = self.layout.pack(weights)
+        return tuple(Tensor(buffers[group]) for group in GROUPS)
+
+    def logits(self, weights: tuple[Tensor, Tensor], images: np.ndarray) -> np.ndarray:
+        """(n, C, H, W) float32, n up to the batch size -> (n, classes) float32."""
+        n = len(images)
+        if n < self.batch_size:
+            images = np.concatenate([images, np.zeros((self.batch_size - n, *self.image_shape), images.dtype)])
+        return self._forward(Tensor(images), *weights).asnumpy()[:n]
+
+    def compile(self) -> None:
+        """Compile now what `logits` would at its first call."""
+        weights = tuple(Tensor(np.zeros(self.layout.size(group), np.float32)) for group in GROUPS)
+        self.logits(weights, np.zeros((self.batch_size, *self.image_shape), np.float32))
+
+
+class WeightedCSWin(nn.Cell):
+    """The network with a checkpoint's best weights as its own parameters, for export: images (B, C, H, W) -> logits.
+
+    In the formulation of plain operations, which every runtime has.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__()
+        self.network = CSWin(checkpoint.record.architecture, formulation="Ascend")
+        weights = checkpoint.best_weights()
+        check_parameters({name: value.shape for name, value in weights.items()}, self.network.layout.shapes)
+        buffers = self.network.layout.pack(weights)
+        self.matrices, self.vectors = (Parameter(Tensor(buffers[group]), name=group) for group in GROUPS)
+
+    def construct(self, images):
+        return self.network(images, self.network.cut(self.matrices, self.vectors))

@@ -1,0 +1,62 @@
+"""Networks with weights, for tests: how to call one, and one that compiles in a second."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from cswin.model.cswin import CSWin
+from cswin.model.layers import Cut, Linear, Take
+from cswin.model.variants import Architecture
+from cswin.model.weights import GROUPS, Layout, Piece, initial_weights
+from cswin.train.step import TrainStep
+
+
+def cut(network, weights: dict[str, np.ndarray]) -> tuple[Tensor, ...]:
+    """Weights by parameter name as a network's second argument."""
+    buffers = network.layout.pack(weights)
+    return network.cut(*(Tensor(buffers[group]) for group in GROUPS))
+
+
+def initialised(arch: Architecture, seed: int, *formats) -> tuple[CSWin, tuple[Tensor, ...]]:
+    """A network and start values as its second argument."""
+    network = CSWin(arch, *formats)
+    return network, cut(network, initial_weights(arch, np.random.default_rng(seed)))
+
+
+def named_gradients(network, gradients) -> dict[str, np.ndarray]:
+    """Gradients for a network's second argument by parameter name."""
+    joined = network.cut.join(gradients)
+    return network.layout.unpack({group: g.asnumpy() for group, g in zip(GROUPS, joined, strict=True)})
+
+
+def begin(step: TrainStep, weights: dict[str, np.ndarray]) -> TrainStep:
+    """The training step with these weights, which its moving average begins at."""
+    step.load(step.arrays() | weights | {f"ema.{name}": value for name, value in weights.items()})
+    return step
+
+
+class TwoLayers(nn.Cell):
+    """Compiles in a second; drop path factors scale its hidden values, sample by sample."""
+
+    def __init__(self, product: ms.Type):
+        super().__init__()
+        shapes = {"first.weight": (6, 3072), "first.bias": (6,), "last.weight": (5, 6), "last.bias": (5,)}
+        self.layout, self.form = Layout([Piece(shapes)]), "CPU"
+        self.cut, self.take = Cut(self.layout), Take(self.layout.pieces[0], "CPU")
+        self.first, self.last = Linear(3072, 6, product), Linear(6, 5, product)
+
+    def construct(self, images, weights, factors):
+        (first, last), (first_bias, last_bias) = self.take(weights[0], weights[1])
+        hidden = ops.tanh(self.first(images.reshape(-1, 3072), first, first_bias))
+        return self.last(hidden * factors[0].reshape(-1, 1), last, last_bias)
+
+    @property
+    def start(self) -> dict[str, np.ndarray]:
+        """Start values."""
+        rng = np.random.default_rng(3)
+        weights = {name: np.zeros(shape, np.float32) for name, shape in self.layout.shapes.items()}
+        for name, scale in (("first.weight", 0.02), ("last.weight", 0.3)):
+            weights[name] = rng.normal(0, scale, weights[name].shape).astype(np.float32)
+        return weights
