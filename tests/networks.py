@@ -44,7 +44,7 @@ class TwoLayers(nn.Cell):
         super().__init__()
         shapes = {"first.weight": (6, 3072), "first.bias": (6,), "last.weight": (5, 6), "last.bias": (5,)}
         self.layout, self.form = Layout([Piece(shapes)]), "CPU"
-        self.cut, self.take = Cut(self.layout), Take(self.layout.pieces[0], "CPU")
+        self.cut, self.take = Cut(self.layout), Take(self.layout.pieces[0])
         self.first, self.last = Linear(3072, 6, product), Linear(6, 5, product)
 
     def construct(self, images, weights, factors):

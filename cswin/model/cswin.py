@@ -22,7 +22,7 @@ class Block(nn.Cell):
 
     def __init__(self, arch: Architecture, stage: int, piece: Piece, formats: Precision, form: str):
         super().__init__()
-        self.take = Take(piece, form)
+        self.take = Take(piece)
         dim, heads, cuts = arch.dims[stage], arch.num_heads[stage], branches(arch, stage)
         hidden, self.branches, self.stream = int(dim * arch.mlp_ratio), len(cuts), formats.stream
         self.layout = (RowLayout if form == "CPU" else TransposeLayout)(cuts, dim, heads)
@@ -95,7 +95,7 @@ class CSWin(nn.Cell):
         self.merges = nn.CellList(
             [Merge(arch.dims[i], arch.resolutions[i], pieces[self.first[i + 1] - 1], formats, form) for i in range(3)]
         )
-        self.take = Take(pieces[-1], form)
+        self.take = Take(pieces[-1])
         self.norm = LayerNorm(arch.dims[3], form)
         self.head = Linear(arch.dims[3], arch.num_classes, ms.float32, form)
 

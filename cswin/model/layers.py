@@ -39,23 +39,24 @@ class Cut(nn.Cell):
 class Take(nn.Cell):
     """Cuts a piece's share of the two buffers into its parameters: (matrices, vectors) -> two tuples, all flat."""
 
-    def __init__(self, piece: Piece, form: str):
+    def __init__(self, piece: Piece):
         super().__init__()
         self.matrices, self.vectors = (Parts(piece.sizes(group)) for group in GROUPS)
+        self.one_matrix = len(piece.sizes(GROUPS[0])) == 1
 
     def construct(self, matrices, vectors):
-        return self.matrices(matrices), self.vectors(vectors)
+        return (matrices,) if self.one_matrix else self.matrices(matrices), self.vectors(vectors)
 
 
 class Parts(nn.Cell):
-    """Cuts a tensor (n,) into consecutive parts of these sizes."""
+    """Cuts a tensor (n,) into two or more consecutive parts of these sizes."""
 
     def __init__(self, sizes: tuple[int, ...]):
         super().__init__()
         self.sizes, self.split, self.concat = sizes, SplitWithSize(), ops.Concat()
 
     def construct(self, x):
-        return (x,) if len(self.sizes) == 1 else self.split(x, self.sizes, 0)
+        return self.split(x, self.sizes, 0)
 
     def bprop(self, x, out, dout):
         return (self.concat(dout),)
@@ -124,7 +125,7 @@ class ConvTokens(nn.Cell):
     def __init__(self, channels: tuple[int, int], kernel: int, stride: int, piece: Piece, product: ms.Type, form: str):
         super().__init__()
         inputs, outputs = channels
-        self.take = Take(piece, form)
+        self.take = Take(piece)
         self.shape, self.product = (outputs, inputs, kernel, kernel), product
         padding = (kernel - stride + 1) // 2  # 2 for the stem's 7 and 4, 1 for a merge's 3 and 2: the authors'
         self.conv = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)

@@ -117,7 +117,7 @@ class RowLayout(nn.Cell):
     def split(self, qkv):
         """As `TransposeLayout.split`."""
         windows = self.take(qkv)
-        return (windows[:3], windows[3:])
+        return (windows,) if len(windows) == 3 else (windows[:3], windows[3:])
 
     def join(self, windows):
         """As `TransposeLayout.join`."""
