@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from invented_run import LEASE, Invented
 
 from cswin.cli import main
 from cswin.errors import UserError
 from cswin.report.status import find_runs
-from cswin.train.history import read_tail
+from cswin.train.history import read_columns, read_history, read_tail
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,24 @@ def test_tail_holds_the_whole_rows_of_the_last_bytes(tmp_path, size):
     file.write_text("".join(lines) + '{"a"')
     inside = [i for i in range(10) if 9 * i >= 94 - size]
     assert read_tail(file, size) == [{"a": i} for i in inside]
+
+
+@pytest.mark.parametrize("block", [1, 150, 1 << 22])
+def test_columns_are_those_of_the_rows(tmp_path, monkeypatch, block):
+    run = Invented(tmp_path)
+    path = run.stage / "history.jsonl"
+    run.write("history.jsonl", [{"kind": "step", "step": 41, "epoch": 4, "loss": None, "lr": 0.2}], "a")
+    rows = read_history(path)
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')
+    monkeypatch.setattr("cswin.train.history.BLOCK", block)
+    columns, others = read_columns(path)
+    assert others == [row for row in rows if row["kind"] != "step"] and len(others) == 5
+    steps = [row for row in rows if row["kind"] == "step"]
+    for name, values in columns.items():
+        expected = [np.nan if row.get(name) is None else row[name] for row in steps]
+        np.testing.assert_array_equal(values, expected)
+    assert len(steps) == 41 and np.isnan(columns["loss"][-1]) and np.isnan(columns["wait"]).all()
 
 
 def test_text_fits_80_columns(tmp_path, capsys):

@@ -250,7 +250,7 @@ def _recipe_of(stage: StageResult) -> dict[str, str]:
 
 def _start(stage: StageResult) -> str:
     """What the stage took from where, from its history."""
-    start = next((row for row in stage.history if row["kind"] == "start"), {})
+    start = stage.history.start
     if start.get("carry") == "all":
         return f"everything that `{start['from']}` held"
     if start.get("carry") == "weights":

@@ -60,14 +60,10 @@ def throughput_series(stages: list[StageResult]) -> pd.DataFrame:
 
 
 def _measurements(stage: StageResult) -> pd.DataFrame:
-    rows = [(stage.name, *(row[key] for key in _KEYS)) for row in stage.steps() if "seconds" in row]
-    frame = pd.DataFrame(rows, columns=["stage", *_KEYS])
+    frame = stage.history.steps.dropna(subset="seconds")[["step", "seconds", "images_per_s", "wait"]].reset_index(drop=True)
     begun = [row["step"] for row in stage.attempts if row["event"] in ("begin", "resume")]
     after = [int(frame.step.searchsorted(step, side="right")) for step in begun]  # the first measurement that ends later
-    return frame.assign(first=frame.index.isin(after))
-
-
-_KEYS = ("step", "seconds", "images_per_s", "wait")
+    return frame.assign(stage=stage.name, first=frame.index.isin(after))
 
 
 def weighted_mean(frame: pd.DataFrame, key: str) -> float:
