@@ -16,7 +16,7 @@ from cswin.data.dataset import Dataset
 from cswin.profile import profile
 from cswin.progress import duration_text
 from cswin.report.run import StageResult
-from cswin.report.table import wilson
+from cswin.report.statistics import wilson
 from cswin.train.attempts import COMPLETE, AttemptSummary, current, summaries
 
 IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
