@@ -77,7 +77,10 @@ class StageStatus:
 
 @dataclass
 class RunStatus:
-    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running."""
+    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running.
+
+    `problem` says why nothing else is known of it, where its files cannot be read.
+    """
 
     run: str
     folder: str
@@ -85,6 +88,7 @@ class RunStatus:
     time: float
     stages: list[StageStatus]
     seconds_left: float | None = None
+    problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -111,6 +115,15 @@ def find_runs(results: Path, names: list[str]) -> list[Path]:
             raise UserError(f"{name}: no such run in {results}; there: {known}")
         folders.append(folder)
     return folders
+
+
+def status_of(folder: Path) -> RunStatus:
+    """As `run_status`, now; a run whose files are damaged does not keep a person from seeing the others."""
+    try:
+        return run_status(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"its files cannot be read ({type(error).__name__}: {error})"
+        return RunStatus(folder.name, str(folder), None, time.time(), [], problem=problem)
 
 
 def run_status(folder: Path, now: float | None = None) -> RunStatus:
