@@ -11,8 +11,8 @@ from cswin.report.tables import text_table
 
 HEAD = ("stage", "weights", "top-1, %", "95 % interval", "reported, %", "published, %")
 NOTE = (
-    "In brackets: how far this run is above (+) or below (-) it, in percentage points. The difference from a reported figure is that of "
-    "the report's own counting, whole batches of 128 images."
+    "In brackets: this run's difference from that figure, in percentage points. Reported figures count whole batches of 128 images "
+    "only; the difference from them is that of the same counting here."
 )
 
 
