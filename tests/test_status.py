@@ -9,7 +9,7 @@ from invented_run import LEASE, Invented
 
 from cswin.cli import main
 from cswin.errors import UserError
-from cswin.report.status import find_runs
+from cswin.report.files import find_runs
 from cswin.train.history import read_columns, read_history, read_tail
 
 

@@ -25,7 +25,8 @@ def run(args):
     import time
 
     from cswin.errors import UserError
-    from cswin.report.status import find_runs, status_of
+    from cswin.report.files import find_runs
+    from cswin.report.status import status_of
 
     if args.watch is not None and args.watch <= 0:
         raise UserError(f"--watch {args.watch:g}: must be more than 0 seconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
+from cswin.report.files import load_json
 from cswin.train.attempts import ATTEMPTS
 from cswin.train.history import HISTORY, STEP_COLUMNS, read_columns, read_history
 
@@ -79,10 +79,6 @@ def _load_stage(folder: Path, name: str) -> StageResult:
         config,
         load_stage(config),
         read_history(attempts) if attempts.exists() else [],
-        _load_json(stage / "record.json"),
-        _load_json(stage / "evaluation.json"),
+        load_json(stage / "record.json"),
+        load_json(stage / "evaluation.json"),
     )
-
-
-def _load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
