@@ -204,6 +204,16 @@ def test_reported_and_published_stand_beside_the_top1(empty):
     assert headline(row | {"minus_reported": empty})[4] == "83.42"  # below 128 images
 
 
+@pytest.mark.parametrize(("missing", "remedy"), [("final_acc.csv", "cswin table"), ("curves.png", "cswin draw curves")])
+def test_results_page_names_what_is_missing(tmp_path, capsys, missing, remedy):
+    (tmp_path / "final_acc.csv").write_text("run,stage\nr,s\n")
+    (tmp_path / missing).unlink(missing_ok=True)
+    files = [str(tmp_path / name) for name in ("final_acc.csv", "curves.png", "page.html")]
+    assert main(["page", "table", files[0], "--curves", files[1], "--output", files[2]]) == 2
+    said = capsys.readouterr().err
+    assert f"{missing}: cannot be read" in said and remedy in said and not Path(files[2]).exists()
+
+
 def test_many_stages_are_shown_three_abreast():
     row = {column.name: {"text": "x", "integer": 1, "number": 0.5}[column.kind] for column in COLUMNS} | {"select_by": "raw"}
     table = pd.DataFrame([row | {"stage": f"part{i}", "reported_top1": None if i else 83.42} for i in range(7)])
