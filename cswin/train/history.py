@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
             others += [json.loads(line) for line, row in zip(lines, rows, strict=True) if row.kind != "step"]
             steps = [row for row in rows if row.kind == "step"]
             for name, parts in columns.items():
-                parts.append(np.array([getattr(row, name) for row in steps], dtype=float))
+                parts.append(np.array(list(map(attrgetter(name), steps)), dtype=float))
             if growing:  # what the trainer has appended in the meantime would begin in the middle of a line
                 break
     return {name: np.concatenate(parts) for name, parts in columns.items()}, others

@@ -73,9 +73,11 @@ def weighted_mean(frame: pd.DataFrame, key: str) -> float:
 
 def smoothed(frame: pd.DataFrame, key: str, spans: int) -> pd.DataFrame:
     """Means over time of at most `spans` runs of consecutive measurements: time (middle) and the value."""
-    groups = [frame.iloc[places] for places in np.array_split(np.arange(len(frame)), min(spans, len(frame)))]
-    rows = [((g.begin.iloc[0] + g.time.iloc[-1]) / 2, weighted_mean(g, key)) for g in groups]
-    return pd.DataFrame(rows, columns=["time", key])
+    runs = np.array_split(np.arange(len(frame)), min(spans, len(frame)))
+    first, last = [run[0] for run in runs], [run[-1] for run in runs]
+    totals, seconds = (np.add.reduceat(values.to_numpy(), first) for values in (frame[key] * frame.seconds, frame.seconds))
+    time = (frame.begin.to_numpy()[first] + frame.time.to_numpy()[last]) / 2
+    return pd.DataFrame({"time": time, key: totals / seconds})
 
 
 def resumptions(stages: list[StageResult], frame: pd.DataFrame) -> list[float]:
