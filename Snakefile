@@ -13,6 +13,7 @@ if (
 include: "rules/common.smk"
 
 
+shorten_output(workflow)
 validate(config, "config/schema.json", set_default=False)
 
 
@@ -64,3 +65,5 @@ onstart:
 
 onsuccess:
     accept_stages()
+    if made("final_acc"):
+        print(outcome(Path(RUN)))

@@ -187,8 +187,3 @@ class TrainProgress:
     def close(self) -> None:
         """Take the bar away and write the total as one line."""
         self._progress.close()
-
-
-def train_progress(total: int, done: int = 0) -> TrainProgress:
-    """A display on stderr for `total` steps of which `done` were there before."""
-    return TrainProgress(Console(), total, done)

@@ -12,6 +12,8 @@ from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
 from cswin.errors import UserError
+from cswin.report.headline import outcome
+from cswin.report.jobs import shorten_output
 
 config = typed_overrides(config, workflow.config_settings.config)
 try:
@@ -185,7 +187,11 @@ def accept_stages():
     """
     from cswin.train.state import accept
 
-    looked_at = {job.rule.name for job in workflow.dag.jobs}
     for stage in STAGES:
-        if f"train_{stage}" in looked_at:
+        if made(f"train_{stage}"):
             accept(Path(RUN, stage, "state"))
+
+
+def made(rule):
+    """Whether the rule's job was among those that Snakemake looked at, so that its output is there and up to date."""
+    return any(job.rule.name == rule for job in workflow.dag.jobs)

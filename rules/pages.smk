@@ -1,7 +1,8 @@
 # Pages for people: what Snakemake's report shows beside the pictures, and a browser by itself.
 rule table_page:
     input:
-        f"{RUN}/final_acc.csv",
+        table=f"{RUN}/final_acc.csv",
+        curves=f"{RUN}/curves.png",
     output:
         report(
             f"{RUN}/table.html",
@@ -12,7 +13,7 @@ rule table_page:
     log:
         f"{RUN}/logs/table_page.log",
     shell:
-        "cswin page table {input} --output {output} > {log} 2>&1"
+        "cswin page table {input.table} --curves {input.curves} --output {output} > {log} 2>&1"
 
 
 rule configuration_page:

@@ -1,5 +1,6 @@
 """Hours of training and waiting: against sums made by hand from the clock times of invented attempts."""
 
+import pandas as pd
 import pytest
 
 from cswin.report.effort import measure_effort
@@ -17,8 +18,9 @@ def rows(name, *events, identity=IDENTITY, devices=8, git=CLEAN):
     ]
 
 
-def step(number, seconds, wait=0.0):
-    return {"kind": "step", "step": number, "seconds": seconds, "wait": wait}
+def steps(*rows):
+    """(step, seconds, wait) of each as columns; None: the device was not read after it."""
+    return pd.DataFrame(rows, columns=["step", "seconds", "wait"]).astype(float)
 
 
 COMPLETE = {"reason": "complete", "step": 30}
@@ -31,8 +33,8 @@ def test_stopped_killed_and_finished():
         *rows("b", ("lost", "06:30:00", {})),
         *rows("c", ("start", "07:00:00", {}), ("resume", "07:01:00", {"step": 20}), ("end", "08:00:00", COMPLETE), devices=4),
     ]
-    steps = [step(10, 3600.0, 0.5), {"kind": "step", "step": 11}, step(20, 1800.0, 0.25), step(30, 1800.0)]
-    effort = measure_effort(attempts, steps, global_batch=900)
+    logged = steps((10, 3600.0, 0.5), (11, None, None), (20, 1800.0, 0.25), (30, 1800.0, 0.0))
+    effort = measure_effort(attempts, logged, global_batch=900)
     assert effort.train_hours == pytest.approx(2 + 1.5 + 1)
     assert effort.between_hours == pytest.approx(3 + 0.5)
     assert effort.data_wait_hours == pytest.approx(0.5 + 0.125)
@@ -46,8 +48,8 @@ def test_without_a_recorded_end_the_steps_that_count_are_the_time():
         *rows("b", ("start", "01:00:00", {})),  # killed before it began
         *rows("c", ("start", "02:00:00", {}), ("resume", "02:06:00", {"step": 10}), ("end", "03:00:00", COMPLETE)),
     ]
-    steps = [step(5, 360.0), step(10, 720.0), step(20, 1800.0)]  # until step 10 of the first attempt
-    effort = measure_effort(attempts, steps, global_batch=1)
+    logged = steps((5, 360.0, 0.0), (10, 720.0, 0.0), (20, 1800.0, 0.0))  # until step 10 of the first attempt
+    effort = measure_effort(attempts, logged, global_batch=1)
     assert effort.unended == 2
     assert effort.train_hours == pytest.approx((6 + 6 + 12) / 60 + 0 + 1)
     assert effort.between_hours == pytest.approx((60 - 24) / 60 + 1)
@@ -55,7 +57,7 @@ def test_without_a_recorded_end_the_steps_that_count_are_the_time():
 
 def test_a_training_that_runs_counts_up_to_its_last_step():
     attempts = rows("a", ("start", "00:00:00", {}), ("begin", "00:30:00", {"step": 0}))
-    effort = measure_effort(attempts, [step(5, 1800.0)], global_batch=1)
+    effort = measure_effort(attempts, steps((5, 1800.0, 0.0)), global_batch=1)
     assert (effort.train_hours, effort.unended) == (pytest.approx(1.0), 1)
 
 
@@ -73,21 +75,21 @@ ANEW = (("start", "02:00:00", {}), ("begin", "02:01:00", {"step": 0}), ("end", "
     ],
 )
 def test_only_the_last_training_counts(second, attempts, hours):
-    effort = measure_effort(FIRST + second, [], global_batch=1)
+    effort = measure_effort(FIRST + second, steps(), global_batch=1)
     assert (effort.attempts, effort.train_hours) == (attempts, pytest.approx(hours))
 
 
 def test_a_changed_configuration_begins_anew_although_nothing_was_complete():
     first = rows("a", ("start", "00:00:00", {}), ("begin", "00:01:00", {"step": 0}), ("end", "01:00:00", {"reason": "SIGTERM"}))
-    assert measure_effort(first + rows("b", *ANEW), [], 1).attempts == 2  # the same again: stopped before a state was saved
-    assert measure_effort(first + rows("b", *ANEW, identity={"config": {"stage": "other"}}), [], 1).attempts == 1
+    assert measure_effort(first + rows("b", *ANEW), steps(), 1).attempts == 2  # stopped before a state was saved
+    assert measure_effort(first + rows("b", *ANEW, identity={"config": {"stage": "other"}}), steps(), 1).attempts == 1
 
 
 def test_commits_are_named_once():
     attempts = FIRST[:2] + rows("b", *RESUMED, git=DIRTY) + rows("c", *RESUMED, git=None) + rows("d", *RESUMED, git=DIRTY)
-    assert measure_effort(attempts, [], 1).commits == ("a" * 40, "a" * 40 + "-dirty", "unknown")
+    assert measure_effort(attempts, steps(), 1).commits == ("a" * 40, "a" * 40 + "-dirty", "unknown")
 
 
 def test_nothing_yet():
-    effort = measure_effort([], [], 1)
+    effort = measure_effort([], steps(), 1)
     assert (effort.attempts, effort.train_hours, effort.images_per_s, effort.devices) == (0, 0, None, None)

@@ -1,5 +1,6 @@
 """What the pictures show, against independent calculations; how they look, against the rules for legibility."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ STEPS = 20  # per epoch, of the made-up history
 
 
 @pytest.fixture
-def stages():
+def stages(tmp_path):
     """A made-up run of two stages, the second interrupted once; a measurement every 5 steps."""
     settings, rng, found = load_settings(ROOT / "config/config.yaml"), np.random.default_rng(1), []
     for name in ("stage1", "stage2"):
@@ -47,34 +48,42 @@ def stages():
         attempts = [{"event": "start", "devices": 1}, {"event": "begin", "step": first}]
         if name == "stage2":
             attempts += [{"event": "start", "devices": 1}, {"event": "resume", "step": first + 40}]
-        found.append(stage_result(config, history, attempts, {"best_epoch": config.epochs - 2}))
+        found.append(stage_result(tmp_path / "run", config, history, attempts, {"best_epoch": config.epochs - 2}))
     return found
 
 
-def stage_result(config, history, attempts=(), record=None) -> StageResult:
-    return StageResult(
-        config.stage, Path(config.stage), Path(f"{config.stage}.yaml"), config, history, list(attempts), record, None
-    )
+def stage_result(run, config, history, attempts=(), record=None) -> StageResult:
+    """With its history in a file, as the trainer writes it."""
+    folder = run / config.stage
+    folder.mkdir(parents=True)
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    return StageResult(config.stage, folder, Path(f"{config.stage}.yaml"), config, list(attempts), record, None)
 
 
-def test_loss_is_binned_by_half_epochs(stages):
-    stages[0].history[3]["loss"] = None  # a step that overflowed
-    bins = binned_loss(stages[0], STEPS)
-    losses = np.array([np.nan if row["loss"] is None else row["loss"] for row in stages[0].steps()]).reshape(-1, STEPS // 2)
+def history_of(stage: StageResult) -> list[dict]:
+    return [json.loads(line) for line in (stage.folder / "history.jsonl").open()]
+
+
+def test_loss_is_binned_by_half_epochs(stages, tmp_path):
+    rows = history_of(stages[0])
+    rows[3]["loss"] = None  # a step that overflowed
+    bins = binned_loss(stage_result(tmp_path, stages[0].config, rows), STEPS)
+    steps = [row for row in rows if row["kind"] == "step"]
+    losses = np.array([np.nan if row["loss"] is None else row["loss"] for row in steps]).reshape(-1, STEPS // 2)
     assert np.allclose(bins["mean"], np.nanmean(losses, axis=1))
     assert np.allclose(bins.low, np.nanquantile(losses, 0.05, axis=1))
     assert np.allclose(bins.high, np.nanquantile(losses, 0.95, axis=1))
     assert np.allclose(bins.epoch, (np.arange(len(bins)) + 0.5) / 2 + 0.5 / STEPS)
 
 
-def test_rings_are_at_the_checkpoints(stages):
+def test_rings_are_at_the_checkpoints(stages, tmp_path):
     assert selected(stages) == [(13, pytest.approx(91.6), "ema"), (18, pytest.approx(92.1), "ema")]
-    unfinished = stage_result(stages[1].config, stages[1].history)
+    unfinished = stage_result(tmp_path, stages[1].config, history_of(stages[1]))
     assert selected([unfinished]) == []
 
 
 def test_enlarged_axis_holds_references_and_the_best(stages):
-    low, high = accuracy_limits(stages[0].epochs(), [88.5, 93.0])
+    low, high = accuracy_limits(stages[0].history.epochs, [88.5, 93.0])
     assert low < 88.5 and 93.0 < high <= 100.2
     low, high = accuracy_limits([{"raw": {"top1": 99.9}, "ema": {"top1": 100.0}}], [])
     assert low < 99 and 100 < high < 101
@@ -82,7 +91,7 @@ def test_enlarged_axis_holds_references_and_the_best(stages):
 
 def test_throughput_is_images_over_time(stages):
     frame = throughput_series(stages)
-    steps = sum(len(stage.steps()) for stage in stages)
+    steps = sum(sum(row["kind"] == "step" for row in history_of(stage)) for stage in stages)
     assert weighted_mean(frame, "images_per_s") == pytest.approx(32 * steps / frame.seconds.sum())
     assert frame.hours.iloc[-1] == pytest.approx(frame.seconds.sum() / 3600)
     assert frame.step.tolist() == list(range(5, steps + 1, 5))
@@ -235,13 +244,13 @@ def test_pictures_of_a_run(stages, tmp_path):
 
 
 def test_pictures_while_the_first_stage_runs(stages, tmp_path):
-    rows = stages[0].history[: STEPS + 1]  # one epoch, just validated
-    running = stage_result(stages[0].config, rows, stages[0].attempts)
+    rows = history_of(stages[0])[: STEPS + 1]  # one epoch, just validated
+    running = stage_result(tmp_path / "running", stages[0].config, rows, stages[0].attempts)
     draw_curves([running], tmp_path / "curves.png", title="made-up", reported={}, paper=None)
     draw_throughput([running], tmp_path / "throughput.png", title="made-up")
     check_picture(tmp_path / "curves.png")
     with pytest.raises(UserError, match="log_every"):
-        nothing = stage_result(stages[0].config, rows[:2])
+        nothing = stage_result(tmp_path / "nothing", stages[0].config, rows[:2])
         draw_throughput([nothing], tmp_path / "none.png", title="made-up")
     assert not (tmp_path / "none.png").exists()
 

@@ -1,5 +1,6 @@
 """Pictures and pages of a run that was really trained, and Snakemake's report of it in a real browser."""
 
+import base64
 import html.parser
 import json
 
@@ -88,10 +89,24 @@ class Tables(html.parser.HTMLParser):
 
 
 def test_table_page_shows_the_csv_to_the_letter(folder):
-    [table] = Tables((folder / "table.html").read_text()).tables
+    _, table = Tables((folder / "table.html").read_text()).tables
     csv = pd.read_csv(folder / "final_acc.csv", dtype=str, keep_default_na=False).replace("", "–")
     assert table[0] == ["", *csv.stage]
     assert table[1:] == [[name, *csv[name]] for name in csv.columns if name != "stage"]
+
+
+def test_results_page_begins_with_top1_and_the_curves(folder):
+    page = (folder / "table.html").read_text()
+    headline = Tables(page).tables[0]
+    assert headline[0] == ["stage", "weights", "top-1, %", "95 % interval", "reported, %", "published, %"]
+    table = pd.read_csv(folder / "final_acc.csv")
+    for row, line in zip(table.itertuples(), headline[1:], strict=True):
+        assert line == [
+            row.stage, "EMA", f"{row.top1_ema:.2f}", f"{row.top1_ema_low:.2f} to {row.top1_ema_high:.2f}", "–",
+            f"99.00 ({row.top1_ema - 99:+.2f})",
+        ]  # fmt: skip
+    curves = base64.b64encode((folder / "curves.png").read_bytes()).decode()
+    assert page.index("<table>") < page.index(f"data:image/png;base64,{curves}") < page.rindex("<table>")
 
 
 def test_configuration_page_names_what_differs(folder):

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from cswin.cli import main
 from cswin.report.columns import COLUMNS, reference_text
+from cswin.report.headline import headline, outcome
 from cswin.report.markdown import markdown_table
 
 SETS = ("raw", "ema")
@@ -180,6 +181,37 @@ def test_markdown_is_readable_as_it_is(results, table):
     assert cells["checkpoint"] == [digest[:12] for digest in table.checkpoint_sha256]
     assert "optimistic" in text and "minival" not in text
     assert "reported top-1, %" not in cells  # no stage has one
+
+
+@pytest.mark.slow
+def test_the_run_ends_with_the_table_and_where_to_look_next(results, table):
+    said = outcome(results / "digits")
+    lines = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith("stage")}
+    assert "top-1, %" in said and "reported, %" in said
+    for stage, row in table.iterrows():
+        assert lines[stage][1:3] == ["EMA", f"{row.top1_ema:.2f}"] and lines[stage][6:8][0] == "–"
+        assert lines[stage][7] == "99.00"
+    for file in ("table.html", "README.md"):
+        assert f"{results}/digits/{file}" in said and (results / "digits" / file).exists()
+    assert max(len(line) for line in said.splitlines() if "stage" in line) <= 80
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_reported_and_published_stand_beside_the_top1(empty):
+    row = {"stage": "s", "select_by": "raw", "top1_raw": 83.518, "top1_raw_low": 83.19, "top1_raw_high": "83.84"}
+    row |= {"reported_top1": "83.42", "minus_reported": 0.1, "paper_top1": empty, "minus_paper": empty}
+    assert headline(row) == ["s", "raw", "83.52", "83.19 to 83.84", "83.42 (+0.10)", "–"]
+    assert headline(row | {"minus_reported": empty})[4] == "83.42"  # below 128 images
+
+
+@pytest.mark.parametrize(("missing", "remedy"), [("final_acc.csv", "cswin table"), ("curves.png", "cswin draw curves")])
+def test_results_page_names_what_is_missing(tmp_path, capsys, missing, remedy):
+    (tmp_path / "final_acc.csv").write_text("run,stage\nr,s\n")
+    (tmp_path / missing).unlink(missing_ok=True)
+    files = [str(tmp_path / name) for name in ("final_acc.csv", "curves.png", "page.html")]
+    assert main(["page", "table", files[0], "--curves", files[1], "--output", files[2]]) == 2
+    said = capsys.readouterr().err
+    assert f"{missing}: cannot be read" in said and remedy in said and not Path(files[2]).exists()
 
 
 def test_many_stages_are_shown_three_abreast():

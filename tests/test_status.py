@@ -1,14 +1,16 @@
 """Status from the files alone: of invented runs, so that every figure is known."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from invented_run import LEASE, Invented
 
 from cswin.cli import main
 from cswin.errors import UserError
-from cswin.report.status import find_runs
-from cswin.train.history import read_tail
+from cswin.report.files import find_runs
+from cswin.train.history import read_columns, read_history, read_tail
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,24 @@ def test_tail_holds_the_whole_rows_of_the_last_bytes(tmp_path, size):
     assert read_tail(file, size) == [{"a": i} for i in inside]
 
 
+@pytest.mark.parametrize("block", [1, 150, 1 << 22])
+def test_columns_are_those_of_the_rows(tmp_path, monkeypatch, block):
+    run = Invented(tmp_path)
+    path = run.stage / "history.jsonl"
+    run.write("history.jsonl", [{"kind": "step", "step": 41, "epoch": 4, "loss": None, "lr": 0.2}], "a")
+    rows = read_history(path)
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')
+    monkeypatch.setattr("cswin.train.history.BLOCK", block)
+    columns, others = read_columns(path)
+    assert others == [row for row in rows if row["kind"] != "step"] and len(others) == 5
+    steps = [row for row in rows if row["kind"] == "step"]
+    for name, values in columns.items():
+        expected = [np.nan if row.get(name) is None else row[name] for row in steps]
+        np.testing.assert_array_equal(values, expected)
+    assert len(steps) == 41 and np.isnan(columns["loss"][-1]) and np.isnan(columns["wait"]).all()
+
+
 def test_text_fits_80_columns(tmp_path, capsys):
     run = Invented(tmp_path)
     results = str(run.run.parent)
@@ -121,6 +141,53 @@ def test_text_fits_80_columns(tmp_path, capsys):
     assert "goes on from step 30" in seen[0] and "its clock is 5m00s behind" in seen[0] and "job 4711" in seen[0]
     assert "step 40 of 100" in seen[1] and "25 images/s" in seen[1] and "heartbeat" in seen[1]
     assert "two  waiting" in seen[2] and "for one" in seen[2]
+
+
+def test_several_runs_are_a_table(tmp_path, capsys):
+    """One line per run: running, interrupted with a long reason, finished, damaged."""
+    running, stopped, done, damaged = (Invented(tmp_path / name) for name in ("a", "b", "c", "d"))
+    results = tmp_path / "results"
+    running.lease(-5, -605)
+    reason = "UserError: " + "the loss or its gradient was not finite for 20 steps in a row " * 2
+    stopped.write(
+        "attempts.jsonl", [{"attempt": "a", "event": "end", "time": stopped.clock(0), "reason": reason, "step": 3}], "a"
+    )
+    for name in ("one", "two"):
+        (done.run / name).mkdir(exist_ok=True)
+        (done.run / name / "checkpoint.safetensors").touch()
+        figures = {which: {"top1": 81.5} for which in ("raw", "ema")}
+        (done.run / name / "record.json").write_text(json.dumps({"best_epoch": 7, "figures": figures}))
+    (damaged.stage / "attempts.jsonl").write_text("no JSON\n")
+    for run, name in ((running, "first"), (stopped, "second"), (done, "third"), (damaged, "worst")):
+        results.mkdir(exist_ok=True)
+        run.run.rename(results / name)
+        for file in (results / name / "config").glob("[ot]*.yaml"):
+            file.write_text(file.read_text().replace("run: far", f"run: {name}"))
+    assert main(["status", "--results", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, rule, *rows = lines
+    starts = [match.start() for match in re.finditer("-+", rule)]
+    cells = [[row[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for row in rows]
+    assert [head[a:].split("  ")[0] for a in starts] == [
+        "run",
+        "stage",
+        "epoch",
+        "images/s",
+        "left",
+        "attempts",
+        "what is wrong",
+    ]
+    by_run = {row[0]: row for row in cells if row[0]}
+    assert by_run["first"][1:4] == ["one", "3 of 10", "25"] and by_run["first"][4].endswith("s") and by_run["first"][5] == "1"
+    assert by_run["second"][1:6] == ["one", "3 of 10", "", "", "1"] and by_run["second"][6].startswith("interrupted:")
+    assert by_run["third"][1:] == ["all done", "", "", "", "", ""]
+    assert by_run["worst"][1:6] == [""] * 5 and by_run["worst"][6].startswith("its files cannot")
+    wrong = " ".join(row[6] for row in cells)
+    assert "its clock is 10m00s ahead" in wrong and reason.strip() in wrong
+    assert max(map(len, lines)) <= 80, lines
+    assert main(["status", "--results", str(results), "--json"]) == 0
+    told = {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert "cannot be read" in told["worst"]["problem"] and told["first"]["problem"] == ""
 
 
 def test_command_says_what_the_function_says_and_writes_nothing(tmp_path, capsys):

@@ -61,7 +61,7 @@ def _stages(args):
     from cswin.report.run import load_run
 
     expected = load_expectations(args.settings)
-    stages = [stage for stage in load_run(args.folder, list(expected.stages)) if stage.epochs()]
+    stages = [stage for stage in load_run(args.folder, list(expected.stages)) if stage.history.epochs]
     if not stages:
         raise UserError(f"{args.folder}: no stage has validated an epoch yet; there is nothing to draw")
     return expected, stages

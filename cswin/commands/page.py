@@ -8,8 +8,9 @@ from pathlib import Path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     pages = parser.add_subparsers(dest="page", required=True, metavar="PAGE")
-    table = _page(pages, "table", _table, "the results table")
+    table = _page(pages, "table", _table, "top-1, curves and the whole table")
     table.add_argument("table", type=Path, metavar="CSV", help="final_acc.csv")
+    table.add_argument("--curves", type=Path, required=True, metavar="PNG", help="curves.png, shown in the page")
 
     configuration = _page(pages, "configuration", _configuration, "the resolved configuration of all stages")
     provenance = _page(pages, "provenance", _provenance, "who trained what when")
@@ -48,7 +49,11 @@ def _table(args) -> str:
         table = pd.read_csv(args.table, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{args.table}: cannot be read ({error}); `cswin table` writes it") from None
-    return table_page(table.run.iloc[0], table)
+    try:
+        curves = args.curves.read_bytes()
+    except OSError as error:
+        raise UserError(f"{args.curves}: cannot be read ({error.strerror}); `cswin draw curves` draws it") from None
+    return table_page(table.run.iloc[0], table, curves)
 
 
 def _configuration(args) -> str:

@@ -1,5 +1,7 @@
 """Show how far runs are, from their files alone: on any machine that sees them, also while a stage is trained elsewhere.
 
+Of one run every stage is shown; several runs are a table: the stage that each is in, and what is wrong.
+
 States of a stage: done; running; interrupted (the same command goes on from the step named); waiting; stale (its trainer has given
 no sign of life for longer than runtime.lease_timeout).
 """
@@ -23,13 +25,14 @@ def run(args):
     import time
 
     from cswin.errors import UserError
-    from cswin.report.status import find_runs, run_status
+    from cswin.report.files import find_runs
+    from cswin.report.status import status_of
 
     if args.watch is not None and args.watch <= 0:
         raise UserError(f"--watch {args.watch:g}: must be more than 0 seconds")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            runs = [run_status(folder) for folder in find_runs(args.results, args.runs)]
+            runs = [status_of(folder) for folder in find_runs(args.results, args.runs)]
             _show(runs, args)
             if args.watch is None or all(stage.state == "done" for run in runs for stage in run.stages):
                 return
@@ -39,10 +42,11 @@ def run(args):
 def _show(runs, args) -> None:
     import json
     import os
+    import shutil
     import sys
     import time
 
-    from cswin.report.status_text import BLOCKS, PLAIN, status_text
+    from cswin.report.status_text import BLOCKS, PLAIN, runs_text, status_text
 
     if args.json:
         print(json.dumps({"runs": [run.to_dict() for run in runs]}), flush=True)
@@ -50,7 +54,10 @@ def _show(runs, args) -> None:
     terminal = sys.stdout.isatty()
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     colour = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    text = "\n\n".join(status_text(run, colour, BLOCKS if unicode else PLAIN) for run in runs)
+    if len(runs) > 1:
+        text = runs_text(runs, shutil.get_terminal_size().columns)
+    else:
+        text = status_text(runs[0], colour, BLOCKS if unicode else PLAIN)
     if args.watch is not None:
         text = f"{text}\n\n{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this, not the training"
         text = f"\x1b[H\x1b[2J{text}" if terminal else f"{text}\n"

@@ -15,8 +15,9 @@ from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
 from cswin.profile import profile
 from cswin.progress import duration_text
+from cswin.report.render import render
 from cswin.report.run import StageResult
-from cswin.report.table import wilson
+from cswin.report.statistics import wilson
 from cswin.train.attempts import COMPLETE, AttemptSummary, current, summaries
 
 IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
@@ -56,52 +57,45 @@ class Run:
 
 
 def card(run: Run) -> str:
-    """The page; `docs/watching.md` describes it."""
-    sections = [
-        _head(run),
-        ["## Result", "", *_result(run)],
-        ["## What was not run, and what to be careful with", "", *_reservations(run)],
-        ["## Use", "", *_use(run)],
-        ["## Data", "", *_data(run)],
-        ["## Network", "", *_network(run)],
-        ["## Recipe", "", *_recipe(run)],
-        ["## Training", "", *_training(run)],
-    ]
-    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+    """The page, made by `templates/card.md.j2`; `docs/watching.md` describes it."""
+    names = [stage.name for stage in run.stages]
+    recipes = [_recipe_of(stage) for stage in run.stages]
+    tried = [(stage.name, run.attempts(stage)) for stage in run.stages]
+    other_data = [stage.name for stage in run.stages if stage.record["manifest"] != run.dataset.manifest_hash]
+    return render(
+        "card.md",
+        run=run,
+        last=run.last,
+        dataset=run.dataset,
+        figures=run.last.evaluation[_chosen(run.last)],
+        weights=_weights(_chosen(run.last)),
+        result_head=_RESULT,
+        result=[_result_of(stage) for stage in run.stages],
+        comparison=_comparison(run),
+        reservations=_reservations(run),
+        data=_data(run),
+        other_data=other_data,
+        network=_network(run),
+        names=names,
+        recipe=[[name, *(of_stage[name] for of_stage in recipes)] for name in recipes[0]],
+        attempts=[_attempt_row(name, i, one) for name, attempts in tried for i, one in enumerate(attempts, 1)],
+        times=tried,
+        took=_took,
+        quote=lambda path: shlex.quote(str(path)),
+    )
 
 
-def _head(run: Run) -> list[str]:
-    config, figures = run.last.config, run.last.evaluation[_chosen(run.last)]
-    stages = "one stage" if len(run.stages) == 1 else f"{len(run.stages)} stages"
-    return [
-        f"# {run.expected.run}",
-        "",
-        f"`{config.model.arch}`, trained on `{run.dataset.name}` for {config.epochs} epochs in {stages}: top-1 "
-        f"**{figures['top1']:.2f} %** on {figures['n']:,} images ({figures['right1']:,} right; {_weights(_chosen(run.last))}).",
-        "",
-        "This page is made from the files beside it (`cswin card`); every figure can be traced there.",
-    ]
+_RESULT = ["stage", "epochs", "checkpoint's epoch", "images", "top-1 raw, %", "top-5 raw, %", "top-1 EMA, %", "top-5 EMA, %"]
 
 
-def _result(run: Run) -> list[str]:
-    rows = []
-    for stage in run.stages:
-        row = [stage.name, f"{stage.config.start_epoch}-{stage.config.epochs}", stage.record["best_epoch"]]
-        row.append(f"{stage.evaluation['raw']['n']:,}")
-        for which in ("raw", "ema"):
-            figures = stage.evaluation[which]
-            low, high = wilson(figures["right1"], figures["n"])
-            row += [f"{figures['top1']:.2f} ({low:.2f} to {high:.2f})", f"{figures['top5']:.2f}"]
-        rows.append(row)
-    head = ["stage", "epochs", "checkpoint's epoch", "images", "top-1 raw, %", "top-5 raw, %", "top-1 EMA, %", "top-5 EMA, %"]
-    return [
-        *_table(head, rows),
-        "",
-        "In brackets: 95 % Wilson interval. Every image of the validation set is counted once. All columns: [final_acc.csv](final_acc.csv).",
-        *_comparison(run),
-        "",
-        "![curves](curves.png)",
-    ]
+def _result_of(stage: StageResult) -> list[Any]:
+    row = [stage.name, f"{stage.config.start_epoch}-{stage.config.epochs}", stage.record["best_epoch"]]
+    row.append(f"{stage.evaluation['raw']['n']:,}")
+    for which in ("raw", "ema"):
+        figures = stage.evaluation[which]
+        low, high = wilson(figures["right1"], figures["n"])
+        row += [f"{figures['top1']:.2f} ({low:.2f} to {high:.2f})", f"{figures['top5']:.2f}"]
+    return row
 
 
 def _comparison(run: Run) -> list[str]:
@@ -126,7 +120,7 @@ def _comparison(run: Run) -> list[str]:
             f"- Published or expected: {run.expected.paper_top1:.2f} %; {run.last.name} here {mine:.2f} % ({_weights(which)}): "
             f"{mine - run.expected.paper_top1:+.2f}."
         )
-    return ["", *lines] if lines else []
+    return lines
 
 
 def _reservations(run: Run) -> list[str]:
@@ -169,26 +163,7 @@ def _choice(run: Run) -> list[str]:
     return lines or ["- The last epoch was taken; nothing was chosen by its result."]
 
 
-def _use(run: Run) -> list[str]:
-    checkpoint, dataset = shlex.quote(str(run.checkpoint)), shlex.quote(str(run.dataset.path))
-    return [
-        f"`{run.checkpoint}`, SHA-256 `{run.last.record['sha256']}`, carries both sets of weights, the architecture, the class",
-        "names and the preprocessing. From the folder in which the run was made:",
-        "",
-        "```sh",
-        "# name what is on images (files or folders)",
-        f"cswin predict --checkpoint {checkpoint} IMAGES",
-        "# the figures above again; --data also takes a folder with one folder per class, or an archive",
-        f"cswin evaluate --checkpoint {checkpoint} --data {dataset}",
-        "# for another runtime: .onnx or .mindir",
-        f"cswin export model.onnx --checkpoint {checkpoint}",
-        "# the authors' PyTorch names",
-        f"cswin convert-weights {checkpoint} model.pth",
-        "```",
-    ]
-
-
-def _data(run: Run) -> list[str]:
+def _data(run: Run) -> list[list[str]]:
     dataset, evaluation = run.dataset, run.last.config.evaluation
     rows = [
         ["dataset", f"`{dataset.path}`"],
@@ -199,14 +174,12 @@ def _data(run: Run) -> list[str]:
     ]
     if evaluation.select_on == "minival":
         rows.insert(2, ["of these held out to choose the epoch", f"{evaluation.minival_images:,}"])
-    other = [stage.name for stage in run.stages if stage.record["manifest"] != dataset.manifest_hash]
-    note = ["", f"Trained on an earlier state of the data: {', '.join(other)}."] if other else []
-    return [*_table(["", ""], rows), *note]
+    return rows
 
 
-def _network(run: Run) -> list[str]:
+def _network(run: Run) -> list[list[str]]:
     arch, parts = run.last.config.architecture, profile(run.last.config.architecture)
-    rows = [
+    return [
         ["architecture", f"`{run.last.config.model.arch}`"],
         ["input", f"{arch.in_channels} x {arch.image_size} x {arch.image_size}"],
         ["parameters", f"{sum(part.parameters for part in parts):,}"],
@@ -216,15 +189,6 @@ def _network(run: Run) -> list[str]:
         ["stripe widths", ", ".join(map(str, arch.split_size))],
         ["heads", ", ".join(map(str, arch.num_heads))],
     ]
-    return _table(["", ""], rows)
-
-
-def _recipe(run: Run) -> list[str]:
-    cells = [_recipe_of(stage) for stage in run.stages]
-    rows = [[name, *(of_stage[name] for of_stage in cells)] for name in cells[0]]
-    head = ["", *(stage.name for stage in run.stages)]
-    files = ", ".join(f"[{stage.name}](config/{stage.name}.yaml)" for stage in run.stages)
-    return [*_table(head, rows), "", f"Every setting: {files}; what only changes speed: [runtime](config/runtime.yaml)."]
 
 
 def _recipe_of(stage: StageResult) -> dict[str, str]:
@@ -250,7 +214,7 @@ def _recipe_of(stage: StageResult) -> dict[str, str]:
 
 def _start(stage: StageResult) -> str:
     """What the stage took from where, from its history."""
-    start = next((row for row in stage.history if row["kind"] == "start"), {})
+    start = stage.history.start
     if start.get("carry") == "all":
         return f"everything that `{start['from']}` held"
     if start.get("carry") == "weights":
@@ -273,22 +237,9 @@ def _learning_rate(config: StageConfig) -> str:
     return ", ".join(phases)
 
 
-def _training(run: Run) -> list[str]:
-    rows, totals = [], []
-    for stage in run.stages:
-        tried = run.attempts(stage)
-        rows += [_attempt_row(stage.name, number, attempt) for number, attempt in enumerate(tried, 1)]
-        hours = sum(attempt.hours or 0.0 for attempt in tried)
-        count = "1 attempt" if len(tried) == 1 else f"{len(tried)} attempts"
-        totals.append(f"- {stage.name}: {count}, {duration_text(3600 * hours)} ({hours:.3f} h)")
-    head = ["stage", "attempt", "started (UTC)", "took", "from step", "ended", "where", "job", "commit", "versions"]
-    return [
-        *_table(head, rows),
-        "",
-        *totals,
-        "",
-        "Commands, inputs with their hashes and resolved configurations of all attempts: `<stage>/attempts.jsonl`.",
-    ]
+def _took(tried: list[AttemptSummary]) -> str:
+    hours = sum(attempt.hours or 0.0 for attempt in tried)
+    return f"{duration_text(3600 * hours)} ({hours:.3f} h)"
 
 
 def _attempt_row(stage: str, number: int, attempt: AttemptSummary) -> list[Any]:
@@ -316,8 +267,3 @@ def _chosen(stage: StageResult) -> str:
 
 def _weights(which: str) -> str:
     return {"raw": "raw weights", "ema": "EMA weights"}[which]
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]

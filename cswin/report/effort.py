@@ -6,10 +6,11 @@ has the seconds of the optimizer steps that count; steps that were repeated afte
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+import pandas as pd
 
 from cswin.train.attempts import AttemptSummary, current, summaries
 
@@ -45,16 +46,16 @@ class Effort:
     commits: tuple[str, ...]
 
 
-def measure_effort(attempts: Rows, steps: Rows, global_batch: int) -> Effort:
+def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Effort:
     """The effort of the training that attempts.jsonl ends with.
 
     Args:
         attempts: all rows of attempts.jsonl.
-        steps: the step rows of history.jsonl.
+        steps: of history.jsonl, columns step, seconds and wait; seconds is NaN where the device was not read.
         global_batch: images per step.
     """
     tried = current(summaries(attempts))
-    logged = [row for row in steps if "seconds" in row]
+    logged = steps.dropna(subset="seconds")
     ends, unended = [], 0
     for i, one in enumerate(tried):
         ends.append(_time(one.ended) if one.ended else _last_logged(one, tried[i + 1 :], logged))
@@ -62,13 +63,13 @@ def measure_effort(attempts: Rows, steps: Rows, global_batch: int) -> Effort:
     starts = [_time(one.start["time"]) for one in tried]
     training = sum((max(NO_TIME, end - start) for start, end in zip(starts, ends, strict=True)), NO_TIME)
     between = sum((max(NO_TIME, start - end) for start, end in zip(starts[1:], ends, strict=False)), NO_TIME)
-    seconds = sum(row["seconds"] for row in logged)
+    seconds = float(logged.seconds.sum())
     return Effort(
         attempts=len(tried),
         resumes=sum(one.resumed for one in tried),
         unended=unended,
         train_hours=training / timedelta(hours=1),
-        data_wait_hours=sum(row["seconds"] * row["wait"] for row in logged) / 3600,
+        data_wait_hours=float((logged.seconds * logged.wait).sum()) / 3600,
         between_hours=between / timedelta(hours=1),
         images_per_s=len(steps) * global_batch / seconds if seconds else None,
         devices=tried[-1].start.get("devices") if tried else None,
@@ -76,16 +77,14 @@ def measure_effort(attempts: Rows, steps: Rows, global_batch: int) -> Effort:
     )
 
 
-def _last_logged(one: AttemptSummary, later: list[AttemptSummary], logged: Rows) -> datetime:
+def _last_logged(one: AttemptSummary, later: list[AttemptSummary], logged: pd.DataFrame) -> datetime:
     """When an attempt logged the last of its steps that count: its first step's time and the seconds of the steps after it."""
     last = _time(one.begun or one.start["time"])
     if one.from_step is None:
         return last
     until = next((a.from_step for a in later if a.from_step is not None), None)
-    own = itertools.takewhile(
-        lambda row: until is None or row["step"] <= until, (r for r in logged if r["step"] > one.from_step)
-    )
-    return last + timedelta(seconds=sum(row["seconds"] for row in own))
+    own = logged[(logged.step > one.from_step) & (True if until is None else logged.step <= until)]
+    return last + timedelta(seconds=float(own.seconds.sum()))
 
 
 def _commit(git: dict[str, Any] | None) -> str:

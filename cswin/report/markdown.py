@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from cswin.report.tables import text_table
+
 ABREAST = 3  # stages in one table; 80 columns of a terminal hold no more
 HASH = 12  # digits of a hash that are shown
 
@@ -23,7 +25,8 @@ def markdown_table(table: pd.DataFrame, title: str) -> str:
     rows = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
     lines = [f"# {title}", ""]
     for start in range(0, len(rows), ABREAST):
-        lines += [*_aligned(_cells(rows[start : start + ABREAST])), ""]
+        head, *cells = _cells(rows[start : start + ABREAST])
+        lines += [text_table(head, cells, align="right"), ""]
     return "\n".join([*lines, *_notes(rows)]) + "\n"
 
 
@@ -53,22 +56,22 @@ def _changes(row: Row) -> str:
 
 
 _LINES: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("epochs", lambda row: f"{row['start_epoch']}–{row['epochs']}"),
-    ("checkpoint's epoch", _value("best_epoch")),
-    ("chosen on", _value("select_on")),
-    ("chosen by", _value("select_by")),
-    ("images", _value("n", "{:,}")),
     ("**top-1, EMA, %**", _value("top1_ema", "{:.2f}")),
     ("95 % interval", _interval("top1_ema")),
     ("**top-1, raw, %**", _value("top1_raw", "{:.2f}")),
     ("95 % interval", _interval("top1_raw")),
-    ("top-5, EMA, %", _value("top5_ema", "{:.2f}")),
-    ("top-5, raw, %", _value("top5_raw", "{:.2f}")),
     ("published top-1, %", _value("paper_top1", "{:.2f}")),
     ("difference", _value("minus_paper", "{:+.2f}")),
     ("top-1, whole batches, %", _compared("top1_{}_whole_batches")),
     ("reported top-1, %", _value("reported_top1", "{:.2f}")),
     ("difference", _value("minus_reported", "{:+.2f}")),
+    ("top-5, EMA, %", _value("top5_ema", "{:.2f}")),
+    ("top-5, raw, %", _value("top5_raw", "{:.2f}")),
+    ("epochs", lambda row: f"{row['start_epoch']}–{row['epochs']}"),
+    ("checkpoint's epoch", _value("best_epoch")),
+    ("chosen on", _value("select_on")),
+    ("chosen by", _value("select_by")),
+    ("images", _value("n", "{:,}")),
     ("images lost, gained", _changes),
     ("p (McNemar)", _value("mcnemar_p", "{:.2g}")),
     ("images/s", _value("images_per_s", "{:,.0f}")),
@@ -89,18 +92,6 @@ _LINES: tuple[tuple[str, Callable[[Row], str]], ...] = (
 def _commit(text: str) -> str:
     commit, dirty, _ = text.partition("-dirty")
     return commit[:HASH] + ("+" if dirty else "")
-
-
-def _aligned(lines: Iterator[list[str]]) -> list[str]:
-    """Markdown whose columns stand under each other; figures to the right."""
-    cells = list(lines)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    rows = [
-        "| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return [rows[0], rule, *rows[1:]]
 
 
 def _notes(rows: list[Row]) -> list[str]:

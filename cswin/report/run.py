@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
+from cswin.report.files import load_json
 from cswin.train.attempts import ATTEMPTS
-from cswin.train.history import HISTORY, read_history
+from cswin.train.history import HISTORY, STEP_COLUMNS, read_columns, read_history
+
+
+@dataclass(frozen=True)
+class StageHistory:
+    """What training has logged.
+
+    Attributes:
+        steps: one row per optimizer step: step, loss and lr; seconds, images_per_s and wait where the device was read. NaN: no value.
+        epochs: rows of validated epochs.
+        start: what the stage began with; empty before that.
+    """
+
+    steps: pd.DataFrame
+    epochs: list[dict[str, Any]]
+    start: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,18 +44,18 @@ class StageResult:
     folder: Path
     config_file: Path
     config: StageConfig
-    history: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
     record: dict[str, Any] | None
     evaluation: dict[str, Any] | None
 
-    def steps(self) -> list[dict[str, Any]]:
-        """Rows of optimizer steps."""
-        return [row for row in self.history if row["kind"] == "step"]
-
-    def epochs(self) -> list[dict[str, Any]]:
-        """Rows of validated epochs."""
-        return [row for row in self.history if row["kind"] == "epoch"]
+    @cached_property
+    def history(self) -> StageHistory:
+        """Read when it is first asked for: a long stage's has 120 MB, and most pages do without it."""
+        path = self.folder / HISTORY
+        columns, others = read_columns(path) if path.exists() else (dict.fromkeys(STEP_COLUMNS, ()), [])
+        epochs = [row for row in others if row["kind"] == "epoch"]
+        start = next((row for row in others if row["kind"] == "start"), {})
+        return StageHistory(pd.DataFrame(columns).astype(float).astype({"step": int}), epochs, start)
 
 
 def load_run(folder: Path, stages: list[str]) -> list[StageResult]:
@@ -54,18 +72,13 @@ def load_run(folder: Path, stages: list[str]) -> list[StageResult]:
 
 def _load_stage(folder: Path, name: str) -> StageResult:
     stage, config = folder / name, folder / "config" / f"{name}.yaml"
-    history, attempts = stage / HISTORY, stage / ATTEMPTS
+    attempts = stage / ATTEMPTS
     return StageResult(
         name,
         stage,
         config,
         load_stage(config),
-        read_history(history) if history.exists() else [],
         read_history(attempts) if attempts.exists() else [],
-        _load_json(stage / "record.json"),
-        _load_json(stage / "evaluation.json"),
+        load_json(stage / "record.json"),
+        load_json(stage / "evaluation.json"),
     )
-
-
-def _load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
 
 def wilson(right: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of right / n, in per cent (Wilson 1927)."""
-    p, z2 = right / n, Z95**2
-    centre, half = p + z2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return 100 * (centre - half) / (1 + z2 / n), 100 * (centre + half) / (1 + z2 / n)
+    interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return 100 * interval.low, 100 * interval.high
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ So it works on any machine that sees the files, also while a stage is trained el
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cswin.errors import UserError
+from cswin.report.files import load_json, load_yaml
 from cswin.train.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
 from cswin.train.history import HISTORY, read_history, read_tail
 from cswin.train.lease import Holder, look
@@ -77,7 +74,10 @@ class StageStatus:
 
 @dataclass
 class RunStatus:
-    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running."""
+    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running.
+
+    `problem` says why nothing else is known of it, where its files cannot be read.
+    """
 
     run: str
     folder: str
@@ -85,32 +85,20 @@ class RunStatus:
     time: float
     stages: list[StageStatus]
     seconds_left: float | None = None
+    problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def find_runs(results: Path, names: list[str]) -> list[Path]:
-    """Folders of runs: those named (a name in `results`, or a path), else all in `results`.
-
-    Raises:
-        UserError: if there is none, or not the one named.
-    """
-    results = Path(results)
-    if not names:
-        found = sorted(folder.parent for folder in results.glob("*/config") if folder.is_dir())
-        if not found:
-            raise UserError(f"{results}: no run is there; `snakemake` makes one, --results names another folder")
-        return found
-    folders = []
-    for name in names:
-        folder = next((f for f in (results / name, Path(name)) if (f / "config").is_dir()), None)
-        if folder is None:
-            known = ", ".join(sorted(f.parent.name for f in results.glob("*/config"))) or "none"
-            raise UserError(f"{name}: no such run in {results}; there: {known}")
-        folders.append(folder)
-    return folders
+def status_of(folder: Path) -> RunStatus:
+    """As `run_status`, now; a run whose files are damaged does not keep a person from seeing the others."""
+    try:
+        return run_status(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"its files cannot be read ({type(error).__name__}: {error})"
+        return RunStatus(folder.name, str(folder), None, time.time(), [], problem=problem)
 
 
 def run_status(folder: Path, now: float | None = None) -> RunStatus:
@@ -122,7 +110,7 @@ def run_status(folder: Path, now: float | None = None) -> RunStatus:
     """
     folder, now = Path(folder), time.time() if now is None else now
     configs = _stage_configs(folder / "config")
-    runtime = _load_yaml(folder / "config" / "runtime.yaml")
+    runtime = load_yaml(folder / "config" / "runtime.yaml")
     timeout = float(runtime.get("lease_timeout", LEASE_TIMEOUT))
     stages = [_stage_status(folder / name, config, timeout, now) for name, config in configs.items()]
     _explain_waiting(stages, configs)
@@ -134,28 +122,12 @@ def run_status(folder: Path, now: float | None = None) -> RunStatus:
 
 def _stage_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Resolved configurations by stage, in order. Files of stages that the run no longer has are left out."""
-    found = {path.stem: _load_yaml(path) for path in folder.glob("*.yaml")}
+    found = {path.stem: load_yaml(path) for path in folder.glob("*.yaml")}
     wanted = found.get("expectations", {}).get("stages")
     configs = {name: config for name, config in found.items() if "start_epoch" in config}
     if wanted:
         return {name: configs.get(name, {}) for name in wanted}
     return dict(sorted(configs.items(), key=lambda item: item[1]["start_epoch"]))
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    """A mapping; empty if the file is missing or is being written."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _load_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: float) -> StageStatus:
@@ -168,11 +140,11 @@ def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: flo
     _describe_history(status, folder / HISTORY, last, config, now)
     if holder:
         _describe_holder(status, holder, timeout, now)
-    record = _load_json(folder / "record.json")
+    record = load_json(folder / "record.json")
     if status.state == "running":
         status.detail = "" if status.step is not None and last and last.from_step is not None else "starting"
     elif record is not None and (folder / "checkpoint.safetensors").exists():
-        _describe_result(status, record, _load_json(folder / "evaluation.json"))
+        _describe_result(status, record, load_json(folder / "evaluation.json"))
     elif status.state == "waiting" and last:
         _describe_interruption(status, folder / "state", last)
     if status.state == "stale":

@@ -2,14 +2,72 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from cswin.progress import duration_text
 from cswin.report.status import RunStatus, StageStatus
+from cswin.report.tables import text_table
 
 WIDTH = 80
 BAR = 24
 COLOURS = {"done": "32", "running": "36", "interrupted": "33", "stale": "31", "waiting": "2"}
 BLOCKS = ("█", "░")
 PLAIN = ("#", ".")
+
+
+_RUNS = ("run", "stage", "epoch", "images/s", "left", "attempts", "what is wrong")
+_NARROWEST = 20  # characters that "what is wrong" has at least
+
+
+def runs_text(runs: list[RunStatus], width: int = WIDTH) -> str:
+    """A table of several runs, one line each where nothing is wrong.
+
+    Args:
+        runs: what to say.
+        width: characters of the terminal; the last column takes what the others leave.
+    """
+    rows = [_run_row(run) for run in runs]
+    columns = list(zip(_RUNS, *rows, strict=True))[:-1]
+    others = sum(max(len(head) + 2, *map(len, cells)) + 2 for head, *cells in columns)  # tabulate gives a head 2 more
+    room = max(_NARROWEST, width - others)
+    return text_table(_RUNS, [[*row[:-1], "\n".join(wrap(row[-1], room))] for row in rows], style="simple")
+
+
+def _run_row(run: RunStatus) -> list[str]:
+    if not run.stages:
+        return [run.run, *[""] * 5, run.problem or "no stage is configured"]
+    stage = current_stage(run)
+    last = stage.epoch if stage.state != "done" else None
+    return [
+        run.run,
+        "all done" if stage.state == "done" else stage.name,
+        "" if last is None else f"{last} of {stage.epochs}",
+        f"{stage.images_per_s:,.0f}" if stage.state == "running" and stage.images_per_s else "",
+        "" if run.seconds_left is None else duration_text(run.seconds_left),
+        str(stage.attempts or ""),
+        "; ".join(_wrong(stage)),
+    ]
+
+
+def current_stage(run: RunStatus) -> StageStatus:
+    """The stage that a person asks for: the one that runs, or has stopped, or comes next; the last one of a finished run."""
+    order = ("running", "stale", "interrupted", "waiting", "done")
+    first = min(run.stages, key=lambda stage: order.index(stage.state))
+    return run.stages[-1] if first.state == "done" else first
+
+
+def _wrong(stage: StageStatus) -> list[str]:
+    found = [f"{stage.state}: {stage.detail}"] if stage.state in ("stale", "interrupted") else []
+    if stage.state == "waiting" and stage.detail and not stage.detail.startswith("for "):
+        found.append(stage.detail)
+    if stage.state == "running" and stage.step is not None and stage.loss is None:
+        found.append("the last loss is not finite")
+    return found + ([_clock(stage)] if stage.clock_ahead else [])
+
+
+def _clock(stage: StageStatus) -> str:
+    direction = "ahead" if stage.clock_ahead > 0 else "behind"
+    return f"its clock is {duration_text(abs(stage.clock_ahead))} {direction} of the files' dates"
 
 
 def status_text(run: RunStatus, colour: bool = False, blocks: tuple[str, str] = BLOCKS) -> str:
@@ -24,7 +82,7 @@ def status_text(run: RunStatus, colour: bool = False, blocks: tuple[str, str] = 
     if run.seconds_left is not None:
         head += f", about {duration_text(run.seconds_left)} left in all"
     width = max((len(stage.name) for stage in run.stages), default=0)
-    lines = [head, ""]
+    lines = [head, "", *([f"  {run.problem}"] if run.problem else [])]
     for stage in run.stages:
         lines += _stage_lines(stage, width, colour, blocks)
     return "\n".join(lines)
@@ -83,8 +141,7 @@ def _facts(stage: StageStatus) -> list[str]:
     if stage.state in ("running", "stale"):
         facts.append(f"heartbeat {duration_text(stage.heartbeat_age)} ago")
         if stage.clock_ahead:
-            direction = "ahead" if stage.clock_ahead > 0 else "behind"
-            facts.append(f"its clock is {duration_text(abs(stage.clock_ahead))} {direction} of the files' dates")
+            facts.append(_clock(stage))
     if stage.host and stage.state not in ("done", "waiting"):
         facts.append(f"host {stage.host}, " + (f"job {stage.job}" if stage.job else f"process {stage.pid}"))
     if stage.attempts:
@@ -108,6 +165,4 @@ def _wrapped(facts: list[str], indent: str) -> list[str]:
 
 def _pieces(text: str, width: int) -> list[str]:
     """A text that fits stays one piece."""
-    from textwrap import wrap
-
     return [text] if len(text) <= width else wrap(text, width)

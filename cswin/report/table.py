@@ -117,7 +117,7 @@ def _against(before: Predictions | None, now: Predictions) -> dict[str, Any]:
 
 
 def _effort(stage: StageResult) -> dict[str, Any]:
-    effort = measure_effort(stage.attempts, stage.steps(), stage.config.optimizer.global_batch)
+    effort = measure_effort(stage.attempts, stage.history.steps, stage.config.optimizer.global_batch)
     return {
         "images_per_s": None if effort.images_per_s is None else round(effort.images_per_s, 2),
         "train_hours": round(effort.train_hours, 4),

@@ -9,12 +9,17 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cswin.errors import UserError
 
 HISTORY = "history.jsonl"  # in a stage's folder
+STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # what `read_columns` keeps of a step
+BLOCK = 1 << 22  # bytes that `read_columns` decodes at a time
 
 if TYPE_CHECKING:
     from cswin.train.events import EventFile
@@ -89,6 +94,31 @@ def iterate_history(path: Path) -> Iterator[dict]:
 def read_history(path: Path) -> list[dict]:
     """All whole rows."""
     return list(iterate_history(path))
+
+
+def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """All whole rows: steps by column, since a long run has 600,000 of them, and the few others as they are.
+
+    Returns:
+        `STEP_COLUMNS`, each (steps,) float64 with NaN where a step has no value; and the rows of other kinds, in order.
+    """
+    import msgspec  # a third of json's time: 120 MB of a long stage are read for each picture
+
+    fields = [("kind", str), *((name, float | None, None) for name in STEP_COLUMNS)]
+    decode = msgspec.json.Decoder(msgspec.defstruct("Row", fields, gc=False)).decode_lines
+    columns, others = {name: [np.empty(0)] for name in STEP_COLUMNS}, []
+    with Path(path).open("rb") as file:
+        while lines := file.readlines(BLOCK):
+            if growing := not lines[-1].endswith(b"\n"):
+                lines.pop()
+            rows = decode(b"".join(lines))
+            others += [json.loads(line) for line, row in zip(lines, rows, strict=True) if row.kind != "step"]
+            steps = [row for row in rows if row.kind == "step"]
+            for name, parts in columns.items():
+                parts.append(np.array(list(map(attrgetter(name), steps)), dtype=float))
+            if growing:  # what the trainer has appended in the meantime would begin in the middle of a line
+                break
+    return {name: np.concatenate(parts) for name, parts in columns.items()}, others
 
 
 def read_tail(path: Path, size: int) -> list[dict]:

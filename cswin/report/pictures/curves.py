@@ -52,10 +52,8 @@ def binned_loss(stage: StageResult, per_epoch: int) -> pd.DataFrame:
         One row per bin: epoch (middle of the bin), mean, low and high (5 % and 95 % of its steps). Steps whose loss was not
         finite are left out.
     """
-    rows = stage.steps()
-    frame = pd.DataFrame({"step": [row["step"] for row in rows], "loss": [row["loss"] for row in rows]})
-    width = max(1, per_epoch // 2)
-    groups = frame.astype({"loss": float}).groupby((frame.step - frame.step.iloc[0]) // width)
+    steps, width = stage.history.steps, max(1, per_epoch // 2)
+    groups = steps.groupby((steps.step - steps.step.iloc[0]) // width)
     return pd.DataFrame(
         {
             "epoch": groups.step.mean() / per_epoch,
@@ -68,14 +66,14 @@ def binned_loss(stage: StageResult, per_epoch: int) -> pd.DataFrame:
 
 def steps_per_epoch(stages: list[StageResult]) -> int:
     """Optimizer steps in an epoch, from the first validated one."""
-    first = next(row for stage in stages for row in stage.epochs())
+    first = next(row for stage in stages for row in stage.history.epochs)
     return first["step"] // (first["epoch"] + 1)
 
 
 def _draw_loss(axes: Axes, stages: list[StageResult]) -> None:
     per_epoch, dashed = steps_per_epoch(stages), (0, (4, 1.5))
     for stage in stages:
-        bins, rows = binned_loss(stage, per_epoch), stage.epochs()
+        bins, rows = binned_loss(stage, per_epoch), stage.history.epochs
         axes.fill_between(bins.epoch, bins.low, bins.high, color=NEUTRAL, alpha=0.18, linewidth=0)
         axes.plot(bins.epoch, bins["mean"], color=NEUTRAL, marker="." if len(bins) < 3 else None)
         axes.plot([row["epoch"] + 1 for row in rows], [row["ema"]["loss"] for row in rows], color=EMA, linestyle=dashed,
@@ -88,8 +86,8 @@ def _draw_loss(axes: Axes, stages: list[StageResult]) -> None:
 
 
 def _draw_rate(axes: Axes, stages: list[StageResult]) -> None:
-    steps, per_epoch = [row for stage in stages for row in stage.steps()], steps_per_epoch(stages)
-    axes.plot([row["step"] / per_epoch for row in steps], [row["lr"] for row in steps], color=RATE)
+    steps, per_epoch = pd.concat([stage.history.steps for stage in stages]), steps_per_epoch(stages)
+    axes.plot(steps.step / per_epoch, steps.lr, color=RATE)
     axes.set(yscale="log", ylabel="learning rate")
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -97,7 +95,7 @@ def _draw_rate(axes: Axes, stages: list[StageResult]) -> None:
 
 def _draw_accuracy(axes: Axes, stages: list[StageResult]) -> None:
     """Top-1 by epoch, and a ring around each epoch that became a checkpoint."""
-    rows = [row for stage in stages for row in stage.epochs()]
+    rows = [row for stage in stages for row in stage.history.epochs]
     for which, marker in (("raw", "o"), ("ema", "s")):
         values = [row[which]["top1"] for row in rows]
         style = {"marker": marker, "markersize": 3} if len(rows) <= 60 else {"linewidth": 1.1}
@@ -112,13 +110,13 @@ def selected(stages: list[StageResult]) -> list[tuple[int, float, str]]:
     found = []
     for stage in stages:
         which, epoch = stage.config.evaluation.select_by, (stage.record or {}).get("best_epoch")
-        found += [(epoch, row[which]["top1"], which) for row in stage.epochs() if row["epoch"] == epoch]
+        found += [(epoch, row[which]["top1"], which) for row in stage.history.epochs if row["epoch"] == epoch]
     return found
 
 
 def _draw_references(axes: Axes, stages: list[StageResult], reported: dict[str, float | None], paper: float | None) -> None:
     """Limits that show where epochs differ, reported and expected values, and the checkpoints' own."""
-    rows = [row for stage in stages for row in stage.epochs()]
+    rows = [row for stage in stages for row in stage.history.epochs]
     low, high = accuracy_limits(rows, [value for value in [*reported.values(), paper] if value])
     axes.set(ylim=(low, high), ylabel="top-1, %, enlarged")
     for stage in stages:

@@ -60,14 +60,10 @@ def throughput_series(stages: list[StageResult]) -> pd.DataFrame:
 
 
 def _measurements(stage: StageResult) -> pd.DataFrame:
-    rows = [(stage.name, *(row[key] for key in _KEYS)) for row in stage.steps() if "seconds" in row]
-    frame = pd.DataFrame(rows, columns=["stage", *_KEYS])
+    frame = stage.history.steps.dropna(subset="seconds")[["step", "seconds", "images_per_s", "wait"]].reset_index(drop=True)
     begun = [row["step"] for row in stage.attempts if row["event"] in ("begin", "resume")]
     after = [int(frame.step.searchsorted(step, side="right")) for step in begun]  # the first measurement that ends later
-    return frame.assign(first=frame.index.isin(after))
-
-
-_KEYS = ("step", "seconds", "images_per_s", "wait")
+    return frame.assign(stage=stage.name, first=frame.index.isin(after))
 
 
 def weighted_mean(frame: pd.DataFrame, key: str) -> float:
@@ -77,9 +73,11 @@ def weighted_mean(frame: pd.DataFrame, key: str) -> float:
 
 def smoothed(frame: pd.DataFrame, key: str, spans: int) -> pd.DataFrame:
     """Means over time of at most `spans` runs of consecutive measurements: time (middle) and the value."""
-    groups = [frame.iloc[places] for places in np.array_split(np.arange(len(frame)), min(spans, len(frame)))]
-    rows = [((g.begin.iloc[0] + g.time.iloc[-1]) / 2, weighted_mean(g, key)) for g in groups]
-    return pd.DataFrame(rows, columns=["time", key])
+    runs = np.array_split(np.arange(len(frame)), min(spans, len(frame)))
+    first, last = [run[0] for run in runs], [run[-1] for run in runs]
+    totals, seconds = (np.add.reduceat(values.to_numpy(), first) for values in (frame[key] * frame.seconds, frame.seconds))
+    time = (frame.begin.to_numpy()[first] + frame.time.to_numpy()[last]) / 2
+    return pd.DataFrame({"time": time, key: totals / seconds})
 
 
 def resumptions(stages: list[StageResult], frame: pd.DataFrame) -> list[float]:

@@ -1,0 +1,50 @@
+"""Where runs are, and their small files; cheap to import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cswin.errors import UserError
+
+
+def find_runs(results: Path, names: list[str]) -> list[Path]:
+    """Folders of runs: those named (a name in `results`, or a path), else all in `results`.
+
+    Raises:
+        UserError: if there is none, or not the one named.
+    """
+    results = Path(results)
+    if not names:
+        found = sorted(folder.parent for folder in results.glob("*/config") if folder.is_dir())
+        if not found:
+            raise UserError(f"{results}: no run is there; `snakemake` makes one, --results names another folder")
+        return found
+    folders = []
+    for name in names:
+        folder = next((f for f in (results / name, Path(name)) if (f / "config").is_dir()), None)
+        if folder is None:
+            known = ", ".join(sorted(f.parent.name for f in results.glob("*/config"))) or "none"
+            raise UserError(f"{name}: no such run in {results}; there: {known}")
+        folders.append(folder)
+    return folders
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; empty if the file is missing or is being written."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def load_json(path: Path) -> dict[str, Any] | None:
+    """None if the file is missing or is being written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,50 @@
+"""What a reader of a run came for: per stage the top-1 with its interval, beside the reported and the published one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cswin.report.tables import text_table
+
+HEAD = ("stage", "weights", "top-1, %", "95 % interval", "reported, %", "published, %")
+NOTE = (
+    "In brackets: this run's difference from that figure, in percentage points. Reported figures count whole batches of 128 images "
+    "only; the difference from them is that of the same counting here."
+)
+
+
+def headline(row: Mapping[str, Any]) -> list[str]:
+    """The cells under `HEAD` of one row of final_acc, as read from its JSON or, as text, from its CSV."""
+    which = row["select_by"]
+    low, high = (float(row[f"top1_{which}_{end}"]) for end in ("low", "high"))
+    return [
+        row["stage"],
+        {"raw": "raw", "ema": "EMA"}[which],
+        f"{float(row[f'top1_{which}']):.2f}",
+        f"{low:.2f} to {high:.2f}",
+        *(_compared(row[f"{name}_top1"], row[f"minus_{name}"]) for name in ("reported", "paper")),
+    ]
+
+
+def _compared(value: Any, difference: Any) -> str:
+    """An expected figure and the difference from it; both can be missing (None, or empty in a CSV)."""
+    if value in (None, ""):
+        return "–"
+    return f"{float(value):.2f}" + ("" if difference in (None, "") else f" ({float(difference):+.2f})")
+
+
+def outcome(folder: Path) -> str:
+    """What came out of a run, for the end of its output: the table, and where the rest is.
+
+    Args:
+        folder: results/<run> with final_acc.json.
+    """
+    rows = json.loads((folder / "final_acc.json").read_text(encoding="utf-8"))["rows"]
+    return (
+        f"\n{text_table(HEAD, map(headline, rows), 'simple', 'right')}\n\n"
+        f"figures and curves: {folder}/table.html; what was trained, and how to use it: {folder}/README.md\n"
+        "all pages and pictures in one file: snakemake --report report.html\n"
+    )

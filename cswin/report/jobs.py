@@ -1,0 +1,73 @@
+"""What a person sees of Snakemake: a line per finished job, and warnings and errors in full.
+
+No plugin does it. snakemake-logger-plugin-rich 0.5.1 names no finished job and no seconds, and its panel and the trainer's progress
+bar overwrite each other; a plugin inside this package would not be found where it is installed in editable mode. So Snakemake's own
+handler gets another filter and formatter. Its log file, .snakemake/log, always has everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from cswin.progress import duration_text
+
+_HANDLER = "DefaultStreamHandler"  # Snakemake's name for it
+_HIDDEN = {"workflow_started", "run_info", "resources_info", "rulegraph", "job_info", "job_started", "job_finished", "shellcmd"}
+_NO_NEWS = re.compile(
+    r"Assuming unrestricted|Building DAG|Using shell|Singularity containers|Select jobs|Execute \d+ jobs|DAG of jobs will|"
+    r"Updating checkpoint|Elapsed time"
+)
+_CLEAR = "\r\x1b[K"  # the line in which a progress bar may stand; it is drawn again at its next step
+
+
+class JobLines(logging.Formatter):
+    """Filter and formatter of a handler of Snakemake's messages.
+
+    Args:
+        other: formats what is shown as Snakemake writes it.
+        terminal: whether progress bars may be on the stream.
+    """
+
+    def __init__(self, other: logging.Formatter, terminal: bool):
+        super().__init__()
+        self.other, self.clear = other, _CLEAR if terminal else ""
+        self._started: dict[int, tuple[float, str]] = {}
+        self._finished: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is shown. What it says of a job is kept for the line that says that the job is finished."""
+        event = getattr(record, "event", None)
+        if event == "job_info":
+            self._started[record.jobid] = record.created, " ".join([record.rule_name, *map(str, record.wildcards.values())])
+        elif event == "job_finished" and record.job_id in self._started:
+            start, name = self._started.pop(record.job_id)
+            self._finished.append(f"{name}: {duration_text(record.created - start)}")
+        if record.levelno >= logging.WARNING:
+            return True
+        return event not in _HIDDEN and not (event is None and _NO_NEWS.match(record.getMessage()))
+
+    def format(self, record: logging.LogRecord) -> str:
+        if getattr(record, "event", None) != "progress":
+            text = self.other.format(record)
+        else:  # Snakemake counts right after each finished job
+            text = "\n".join(f"{record.done} of {record.total}  {line}" for line in self._finished)
+            self._finished.clear()
+        return text and self.clear + text
+
+
+def shorten_output(workflow: Any) -> None:
+    """Show job lines on the terminal from now on, unless a dry run, `--verbose`, `-p` or a logger plugin was asked for.
+
+    Args:
+        workflow: Snakemake's. Nothing changes in the jobs that it starts on other machines.
+    """
+    from snakemake.logging import logger
+
+    settings = workflow.output_settings
+    if workflow.is_main_process and not (settings.dryrun or settings.verbose or settings.printshellcmds):
+        for handler in (handler for handler in logger.handlers if handler.name == _HANDLER):
+            lines = JobLines(handler.formatter, handler.stream.isatty())
+            handler.addFilter(lines)
+            handler.setFormatter(lines)
