@@ -126,7 +126,7 @@ def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     import mindspore as ms
     from mindspore import ops
 
-    from cswin.device import select_device
+    from cswin.distributed.backend import select_device
     from cswin.model.cswin import CSWin, initialise
     from cswin.model.drop_path import drop_path_factors, drop_path_rates
     from cswin.model.precision import precision

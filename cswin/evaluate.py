@@ -16,11 +16,11 @@ from cswin.config.settings import Runtime
 from cswin.data.loader import EvalBatch, EvalTask, eval_batches
 from cswin.data.sources import Source
 from cswin.data.transforms import EvalTransform
+from cswin.distributed.ranks import ALONE, Ranks
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
 from cswin.predictions import Predictions
-from cswin.ranks import ALONE, Ranks
 
 
 def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:

@@ -10,10 +10,10 @@ import pytest
 
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime
+from cswin.distributed.cluster import find_cluster, free_port, read_hosts, require_devices
+from cswin.distributed.launcher import on_one_node, run_on_devices
+from cswin.distributed.ranks import ALONE, Ranks
 from cswin.errors import UserError
-from cswin.launch.cluster import find_cluster, free_port, read_hosts, require_devices
-from cswin.launch.launcher import on_one_node, run_on_devices
-from cswin.ranks import ALONE, Ranks
 
 
 @pytest.fixture

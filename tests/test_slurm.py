@@ -22,10 +22,10 @@ import yaml
 from conftest import ROOT, Workspace
 from slurm_cluster import PREFIX, Cluster, Run, install, wait_for
 
-from cswin import scheduler
 from cswin.checkpoint import load_checkpoint
+from cswin.distributed import slurm
+from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.history import read_history
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 slow = pytest.mark.slow
 RESULTS = Path("results/digits")
@@ -285,10 +285,10 @@ def test_seconds_left_of_a_job(cluster, monkeypatch):
     job = cluster.ask("sbatch", "--parsable", "--output=/dev/null", "--time=10", "--wrap", "sleep 100")
     monkeypatch.setenv("SLURM_JOB_ID", job)
     wait_for("the job", lambda: cluster.jobs()[job] == "RUNNING")
-    assert 400 < scheduler.seconds_left() <= 600
+    assert 400 < slurm.seconds_left() <= 600
     cluster.ask("scancel", job)
     monkeypatch.setenv("SLURM_JOB_ID", "999999")
-    assert scheduler.seconds_left() is None
+    assert slurm.seconds_left() is None
 
 
 @pytest.mark.parametrize(
@@ -296,12 +296,12 @@ def test_seconds_left_of_a_job(cluster, monkeypatch):
     [("4:59", 299), ("01:02:03", 3723), ("1-00:00:00", 86400), ("UNLIMITED", None), ("INVALID", None), ("", None)],
 )
 def test_slurm_writes_times_like_this(text, seconds):
-    assert scheduler.slurm_seconds(text) == seconds
+    assert slurm.slurm_seconds(text) == seconds
 
 
 def test_outside_of_a_job_there_is_no_limit(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert scheduler.seconds_left() is None
+    assert slurm.seconds_left() is None
 
 
 @slow

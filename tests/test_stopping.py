@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
+from cswin.distributed.stopping import SIGNALS, Stopping, parse_duration
 from cswin.errors import UserError
-from cswin.train.stopping import SIGNALS, Stopping, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_bad_duration_is_refused():
 def clock(monkeypatch):
     """A clock that only moves when it is told to."""
     now = [1000.0]
-    monkeypatch.setattr("cswin.train.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cswin.distributed.stopping.time.monotonic", lambda: now[0])
     return now
 
 

@@ -30,7 +30,7 @@ def run(args):
     import signal
     import tempfile
 
-    from cswin.launch.launcher import SIGNALS, on_one_node, run_on_devices
+    from cswin.distributed.launcher import SIGNALS, on_one_node, run_on_devices
 
     runtime = on_one_node(_runtime(args))
     folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
@@ -57,7 +57,7 @@ def _evaluate(args, runtime, ranks) -> int:
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import file_sha256
-    from cswin.device import select_device
+    from cswin.distributed.backend import select_device
     from cswin.evaluate import evaluate_checkpoint
     from cswin.predictions import save_predictions
     from cswin.report.classes import confusions, per_class

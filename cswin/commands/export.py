@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cswin.device import add_device_arguments, select_device
+from cswin.distributed.backend import add_device_arguments, select_device
 from cswin.errors import UserError
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from cswin.device import add_device_arguments, select_device
+from cswin.distributed.backend import add_device_arguments, select_device
 from cswin.errors import UserError
 
 SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}

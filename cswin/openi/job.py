@@ -19,6 +19,7 @@ import yaml
 
 from cswin.atomic import atomic_path
 from cswin.config.inputs import SOURCE_KEYS
+from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
@@ -29,7 +30,6 @@ from cswin.openi.storage import join, storage_for
 from cswin.openi.workflow import Workflow
 from cswin.progress import size_text
 from cswin.train.state import PATTERN
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 MARKER = "openi.json"  # whose work a work folder is
 LONGEST_BEAT = 10.0  # seconds

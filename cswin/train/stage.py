@@ -16,10 +16,11 @@ from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
 from cswin.data.loader import normalisation
-from cswin.device import select_device
+from cswin.distributed.backend import select_device
+from cswin.distributed.ranks import Ranks
+from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
-from cswin.ranks import Ranks
 from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
 from cswin.train.graph_cache import graph_cache, graphs_key
 from cswin.train.handover import Start, prepare_start
@@ -27,7 +28,6 @@ from cswin.train.history import HISTORY
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
 from cswin.train.state import StateFolder, accept
-from cswin.train.stopping import EXIT_INTERRUPTED, Stopping
 
 CHECKPOINT, RECORD = "checkpoint.safetensors", "record.json"
 

@@ -18,13 +18,14 @@ from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
 from cswin.data.rng import drop_path_rng, init_rng
+from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.evaluate import Evaluator, gathered
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
 from cswin.predictions import WEIGHT_SETS
-from cswin.ranks import ALONE, Ranks
 from cswin.train.attempts import Attempt
 from cswin.train.events import EventFile
 from cswin.train.handover import Start
@@ -32,7 +33,6 @@ from cswin.train.history import HISTORY, History
 from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
-from cswin.train.stopping import Stopping
 
 
 class Interrupted(Exception):

@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 
 from cswin.config.settings import Runtime
+from cswin.distributed.cluster import Cluster, find_cluster, require_devices
+from cswin.distributed.files import SCHEDULER, LaunchFacts, Note, log_path
+from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.worker import end_with_parent, run_rank
 from cswin.errors import UserError
-from cswin.launch.cluster import Cluster, find_cluster, require_devices
-from cswin.launch.files import SCHEDULER, LaunchFacts, Note, log_path
-from cswin.launch.worker import end_with_parent, run_rank
-from cswin.ranks import ALONE, Ranks
 
 POLL = 0.1  # seconds
 GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed

@@ -9,10 +9,10 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cswin.device import select_device
+from cswin.distributed.backend import select_device
+from cswin.distributed.files import SCHEDULER, LaunchFacts, Note
+from cswin.distributed.ranks import Ranks
 from cswin.errors import UserError
-from cswin.launch.files import SCHEDULER, LaunchFacts, Note
-from cswin.ranks import Ranks
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
