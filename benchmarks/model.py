@@ -126,12 +126,12 @@ def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     import mindspore as ms
     from mindspore import ops
 
-    from cswin.distributed.backend import select_device
+    from cswin.distributed.backend import start_backend
     from cswin.model.cswin import CSWin, initialise
     from cswin.model.drop_path import drop_path_factors, drop_path_rates
     from cswin.model.precision import precision
 
-    select_device("CPU")
+    start_backend("CPU")
     arch, rng = variant(args.name), np.random.default_rng(0)
     network = CSWin(arch, precision(args.amp_level), formulation=args.formulation)
     initialise(network, rng)

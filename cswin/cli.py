@@ -9,6 +9,7 @@ import os
 import sys
 
 from cswin import __version__
+from cswin.distributed.backend import prepare_environment
 from cswin.errors import UserError
 
 # Command -> what it does; the code is cswin/commands/<command with underscores>.py.
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         own.
     """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
+    if unused := prepare_environment():
+        print(f"cswin: {', '.join(unused)} is set and not used (docs/ascend.md)", file=sys.stderr)
     args = build_parser().parse_args(argv)
     try:
         return args.execute(args) or 0

@@ -16,7 +16,8 @@ from cswin.config.settings import Runtime
 from cswin.data.loader import EvalBatch, EvalTask, eval_batches
 from cswin.data.sources import Source
 from cswin.data.transforms import EvalTransform
-from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.backend import Backend
+from cswin.distributed.ranks import Ranks
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -34,9 +35,10 @@ class Evaluator:
     Args:
         arch, formats: as for `CSWin`.
         batch_size: of the compiled graph; the last batch is padded and the padding is not counted.
+        jit_options: of the device, see `Backend.jit_options`.
     """
 
-    def __init__(self, arch: Architecture, formats: Precision, batch_size: int):
+    def __init__(self, arch: Architecture, formats: Precision, batch_size: int, jit_options: Mapping[str, str]):
         self.network = CSWin(arch, formats)
         self.network.set_train(False)
         self.batch_size, self.classes = batch_size, arch.num_classes
@@ -44,7 +46,7 @@ class Evaluator:
         self.parameters = {p.name: p for p in self.network.get_parameters()}
         network = self.network
 
-        @ms.jit
+        @ms.jit(**jit_options)
         def forward(images):
             return network(images)
 
@@ -73,7 +75,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
+    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -83,6 +85,7 @@ def evaluate_checkpoint(
         preprocessing: of the images; the checkpoint's own, or with another crop.
         runtime: batch size and workers.
         ranks: the processes that share the images; each returns the predictions of all.
+        backend: of the device, started.
 
     Raises:
         RuntimeError: if not every image of the source was judged exactly once.
@@ -95,7 +98,7 @@ def evaluate_checkpoint(
         std=preprocessing.std,
         interpolation=preprocessing.interpolation,
     )
-    evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
+    evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size, backend.jit_options)
     weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
     results = {
         which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)), ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -106,9 +106,10 @@ class Classifier:
     Args:
         checkpoint: the moving average is used where there is one.
         batch_size: of the compiled graph; smaller batches are padded.
+        jit_options: of the device, see `Backend.jit_options`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str]):
         import mindspore as ms
 
         from cswin.model.cswin import CSWin
@@ -119,7 +120,7 @@ class Classifier:
         load_into(network, checkpoint.best_weights(), architecture_of_file=arch)
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 
-        @ms.jit
+        @ms.jit(**jit_options)
         def forward(images):
             return network(images)
 

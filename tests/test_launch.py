@@ -128,6 +128,22 @@ def test_msrun_by_hand_is_refused(monkeypatch, tmp_path):
         run_on_devices(Runtime(devices=2), tmp_path, lambda *_: 0, lambda: None)
 
 
+def test_inherited_variables_of_msrun_are_named(monkeypatch, tmp_path):
+    """One device, and nobody has used msrun: an image sets them."""
+    for name, value in (("MS_ROLE", "MS_WORKER"), ("MS_SCHED_HOST", "10.0.0.1"), ("MS_WORKER_NUM", "8")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match="MS_SCHED_HOST=10.0.0.1, MS_WORKER_NUM=8: .* unset MS_ROLE MS_SCHED_HOST MS_WORKER_NUM"
+    ):
+        run_on_devices(Runtime(devices=1, device_target="CPU"), tmp_path, lambda *_: 0, lambda: None)
+
+
+def test_what_a_rank_leaves_in_a_shell_makes_no_rank(monkeypatch, tmp_path):
+    monkeypatch.setenv("CSWIN_LAUNCH", '{"folder": "/nowhere", "started": 0.0}')
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    assert run_on_devices(Runtime(devices=1, device_target="CPU"), tmp_path, lambda *_: 7, lambda: None) == 7
+
+
 def test_what_the_check_refuses_starts_nothing(tmp_path):
     def refuse():
         raise UserError("no such file")

@@ -1,7 +1,7 @@
 """The launcher of one node: starts its ranks through msrun, passes signals on, shows what the first rank says, and why one failed.
 
 Who ends whom: a rank that fails is noticed here (and by msrun) and all end; the ranks die with msrun and msrun with the launcher,
-by the kernel's hand, so nothing is left over whoever is killed.
+(the kernel does it), so nothing is left over whoever is killed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from cswin.config.settings import Runtime
+from cswin.distributed.backend import refuse_simulation
 from cswin.distributed.cluster import Cluster, find_cluster, require_devices
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note, log_path
 from cswin.distributed.ranks import ALONE, Ranks
@@ -32,6 +33,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
 LEAVE = 60.0  # seconds in which processes whose work is done must be gone
 LAST_LINES = 20  # of a failed rank's log
+MSRUN_VARIABLES = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "RANK_ID", "DEVICE_ID")
 
 
 def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float], int], check: Callable[[], object]) -> int:
@@ -48,16 +50,27 @@ def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float]
     """
     facts = LaunchFacts.found()
     if facts is not None:
-        return run_rank(lambda ranks: work(ranks, facts.started), runtime.device_target, runtime.devices, facts)
-    if "MS_ROLE" in os.environ:
-        raise UserError("started by msrun: start the same command without it, it calls msrun itself")
+        return run_rank(lambda ranks: work(ranks, facts.started), runtime, facts)
+    refuse_simulation()
+    refuse_msrun()
     started = time.monotonic()
     if runtime.devices == 1:
         return work(ALONE, started)
     cluster = find_cluster(runtime)
     require_devices(runtime.device_target, len(cluster.local_ranks))
     check()
-    return launch(cluster, folder, started)
+    return launch(cluster, folder, started, runtime.bind_cores)
+
+
+def refuse_msrun() -> None:
+    """Raise UserError where this process looks like one of msrun's and was not started by this package."""
+    found = [name for name in MSRUN_VARIABLES if name in os.environ]
+    if "MS_ROLE" in found:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in found)
+        raise UserError(
+            f"{values}: the environment says that msrun started this process. Give the command without msrun: cswin calls msrun "
+            f"itself. If nobody used msrun, a profile or a container's image sets them: unset {' '.join(found)}"
+        )
 
 
 def on_one_node(runtime: Runtime) -> Runtime:
@@ -65,7 +78,7 @@ def on_one_node(runtime: Runtime) -> Runtime:
     return runtime.model_copy(update={"devices": runtime.devices // runtime.nodes, "nodes": 1, "host_file": None})
 
 
-def launch(cluster: Cluster, folder: Path, started: float) -> int:
+def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> int:
     """Run this process's own command as the ranks of this node.
 
     Returns:
@@ -82,7 +95,8 @@ def launch(cluster: Cluster, folder: Path, started: float) -> int:
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={cluster.devices}", f"--local_worker_num={len(cluster.local_ranks)}",
         f"--master_addr={cluster.master}", f"--master_port={cluster.port}", f"--node_rank={cluster.node}",
-        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # a rank that there is not: none
+        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: nothing
+        f"--bind_core={bind_cores}",
         "python3", "-m", "cswin", *sys.argv[1:],
     ]  # fmt: skip
     path = (

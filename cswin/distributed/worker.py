@@ -9,7 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cswin.distributed.backend import select_device
+from cswin.config.settings import Runtime
+from cswin.distributed.backend import backend_of, start_backend
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note
 from cswin.distributed.ranks import Ranks
 from cswin.errors import UserError
@@ -17,7 +18,7 @@ from cswin.errors import UserError
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: LaunchFacts) -> int:
+def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts) -> int:
     """Join the other ranks, do the work, and leave a note of how it ended.
 
     Returns:
@@ -30,7 +31,7 @@ def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: Lau
     rank, pid = int(os.environ["RANK_ID"]), os.getpid()
     Note(pid).write(facts.folder, rank)
     try:
-        code = work(_join(target, devices))
+        code = work(_join(runtime))
     except UserError as error:
         Note(pid, 2, str(error)).write(facts.folder, rank)
         if rank:  # the first rank's output is the launcher's, which tells the reason itself
@@ -51,15 +52,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _join(target: str, devices: int) -> Ranks:
+def _join(runtime: Runtime) -> Ranks:
     from mindspore.communication import get_group_size, get_rank, init
 
     device = int(os.environ["DEVICE_ID"])  # msrun's number of the process on this node
-    select_device(target, device)
+    backend_of(runtime, device)
     init()
-    if get_group_size() != devices:
-        raise UserError(f"runtime.devices: {devices}, but {get_group_size()} ranks have been started; the two must be equal")
-    return Ranks(get_rank(), devices, device)
+    if (size := get_group_size()) != runtime.devices:
+        raise UserError(f"runtime.devices: {runtime.devices}, but {size} ranks have been started; the two must be equal")
+    return Ranks(get_rank(), size, device)
 
 
 def _summary(error: BaseException) -> str:
@@ -72,6 +73,6 @@ def _run_scheduler(facts: LaunchFacts) -> int:
     from mindspore.communication import init
 
     Note(os.getpid()).write(facts.folder, SCHEDULER)
-    select_device("CPU")
+    start_backend("CPU")
     init()  # returns when all ranks have left
     return 0

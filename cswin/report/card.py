@@ -13,6 +13,7 @@ from typing import Any
 from cswin.config.resolve import Expectations, StageConfig, cosine_length
 from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
+from cswin.distributed.backend import backend_text
 from cswin.profile import profile
 from cswin.progress import duration_text
 from cswin.report.run import StageResult
@@ -281,6 +282,8 @@ def _training(run: Run) -> list[str]:
         hours = sum(attempt.hours or 0.0 for attempt in tried)
         count = "1 attempt" if len(tried) == 1 else f"{len(tried)} attempts"
         totals.append(f"- {stage.name}: {count}, {duration_text(3600 * hours)} ({hours:.3f} h)")
+        in_force = dict.fromkeys(backend_text(attempt.start["backend"]) for attempt in tried if "backend" in attempt.start)
+        totals += [f"- {stage.name}, computed by: {text}" for text in in_force]
     head = ["stage", "attempt", "started (UTC)", "took", "from step", "ended", "where", "job", "commit", "versions"]
     return [
         *_table(head, rows),

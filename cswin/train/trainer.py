@@ -18,6 +18,7 @@ from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
 from cswin.data.rng import drop_path_rng, init_rng
+from cswin.distributed.backend import backend_of
 from cswin.distributed.ranks import ALONE, Ranks
 from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
@@ -99,7 +100,8 @@ class Trainer:
         self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation)
         self.parameters = {p.name: p for p in self.train_step.get_parameters() if not p.name.startswith("accumulated")}
         self.names = [p.name for p in network.get_parameters()]
-        self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size)
+        backend = backend_of(runtime, ranks.device)
+        self.evaluator = Evaluator(config.architecture, formats, runtime.eval_batch_size, backend.jit_options)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
         self.start, self.best, self.epochs_done, self.history = start, None, config.start_epoch, None
