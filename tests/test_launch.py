@@ -115,11 +115,20 @@ def test_the_port_is_free():
 def test_fewer_npus_than_configured_are_refused(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
     with pytest.raises(UserError, match=r"runtime.devices: 8 NPUs .* given 4 \(ASCEND_RT_VISIBLE_DEVICES=0,1,2,3\)"):
-        require_devices("Ascend", 8)
-    require_devices("Ascend", 4)
-    require_devices("CPU", 8)
+        require_devices(Runtime(), 8)
+    require_devices(Runtime(), 4)
+    require_devices(Runtime(device_target="CPU"), 8)
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES")
-    require_devices("Ascend", 8)
+    require_devices(Runtime(), 8)
+
+
+def test_cores_are_bound_in_rising_order_of_the_npus_only(monkeypatch):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "3,10,2")
+    require_devices(Runtime(), 3)
+    with pytest.raises(UserError, match="bind_cores: ASCEND_RT_VISIBLE_DEVICES=3,10,2 must be in rising order"):
+        require_devices(Runtime(bind_cores=True), 3)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,10")
+    require_devices(Runtime(bind_cores=True), 3)
 
 
 def test_msrun_by_hand_is_refused(monkeypatch, tmp_path):

@@ -296,7 +296,7 @@ def test_seconds_left_of_a_job(cluster, monkeypatch):
     [("4:59", 299), ("01:02:03", 3723), ("1-00:00:00", 86400), ("UNLIMITED", None), ("INVALID", None), ("", None)],
 )
 def test_slurm_writes_times_like_this(text, seconds):
-    assert slurm.slurm_seconds(text) == seconds
+    assert slurm.clock_seconds(text) == seconds
 
 
 def test_outside_of_a_job_there_is_no_limit(monkeypatch):

@@ -30,13 +30,14 @@ def run(args):
     import signal
     import tempfile
 
-    from cswin.distributed.launcher import SIGNALS, on_one_node, run_on_devices
+    from cswin.distributed.launcher import on_one_node, run_on_devices
+    from cswin.distributed.stopping import STOP_SIGNALS
 
     runtime = on_one_node(_runtime(args))
     folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
 
     def evaluate(ranks, started):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # there is nothing to save: they end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # there is nothing to save: they end it
         return _evaluate(args, runtime, ranks)
 
     return run_on_devices(runtime, folder, evaluate, lambda: _inputs(args))

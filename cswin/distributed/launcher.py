@@ -24,12 +24,12 @@ from cswin.distributed.backend import refuse_simulation
 from cswin.distributed.cluster import Cluster, find_cluster, require_devices
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note, log_path
 from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.stopping import EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_USER, STOP_SIGNALS
 from cswin.distributed.worker import end_with_parent, run_rank
 from cswin.errors import UserError
 
 POLL = 0.1  # seconds
 GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
 LEAVE = 60.0  # seconds in which processes whose work is done must be gone
 LAST_LINES = 20  # of a failed rank's log
@@ -57,7 +57,7 @@ def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float]
     if runtime.devices == 1:
         return work(ALONE, started)
     cluster = find_cluster(runtime)
-    require_devices(runtime.device_target, len(cluster.local_ranks))
+    require_devices(runtime, len(cluster.local_ranks))
     check()
     return launch(cluster, folder, started, runtime.bind_cores)
 
@@ -199,12 +199,12 @@ class _Watch:
             rank = min(failures, key=lambda rank: failures[rank][0])
             return self._report(rank, failures[rank][1])
         self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
-        return 1
+        return EXIT_DEFECT
 
     def _report(self, rank: int, note: Note) -> int:
         """The first failure, in the user's words where there are any."""
         log = log_path(self.folder, rank)
-        if note.code == 2:
+        if note.code == EXIT_USER:
             raise UserError(f"{note.message}\n(rank {rank} of {self.cluster.devices}; all were ended; its log: {log})")
         if note.code is None and self.signals:
             name = signal.Signals(self.signals[0]).name
@@ -213,7 +213,7 @@ class _Watch:
         what = note.message or "was killed, by the system for want of memory if by nobody else"
         elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
         self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
-        return 1
+        return EXIT_DEFECT
 
     def _tell(self, what: str, log: Path) -> None:
         lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.exists() else []
@@ -221,7 +221,7 @@ class _Watch:
         print(f"cswin: {what}. The end of {log}:\n{quoted}", file=sys.stderr, end="", flush=True)
 
 
-_ENDS = (0, 75)  # exit codes of a rank that ended as it should: complete, stopped on request
+_ENDS = (0, EXIT_INTERRUPTED)  # exit codes of a rank that ended as it should
 
 
 def _runs(pid: int) -> bool:
@@ -235,7 +235,7 @@ def _runs(pid: int) -> bool:
 def _received() -> Iterator[list[int]]:
     """A list that the stop signals of this process are written to, instead of ending it."""
     signals: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in STOP_SIGNALS}
     try:
         yield signals
     finally:
@@ -246,7 +246,7 @@ def _received() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _blocked() -> Iterator[None]:
     """A process started here has the stop signals blocked: msrun would end its ranks at them instead of letting them save."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from cswin.config.settings import Runtime
 from cswin.distributed.backend import backend_of, start_backend
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note
 from cswin.distributed.ranks import Ranks
+from cswin.distributed.stopping import EXIT_DEFECT, EXIT_USER
 from cswin.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -33,15 +34,15 @@ def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts)
     try:
         code = work(_join(runtime))
     except UserError as error:
-        Note(pid, 2, str(error)).write(facts.folder, rank)
+        Note(pid, EXIT_USER, str(error)).write(facts.folder, rank)
         if rank:  # the first rank's output is the launcher's, which tells the reason itself
             print(error, file=sys.stderr)
-        return 2
+        return EXIT_USER
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        Note(pid, 1, _summary(error)).write(facts.folder, rank)
-        return 1
+        Note(pid, EXIT_DEFECT, _summary(error)).write(facts.folder, rank)
+        return EXIT_DEFECT
     Note(pid, code).write(facts.folder, rank)
     return 0
 

@@ -24,7 +24,7 @@ from cswin.config.inputs import SOURCE_KEYS
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Settings
 from cswin.distributed.group import ProcessGroup
-from cswin.distributed.stopping import EXIT_INTERRUPTED
+from cswin.distributed.stopping import EXIT_INTERRUPTED, EXIT_USER
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Job(parse_parameters(sys.argv[1:] if arguments is None else arguments)).run()
     except UserError as error:
         print(f"cswin.openi: {error}", file=sys.stderr, flush=True)
-        return 2
+        return EXIT_USER
 
 
 def say(line: str) -> None:
@@ -95,7 +95,9 @@ class Job:
                 if self.work_id:
                     self.copy()
         if self.processes.stopped:
-            say(f"stopped by {self.processes.stopped}; a job with the same train_url goes on from here (exit code 75)")
+            say(
+                f"stopped by {self.processes.stopped}; a job with the same train_url goes on from here (exit code {EXIT_INTERRUPTED})"
+            )
             return EXIT_INTERRUPTED
         return code
 
