@@ -112,7 +112,8 @@ def find_partition(name: str | None) -> Partition | None:
     cores = [int(row[2].rstrip("+")) for row in mine if row[2].rstrip("+").isdigit()]
     devices: dict[str, int] = {}
     for row in mine:
-        for kind, count in re.findall(r"(\w+)(?::[A-Za-z_]\w*)?:(\d+)", row[3]):
+        resources = re.sub(r"\([^)]*\)", "", row[3])  # without the sockets that they are at: npu:8(S:0-1)
+        for kind, count in re.findall(r"(\w+)(?::[A-Za-z_]\w*)?:(\d+)", resources):
             devices[kind] = max(devices.get(kind, 0), int(count))
     minutes = None if None in seconds else int(max(seconds) // 60)
     return Partition(name or default, minutes, max(cores, default=None), devices)
