@@ -24,7 +24,7 @@ TARGETS = ("CPU", "Ascend")
 SIMULATION = "MS_SIMULATION_LEVEL"  # with it MindSpore compiles and computes nothing
 HCCL_CONNECT_SECONDS = 1200  # ranks compile and load at different speed; MindSpore sets 600 when it is imported
 # Set by cluster images and other launchers, and harmful here: a rank table forces the graph engine and turns AllFinite off, another
-# overflow mode hides overflows from the training step, and MindSpore takes the rank from Open MPI's variables before msrun's.
+# overflow mode hides overflows from the training step, and MindSpore overwrites RANK_ID with Open MPI's number.
 NOT_INHERITED = (
     "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "MS_ASCEND_CHECK_OVERFLOW_MODE",
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE",
