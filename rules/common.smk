@@ -54,14 +54,14 @@ def fit_to_partition():
     if partition is None:
         return None
     capped = []
-    if partition.minutes and "runtime" in defaults:
-        if defaults["runtime"].raw > partition.minutes:
+    asked = defaults["runtime"] if "runtime" in defaults else None
+    if partition.minutes and asked and not asked.is_evaluable():
+        if asked.value > partition.minutes:
             defaults["runtime"] = partition.minutes
             capped.append(f"{partition.minutes} min")
-    if partition.cores and not (settings.max_threads or 0) > partition.cores:
-        settings.max_threads = min(
-            partition.cores, settings.max_threads or partition.cores
-        )
+    if partition.cores:
+        most = settings.max_threads or partition.cores
+        settings.max_threads = min(most, partition.cores)
         if DEVICES_PER_NODE * SETTINGS.runtime.workers > partition.cores:
             capped.append(f"{partition.cores} cores")
     if capped:

@@ -1,1 +1,1 @@
-"""One command, many processes: MindSpore's msrun starts one rank per device, and this package stands around it."""
+"""Devices and processes: what is decided for a device, ranks and their launcher, Slurm, signals and exit codes."""

@@ -1,7 +1,7 @@
-"""The launcher of one node: starts its ranks through msrun, passes signals on, shows what the first rank says, and why one failed.
+"""The launcher of one node: starts its ranks through msrun, passes signals on, prints the first rank's output and the first failure.
 
-Who ends whom: a rank that fails is noticed here (and by msrun) and all end; the ranks die with msrun and msrun with the launcher,
-(the kernel does it), so nothing is left over whoever is killed.
+A rank that fails is noticed here (and by msrun), and all ranks are ended. The kernel ends msrun when the launcher dies, and the ranks
+when msrun dies, so no process is left behind whichever of them is killed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Watch:
     msrun: subprocess.Popen
     signals: list[int]
     passed_on: set[tuple[int, int]] = field(default_factory=set)  # (signal's place in the list, rank)
-    died: dict[int, float] = field(default_factory=dict)  # rank that left without a word -> when at the earliest
+    died: dict[int, float] = field(default_factory=dict)  # rank that ended without a note -> earliest possible time
     looked: float = field(default_factory=time.time)
 
     def run(self) -> int:
@@ -165,7 +165,7 @@ class _Watch:
         return bool(self.died) or lost or any(note.code not in (None, *_ENDS) for note in notes.values())
 
     def _pass_signals_on(self) -> None:
-        """Signals received here go to every rank that is there, once; to later ones as soon as they are."""
+        """Each signal received here goes once to every rank, to a rank that has not started yet as soon as it has."""
         if self.signals.count(signal.SIGINT) > 1:
             self.msrun.kill()
             raise KeyboardInterrupt
@@ -191,7 +191,7 @@ class _Watch:
 
     def _outcome(self) -> int:
         notes = self._notes()
-        if self._have_ended():  # whatever happened while they left
+        if self._have_ended():  # what happens after that is of no interest
             return max(note.code for note in notes.values())
         failures = {rank: (note.time, note) for rank, note in notes.items() if note.code not in (None, *_ENDS)}
         failures |= {rank: (when, notes[rank]) for rank, when in self.died.items()}
@@ -202,7 +202,7 @@ class _Watch:
         return EXIT_DEFECT
 
     def _report(self, rank: int, note: Note) -> int:
-        """The first failure, in the user's words where there are any."""
+        """Tell the first failure; a UserError of the rank is raised here."""
         log = log_path(self.folder, rank)
         if note.code == EXIT_USER:
             raise UserError(f"{note.message}\n(rank {rank} of {self.cluster.devices}; all were ended; its log: {log})")
@@ -210,7 +210,7 @@ class _Watch:
             name = signal.Signals(self.signals[0]).name
             self._tell(f"ended by {name}", log)
             return 128 + self.signals[0]
-        what = note.message or "was killed, by the system for want of memory if by nobody else"
+        what = note.message or "was killed, by the system for lack of memory if by nobody else"
         elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
         self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
         return EXIT_DEFECT
