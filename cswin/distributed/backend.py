@@ -43,7 +43,7 @@ class Backend:
         soc: name of the chip; None on the CPU.
         precision_mode: what CANN may do to float32 operators; None on the CPU.
         allow_hf32: whether float32 products may be rounded to 11 bits of mantissa; None where that does not exist.
-        jit_backend, jit_level: compiler of `ms.jit` and its level (`ms_backend` only).
+        jit_backend, jit_level: compiler of `ms.jit` and its level; None: the compiler has none.
         deterministic: whether the same input gives the same bits in each run.
         overflow: "infnan" (IEEE 754), or "saturation": an overflow gives the largest number, NaN gives 0, and only a flag tells.
         products: number formats in which matrix products and convolutions are computed.
@@ -54,7 +54,7 @@ class Backend:
     precision_mode: str | None = None
     allow_hf32: bool | None = None
     jit_backend: str = "ms_backend"
-    jit_level: str = "O0"
+    jit_level: str | None = "O0"
     deterministic: bool = True
     overflow: str = "infnan"
     products: tuple[str, ...] = ("float32", "float16")
@@ -67,8 +67,7 @@ class Backend:
     @property
     def jit_options(self) -> dict[str, str]:
         """Keyword arguments for `ms.jit`."""
-        level = {"jit_level": self.jit_level} if self.jit_backend == "ms_backend" else {}
-        return {"backend": self.jit_backend, **level}
+        return {"backend": self.jit_backend} | ({"jit_level": self.jit_level} if self.jit_level else {})
 
     def require_training(self, amp_level: str, amp_dtype: str) -> None:
         """Refuse a mixed precision that the device does not have, before anything is compiled.
@@ -97,7 +96,7 @@ class Backend:
 
 BACKENDS = {
     "CPU": Backend("CPU"),
-    "910": Backend("910", precision_mode="allow_fp32_to_fp16", jit_backend="GE", deterministic=False, overflow="saturation",
+    "910": Backend("910", precision_mode="allow_fp32_to_fp16", jit_backend="GE", jit_level=None, deterministic=False, overflow="saturation",
                    products=("float16",)),
     "A2/A3": Backend("A2/A3", precision_mode="must_keep_origin_dtype", allow_hf32=False,
                      products=("float32", "float16", "bfloat16")),
@@ -144,14 +143,13 @@ def choose_backend(soc: str | None, jit_backend: str | None = None, jit_level: s
         raise UserError(
             f"device Ascend: chip {soc!r} is not known here; known are the first 910, A2 (910B1 to B4) and A3 (910_93)"
         )
-    chosen = replace(BACKENDS[device], soc=soc)
     if jit_backend == "GE" and device == "CPU":
         raise UserError("runtime.jit_backend: 'GE' is a compiler for Ascend; on the CPU leave it out")
-    chosen = replace(chosen, jit_backend=jit_backend or chosen.jit_backend)
-    if jit_level not in (None, "O0") and (device == "CPU" or chosen.jit_backend == "GE"):
+    compiler = jit_backend or BACKENDS[device].jit_backend
+    if jit_level not in (None, "O0") and (device == "CPU" or compiler == "GE"):
         what = "on the CPU" if device == "CPU" else "with runtime.jit_backend GE"
         raise UserError(f"runtime.jit_level: {jit_level!r} has no effect {what}; leave it out")
-    return replace(chosen, jit_level=jit_level or chosen.jit_level)
+    return replace(BACKENDS[device], soc=soc, jit_backend=compiler, jit_level=None if compiler == "GE" else jit_level or "O0")
 
 
 @functools.cache  # MindSpore takes these settings once per process
@@ -190,7 +188,7 @@ def backend_of(runtime: Runtime, device_id: int) -> Backend:
 
 def backend_text(record: Mapping[str, Any]) -> str:
     """`Backend.record` in one line."""
-    compiler = " ".join([record["jit_backend"], *([record["jit_level"]] if record["jit_backend"] == "ms_backend" else [])])
+    compiler = " ".join(filter(None, (record["jit_backend"], record["jit_level"])))
     parts = [f"{record['device']} ({record['soc']})" if record["soc"] else record["device"], f"compiler {compiler}"]
     if record["soc"]:
         hf32 = {None: "", True: ", HF32", False: ", no HF32"}[record["allow_hf32"]]
