@@ -124,9 +124,9 @@ def print_operations(rows: list[tuple[str, int, float]]) -> None:
 def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """The compiled forward pass and training step, on fixed random data."""
     import mindspore as ms
+    from cswin.device import select_device
 
     from cswin.config.settings import Optimizer
-    from cswin.device import select_device
     from cswin.inference import Predictor
     from cswin.model.cswin import CSWin
     from cswin.model.drop_path import drop_path_factors, drop_path_rates

@@ -9,6 +9,8 @@ import os
 import sys
 
 from cswin import __version__
+from cswin.distributed.backend import prepare_environment
+from cswin.distributed.stopping import EXIT_CTRL_C, EXIT_USER
 from cswin.errors import UserError
 
 # Command -> what it does; the code is cswin/commands/<command with underscores>.py.
@@ -51,12 +53,14 @@ def main(argv: list[str] | None = None) -> int:
         own.
     """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
+    if unused := prepare_environment():
+        print(f"cswin: {', '.join(unused)} is set and not used (docs/ascend.md)", file=sys.stderr)
     args = build_parser().parse_args(argv)
     try:
         return args.execute(args) or 0
     except UserError as error:
         print(f"cswin {args.command}: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER
     except BrokenPipeError:  # `cswin … | head` is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -67,6 +71,6 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr
         )
-        return 2
+        return EXIT_USER
     except KeyboardInterrupt:
-        return 130
+        return EXIT_CTRL_C

@@ -8,9 +8,33 @@ arithmetic is what is written, no fused or reordered operations, and so the same
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 from collections.abc import Callable
 
 from numba import njit
+from numba.core.caching import FunctionCache
+
+
+class Cache(FunctionCache):
+    """Numba's own, where a damaged file is compiled anew: Numba itself raises what unpickling happens to raise, at every call."""
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:
+            _say_damaged(str(self.cache_path), type(error).__name__)
+            try:
+                self.flush()
+            except OSError:  # read-only: this process does without
+                self.disable()
+            return None
+
+
+@functools.cache  # once per process and folder
+def _say_damaged(folder: str, reason: str) -> None:
+    print(f"cswin: compiled kernels in {folder} are damaged ({reason}) and are compiled again", file=sys.stderr)
 
 
 def compiled(function: Callable, fastmath: bool | frozenset[str] = False) -> Callable:
@@ -20,8 +44,7 @@ def compiled(function: Callable, fastmath: bool | frozenset[str] = False) -> Cal
         function: plain loops over arrays.
         fastmath: LLVM's names of the freedoms the compiler may take; none by default.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath) if fastmath else False}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cache
-        return njit(**options)(function)
+    kernel = njit(nogil=True, error_model="numpy", fastmath=set(fastmath) if fastmath else False)(function)
+    with contextlib.suppress(RuntimeError):  # no folder for the cache
+        kernel._cache = Cache(function)  # what njit(cache=True) does with Numba's own class
+    return kernel

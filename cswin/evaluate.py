@@ -14,9 +14,10 @@ from cswin.config.settings import Runtime
 from cswin.data.loader import EvalBatch, EvalTask, eval_batches
 from cswin.data.sources import Source
 from cswin.data.transforms import EvalTransform
+from cswin.distributed.backend import Backend
+from cswin.distributed.ranks import Ranks
 from cswin.inference import Predictor
 from cswin.predictions import Predictions
-from cswin.ranks import ALONE, Ranks
 
 
 def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:
@@ -43,7 +44,7 @@ def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterabl
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
+    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -53,6 +54,7 @@ def evaluate_checkpoint(
         preprocessing: of the images; the checkpoint's own, or with another crop.
         runtime: batch size and workers.
         ranks: the processes that share the images; each returns the predictions of all.
+        backend: of the device, started.
 
     Raises:
         RuntimeError: if not every image of the source was judged exactly once.
@@ -65,7 +67,7 @@ def evaluate_checkpoint(
         std=preprocessing.std,
         interpolation=preprocessing.interpolation,
     )
-    predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size)
+    predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, jit_options=backend.jit_options)
     weight_sets = {"raw": checkpoint.weights} | ({} if checkpoint.ema is None else {"ema": checkpoint.ema})
     batches = eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)
     results = {which: gathered(found, ranks) for which, found in judge(predictor, weight_sets, batches).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import mindspore as ms
 import numpy as np
@@ -21,14 +22,22 @@ class Predictor:
     Args:
         arch, formats, formulation: as for `CSWin`.
         batch_size: of the compiled graph; smaller batches are padded.
+        jit_options: of the device, see `Backend.jit_options`.
     """
 
-    def __init__(self, arch: Architecture, batch_size: int, formats: Precision | None = None, formulation: str | None = None):
+    def __init__(
+        self,
+        arch: Architecture,
+        batch_size: int,
+        formats: Precision | None = None,
+        formulation: str | None = None,
+        jit_options: Mapping[str, str] = MappingProxyType({}),
+    ):
         network = CSWin(arch, formats or precision("O0"), formulation)
         self.layout, self.batch_size, self.classes = network.layout, batch_size, arch.num_classes
         self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
 
-        @ms.jit
+        @ms.jit(**jit_options)
         def forward(images, matrices, vectors):
             return network(images, network.cut(matrices, vectors))
 

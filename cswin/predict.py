@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -106,12 +106,13 @@ class Classifier:
     Args:
         checkpoint: the moving average is used where there is one.
         batch_size: of the compiled graph; smaller batches are padded.
+        jit_options: of the device, see `Backend.jit_options`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str]):
         from cswin.inference import Predictor
 
-        self.predictor = Predictor(checkpoint.record.architecture, batch_size)
+        self.predictor = Predictor(checkpoint.record.architecture, batch_size, jit_options=jit_options)
         self.weights = self.predictor.on_device(checkpoint.best_weights())
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 

@@ -11,6 +11,7 @@ from cswin.config.inputs import missing_inputs
 from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
+from cswin.distributed.slurm import find_partition
 from cswin.errors import UserError
 from cswin.report.headline import outcome
 from cswin.report.jobs import shorten_output
@@ -34,6 +35,46 @@ IMAGES = {
 NODES = SETTINGS.runtime.nodes
 DEVICES_PER_NODE = SETTINGS.runtime.devices // NODES
 RUNTIME = f"{RUN}/config/runtime.yaml"
+
+
+def fit_to_partition():
+    """Ask Slurm before the first submission: refuse what it would refuse, ask for no more time and cores than it gives.
+
+    Only with a profile for a cluster (it names `device_gres`), where Snakemake itself runs, and where Slurm answers.
+    """
+    settings = workflow.resource_settings
+    defaults = settings.default_resources
+    if not workflow.is_main_process or not defaults or "device_gres" not in defaults:
+        return None
+    key = "slurm_partition" if "slurm_partition" in defaults else "partition"
+    try:
+        partition = find_partition(defaults[key].raw if key in defaults else None)
+        if partition and SETTINGS.runtime.device_target != "CPU":
+            partition.require_devices(defaults["device_gres"].raw, DEVICES_PER_NODE)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    if partition is None:
+        return None
+    capped = []
+    asked = defaults["runtime"] if "runtime" in defaults else None
+    if partition.minutes and asked and not asked.is_evaluable():
+        if asked.value > partition.minutes:
+            defaults["runtime"] = partition.minutes
+            capped.append(f"{partition.minutes} min")
+    if partition.cores:
+        most = settings.max_threads or partition.cores
+        settings.max_threads = min(most, partition.cores)
+        if DEVICES_PER_NODE * SETTINGS.runtime.workers > partition.cores:
+            capped.append(f"{partition.cores} cores")
+    if capped:
+        print(
+            f"partition {partition.name}: jobs ask for at most {' and '.join(capped)}, its limit",
+            file=sys.stderr,
+        )
+    return partition
+
+
+PARTITION = fit_to_partition()
 
 
 def stage_text(wildcards):
@@ -119,7 +160,8 @@ def run_pages():
 
 def minutes(images, per_second):
     """Run time to ask for where `images` are handled at no less than `per_second`: a quarter of an hour is for all the rest."""
-    return 15 + math.ceil(images / per_second / 60)
+    asked = 15 + math.ceil(images / per_second / 60)
+    return min(asked, PARTITION.minutes or asked) if PARTITION else asked
 
 
 def on_devices(devices, nodes=1):

@@ -100,6 +100,10 @@ def test_recipe_and_training_are_those_of_the_files(written):
         assert cells["started (UTC)"] == start["time"].replace("T", " ").removesuffix("+00:00")
         assert cells["from step"] == str(begin["step"]) and cells["where"] == f"{start['host']}, 1 x CPU"
         assert f"MindSpore {start['versions']['mindspore']}" in cells["versions"] and "Snakemake" in cells["versions"]
+        assert (
+            start["backend"]["device"] == "CPU"
+            and f"- {stage}, computed by: CPU, compiler ms_backend O0" in written["Training"]
+        )
         assert end["reason"] == "complete" and f"- {stage}: 1 attempt, " in written["Training"]
 
 

@@ -19,9 +19,9 @@ from cswin.config.resolve import load_runtime, load_stage
 from cswin.data.loader import TrainLoader
 from cswin.data.rng import order_rng
 from cswin.data.shard_reader import read_index
-from cswin.launch.cluster import free_port
+from cswin.distributed.cluster import free_port
+from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.state import StateFolder
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 

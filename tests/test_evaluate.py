@@ -8,6 +8,8 @@ import pytest
 from cswin.checkpoint import load_checkpoint
 from cswin.config.settings import Runtime
 from cswin.data.sources import open_source
+from cswin.distributed.backend import BACKENDS
+from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.predictions import Predictions
@@ -25,7 +27,9 @@ def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
     source = open_source(finished_run.path / "data/digits" / place, "val", checkpoint.record.class_names)
     runtime = Runtime(eval_batch_size=77, workers=1, worker_kind="thread")  # 360 is no multiple of it
-    figures = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime)["ema"].figures()
+    figures = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])[
+        "ema"
+    ].figures()
     wanted = json.loads((stage / "evaluation.json").read_text())["ema"]
     for key in ("n", "right1", "right5"):
         assert figures[key] == wanted[key]
@@ -38,7 +42,14 @@ def test_an_image_that_was_not_judged_is_noticed(finished_run, stage, monkeypatc
     three = Predictions(np.zeros(3, np.int32), np.zeros((3, 5), np.int32), np.zeros(3), np.arange(3))
     monkeypatch.setattr("cswin.evaluate.Evaluator.run", lambda *_: three)  # as if a device had lost its share
     with pytest.raises(RuntimeError, match="3 of 360 images were judged"):
-        evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, Runtime(workers=1, worker_kind="thread"))
+        evaluate_checkpoint(
+            checkpoint,
+            source,
+            checkpoint.record.preprocessing,
+            Runtime(workers=1, worker_kind="thread"),
+            ALONE,
+            BACKENDS["CPU"],
+        )
 
 
 def test_strange_classes_are_named(tmp_path):

@@ -10,10 +10,10 @@ import pytest
 
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime
+from cswin.distributed.cluster import find_cluster, free_port, read_hosts, require_devices
+from cswin.distributed.launcher import on_one_node, run_on_devices
+from cswin.distributed.ranks import ALONE, Ranks
 from cswin.errors import UserError
-from cswin.launch.cluster import find_cluster, free_port, read_hosts, require_devices
-from cswin.launch.launcher import on_one_node, run_on_devices
-from cswin.ranks import ALONE, Ranks
 
 
 @pytest.fixture
@@ -115,17 +115,42 @@ def test_the_port_is_free():
 def test_fewer_npus_than_configured_are_refused(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
     with pytest.raises(UserError, match=r"runtime.devices: 8 NPUs .* given 4 \(ASCEND_RT_VISIBLE_DEVICES=0,1,2,3\)"):
-        require_devices("Ascend", 8)
-    require_devices("Ascend", 4)
-    require_devices("CPU", 8)
+        require_devices(Runtime(), 8)
+    require_devices(Runtime(), 4)
+    require_devices(Runtime(device_target="CPU"), 8)
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES")
-    require_devices("Ascend", 8)
+    require_devices(Runtime(), 8)
+
+
+def test_cores_are_bound_in_rising_order_of_the_npus_only(monkeypatch):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "3,10,2")
+    require_devices(Runtime(), 3)
+    with pytest.raises(UserError, match="bind_cores: ASCEND_RT_VISIBLE_DEVICES=3,10,2 must be in rising order"):
+        require_devices(Runtime(bind_cores=True), 3)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,10")
+    require_devices(Runtime(bind_cores=True), 3)
 
 
 def test_msrun_by_hand_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     with pytest.raises(UserError, match="calls msrun itself"):
         run_on_devices(Runtime(devices=2), tmp_path, lambda *_: 0, lambda: None)
+
+
+def test_inherited_variables_of_msrun_are_named(monkeypatch, tmp_path):
+    """One device, and nobody has used msrun: an image sets them."""
+    for name, value in (("MS_ROLE", "MS_WORKER"), ("MS_SCHED_HOST", "10.0.0.1"), ("MS_WORKER_NUM", "8")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match="MS_SCHED_HOST=10.0.0.1, MS_WORKER_NUM=8: .* unset MS_ROLE MS_SCHED_HOST MS_WORKER_NUM"
+    ):
+        run_on_devices(Runtime(devices=1, device_target="CPU"), tmp_path, lambda *_: 0, lambda: None)
+
+
+def test_what_a_rank_leaves_in_a_shell_makes_no_rank(monkeypatch, tmp_path):
+    monkeypatch.setenv("CSWIN_LAUNCH", '{"folder": "/nowhere", "started": 0.0}')
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    assert run_on_devices(Runtime(devices=1, device_target="CPU"), tmp_path, lambda *_: 7, lambda: None) == 7
 
 
 def test_what_the_check_refuses_starts_nothing(tmp_path):

@@ -14,6 +14,8 @@ from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import training_positions
 from cswin.data.sources import Source
+from cswin.distributed.backend import BACKENDS
+from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.train.history import read_history
@@ -57,7 +59,7 @@ def test_held_out_images_choose_and_are_not_trained_on(mini):
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     source = Source(lambda part: read_rows(dataset, "train", held[part]), HELD)
     runtime = Runtime(eval_batch_size=50, workers=1, worker_kind="thread")
-    found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime)
+    found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])
     record = json.loads((folder / "record.json").read_text())
     assert record["best_epoch"] == max(epochs, key=lambda row: row["ema"]["right1"])["epoch"]
     for which, predictions in found.items():

@@ -5,16 +5,18 @@ import os
 import shutil
 import socket
 import zipfile
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import Workspace
 
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.job import read_marker
 from cswin.openi.ownership import Ownership
-from cswin.openi.selection import Selection
+from cswin.openi.selection import Changing, Selection
 from cswin.openi.snapshots import Snapshot, Snapshots
 from cswin.openi.storage import Folder, Moxing, join, storage_for
 
@@ -174,8 +176,6 @@ class TestOwnership:
 
 def work_folder(path: Path) -> Path:
     """A work folder in the middle of a stage, made by hand: a recorded output, one whose job runs, a history, temporary files."""
-    from base64 import urlsafe_b64encode
-
     from cswin.train.state import State, StateFolder
 
     stage = path / "results" / "r" / "stage1"
@@ -204,9 +204,25 @@ class TestSelection:
         assert names == [
             "results/r/config/stage1.yaml",
             "results/r/stage1/history.jsonl",
+            "results/r/stage1/record.json",
             "results/r/stage1/state/state-000000002.safetensors",
         ]
-        assert len(selected) == 4  # and the record of stage1.yaml, not that of the manifest
+        assert len(selected) == 4 + 3  # and Snakemake's two records and the marker that record.json is not finished
+
+    def test_a_job_that_ends_meanwhile_is_noticed(self, tmp_path, monkeypatch):
+        selection = Selection(work_folder(tmp_path), said)
+        copytree = shutil.copytree
+
+        def ending(*arguments, **options):
+            for marker in (tmp_path / ".snakemake/incomplete").iterdir():
+                marker.unlink()
+            return copytree(*arguments, **options)
+
+        monkeypatch.setattr(shutil, "copytree", ending)
+        with pytest.raises(Changing):
+            selection.gather(tmp_path / "staging")
+        monkeypatch.undo()
+        assert len(selection.gather(tmp_path / "staging")) == 6
 
     def test_state_beyond_its_history_is_not_brought_out(self, tmp_path):
         (work_folder(tmp_path) / "results" / "r" / "stage1" / "history.jsonl").write_text("012345678")
@@ -243,6 +259,21 @@ class TestSnapshots:
         config = new / "results" / "r" / "config" / "stage1.yaml"
         assert config.stat().st_mtime < restored.stat().st_mtime <= (tmp_path / "new").stat().st_mtime
         assert not (new / "results" / "r" / "stage1" / "lease-000001.json").exists()
+
+    def test_records_of_this_machine_stay(self, place, tmp_path):
+        """The dataset was made here: neither its record nor a marker from the other machine may replace what is known about it."""
+        old, new = work_folder(tmp_path / "old"), tmp_path / "new"
+        manifest, record = (
+            urlsafe_b64encode(f.encode()).decode() for f in ("data/x/manifest.json", "results/r/stage1/record.json")
+        )
+        (old / ".snakemake/incomplete" / manifest).write_text("{}")
+        (new / ".snakemake/metadata").mkdir(parents=True)
+        (new / ".snakemake/metadata" / manifest).write_text("made here")
+        snapshots = self.bring_out(place, old)
+        snapshots.restore(snapshots.all(), new)
+        assert (new / ".snakemake/metadata" / manifest).read_text() == "made here"
+        assert [file.name for file in (new / ".snakemake/incomplete").iterdir()] == [record]
+        assert len(list((new / ".snakemake/metadata").iterdir())) == 2
 
     def test_two_are_kept_and_unneeded_objects_removed(self, place, tmp_path):
         storage, url = place
@@ -353,6 +384,47 @@ class TestWorkFolder:
         (tmp_path / "results").mkdir()
         with pytest.raises(UserError, match="no job has made"):
             read_marker(tmp_path / "openi.json", "t", [])
+
+
+SMALL_WORKFLOW = """
+rule all:
+    input: "results/r/one/out.txt", "results/r/two/out.txt"
+rule manifest:
+    output: "data/x/manifest.json"
+    shell: "echo images > {output}"
+for stage in ("one", "two"):
+    rule:
+        name: stage
+        input: "data/x/manifest.json"
+        output: f"results/r/{stage}/out.txt"
+        params: text=config.get("text", "a")
+        shell: "cat {input} > {output} && echo {params.text} >> {output}"
+"""
+TRIGGERS = ("--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input")  # as in the profiles
+
+
+@pytest.mark.slow
+def test_snakemake_takes_its_records_as_they_were(tmp_path):
+    """On a machine where the dataset was made anew: what is finished stays, what was not is made again, changes are noticed."""
+    machines = [Workspace(tmp_path / name) for name in ("old", "new")]
+    for machine in machines:
+        machine.path.mkdir()
+        (machine.path / "Snakefile").write_text(SMALL_WORKFLOW)
+    old, new = machines
+    old.snakemake("--cores", "1")
+    (old.path / ".snakemake/incomplete").mkdir(exist_ok=True)
+    for output in ("results/r/two/out.txt", "data/x/manifest.json"):
+        (old.path / ".snakemake/incomplete" / urlsafe_b64encode(output.encode()).decode()).write_text(
+            '{"external_jobid": null}'
+        )
+    snapshots = Snapshots(Folder(), str(tmp_path / "out"), said)
+    snapshots.commit(Selection(old.path, said).gather(old.path / "staging"), "w")
+    new.snakemake("--cores", "1", "data/x/manifest.json")
+    snapshots.restore(snapshots.all(), new.path)
+    assert new.planned(*TRIGGERS) == {"two": 1}
+    assert new.planned(*TRIGGERS, "--config", "text=b") == {"one": 1, "two": 1}
+    (new.path / "data/x/manifest.json").write_text("other images")
+    assert new.planned(*TRIGGERS) == {"one": 1, "two": 1}
 
 
 @pytest.mark.slow

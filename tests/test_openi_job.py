@@ -16,8 +16,8 @@ import yaml
 
 from cswin.checkpoint import load_checkpoint
 from cswin.data.digits import write_digits
+from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.history import read_history
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

@@ -14,6 +14,7 @@ from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.config.settings import Optimizer
 from cswin.data.loader import TrainLoader
 from cswin.data.mixup import one_hot
+from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
@@ -25,7 +26,6 @@ from cswin.train.handover import Start
 from cswin.train.history import read_history
 from cswin.train.state import StateFolder
 from cswin.train.step import TrainStep
-from cswin.train.stopping import Stopping
 from cswin.train.trainer import Trainer
 
 ARCH = Architecture(8, (1, 1, 1, 1), (1, 2, 1, 1), (2, 4, 8, 8), image_size=32, num_classes=5)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing, save_checkpoint
 from cswin.commands import predict as command
+from cswin.distributed.backend import BACKENDS
 from cswin.errors import BadImage, UserError
 from cswin.model.cswin import CSWin
 from cswin.model.variants import Architecture
@@ -36,7 +37,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def classifier(checkpoint):
-    return Classifier(checkpoint, 3)
+    return Classifier(checkpoint, 3, BACKENDS["CPU"].jit_options)
 
 
 def picture(seed=0, size=(32, 32)):

@@ -18,11 +18,11 @@ import yaml
 from folders import contents, on_small_disk
 
 from cswin.config.resolve import load_stage
+from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.history import read_history
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease, holder
 from cswin.train.state import StateFolder
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 
 class Stage1:

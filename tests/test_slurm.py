@@ -22,10 +22,11 @@ import yaml
 from conftest import ROOT, Workspace
 from slurm_cluster import PREFIX, Cluster, Run, install, wait_for
 
-from cswin import scheduler
 from cswin.checkpoint import load_checkpoint
+from cswin.distributed import slurm
+from cswin.distributed.stopping import EXIT_INTERRUPTED
+from cswin.errors import UserError
 from cswin.train.history import read_history
-from cswin.train.stopping import EXIT_INTERRUPTED
 
 slow = pytest.mark.slow
 RESULTS = Path("results/digits")
@@ -285,10 +286,10 @@ def test_seconds_left_of_a_job(cluster, monkeypatch):
     job = cluster.ask("sbatch", "--parsable", "--output=/dev/null", "--time=10", "--wrap", "sleep 100")
     monkeypatch.setenv("SLURM_JOB_ID", job)
     wait_for("the job", lambda: cluster.jobs()[job] == "RUNNING")
-    assert 400 < scheduler.seconds_left() <= 600
+    assert 400 < slurm.seconds_left() <= 600
     cluster.ask("scancel", job)
     monkeypatch.setenv("SLURM_JOB_ID", "999999")
-    assert scheduler.seconds_left() is None
+    assert slurm.seconds_left() is None
 
 
 @pytest.mark.parametrize(
@@ -296,12 +297,70 @@ def test_seconds_left_of_a_job(cluster, monkeypatch):
     [("4:59", 299), ("01:02:03", 3723), ("1-00:00:00", 86400), ("UNLIMITED", None), ("INVALID", None), ("", None)],
 )
 def test_slurm_writes_times_like_this(text, seconds):
-    assert scheduler.slurm_seconds(text) == seconds
+    assert slurm.clock_seconds(text) == seconds
+
+
+SINFO = """debug*|30:00|4|(null)
+npu|1-00:00:00|64|npu:8(S:0-1)
+npu|1-00:00:00|192+|npu:ascend910b:16,nic:2
+long|infinite|8|(null)
+"""
+
+
+@pytest.fixture
+def sinfo(tmp_path, monkeypatch):
+    """A cluster of three partitions, without any Slurm: what `sinfo` answers; the plugin looks for squeue as well."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "answer").write_text(SINFO)
+    for name, line in (("sinfo", f"cat {folder}/answer"), ("squeue", "exit 0")):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder / "answer"
+
+
+def test_limits_of_a_partition(sinfo):
+    assert slurm.find_partition(None) == slurm.Partition("debug", 30, 4, {})
+    assert slurm.find_partition("npu") == slurm.Partition("npu", 1440, 192, {"npu": 16, "nic": 2})
+    assert slurm.find_partition("long") == slurm.Partition("long", None, 8, {})
+
+
+def test_what_slurm_would_refuse_is_refused_before(sinfo, monkeypatch):
+    with pytest.raises(UserError, match="there is no 'cpu' on this cluster; it has debug, npu, long"):
+        slurm.find_partition("cpu")
+    slurm.find_partition("npu").require_devices("npu", 16)
+    with pytest.raises(UserError, match="training asks for npu:17 .* partition npu have nic:2, npu:16"):
+        slurm.find_partition("npu").require_devices("npu", 17)
+    with pytest.raises(UserError, match="asks for ascend:1 .* have no such devices"):
+        slurm.find_partition("long").require_devices("ascend", 1)
+    sinfo.write_text("a|infinite|1|(null)\n")
+    with pytest.raises(UserError, match="this cluster has no default; it has a. Set it in the profile"):
+        slurm.find_partition(None)
+
+
+def test_where_slurm_does_not_answer_nothing_is_checked(sinfo, monkeypatch):
+    (sinfo.parent / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    assert slurm.find_partition("npu") is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert slurm.find_partition("npu") is None
+
+
+@slow
+def test_unedited_profile_stays_below_the_default_partition_s_limits(sinfo, workspace):
+    workspace.edit("config/config.yaml", lambda v: v["runtime"].update(workers=6))
+    plan = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
+    assert "partition debug: jobs ask for at most 30 min and 4 cores, its limit" in plan
+    train = plan.split("\nrule train_stage1:")[1].split("\nrule ")[0]
+    assert "runtime=30" in train and "--max-runtime 1710" in train
+    workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(slurm_partition="cpu"))
+    refused = workspace.snakemake("-n", "--workflow-profile", "profiles/slurm", check=False)
+    assert refused.returncode != 0 and "there is no 'cpu' on this cluster; it has debug, npu, long" in refused.stdout
 
 
 def test_outside_of_a_job_there_is_no_limit(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert scheduler.seconds_left() is None
+    assert slurm.seconds_left() is None
 
 
 @slow

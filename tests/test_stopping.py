@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
+from cswin.distributed.stopping import STOP_SIGNALS, Stopping, parse_duration
 from cswin.errors import UserError
-from cswin.train.stopping import SIGNALS, Stopping, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -16,15 +16,16 @@ def test_durations(text, seconds):
 
 
 def test_bad_duration_is_refused():
-    with pytest.raises(UserError, match="soon"):
-        parse_duration("soon")
+    for text in ("soon", "01:30", "1:2:3:4", "-5"):
+        with pytest.raises(UserError, match=text):
+            parse_duration(text)
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only moves when it is told to."""
     now = [1000.0]
-    monkeypatch.setattr("cswin.train.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cswin.distributed.stopping.time.monotonic", lambda: now[0])
     return now
 
 
@@ -46,7 +47,7 @@ def test_no_limit_no_signal_no_stop(clock):
 
 @pytest.fixture
 def stopping():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     stopping = Stopping(None)
     stopping.listen()
     yield stopping
@@ -54,7 +55,7 @@ def stopping():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signals(stopping, number):
     signal.raise_signal(number)
     assert stopping() == stopping.asked == f"asked to stop by {number.name}"

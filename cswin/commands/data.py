@@ -132,8 +132,8 @@ def _extract_ilsvrc(args, console) -> None:
 def _manifest(args, console) -> None:
     import warnings
 
-    from cswin.cores import usable_cores
     from cswin.data.scan import Expected, write_manifest
+    from cswin.distributed.cores import usable_cores
 
     # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
     warnings.filterwarnings("ignore", module="PIL")

@@ -30,13 +30,14 @@ def run(args):
     import signal
     import tempfile
 
-    from cswin.launch.launcher import SIGNALS, on_one_node, run_on_devices
+    from cswin.distributed.launcher import on_one_node, run_on_devices
+    from cswin.distributed.stopping import STOP_SIGNALS
 
     runtime = on_one_node(_runtime(args))
     folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
 
     def evaluate(ranks, started):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # there is nothing to save: they end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # there is nothing to save: they end it
         return _evaluate(args, runtime, ranks)
 
     return run_on_devices(runtime, folder, evaluate, lambda: _inputs(args))
@@ -57,7 +58,7 @@ def _evaluate(args, runtime, ranks) -> int:
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import file_sha256
-    from cswin.device import select_device
+    from cswin.distributed.backend import backend_of
     from cswin.evaluate import evaluate_checkpoint
     from cswin.predictions import save_predictions
     from cswin.report.classes import confusions, per_class
@@ -68,8 +69,8 @@ def _evaluate(args, runtime, ranks) -> int:
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
-    select_device(runtime.device_target, ranks.device if ranks.size > 1 else args.device_id)
-    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime, ranks)
+    backend = backend_of(runtime, ranks.device if ranks.size > 1 else args.device_id)
+    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime, ranks, backend)
     if not ranks.first:
         return 0
     class_names = checkpoint.record.class_names
@@ -80,7 +81,7 @@ def _evaluate(args, runtime, ranks) -> int:
             with atomic_path(path) as temporary:
                 make(results, class_names).to_csv(temporary, index=False)
     figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
-    figures |= {"crop_ratio": preprocessing.crop_ratio}
+    figures |= {"crop_ratio": preprocessing.crop_ratio, "backend": backend.record()}
     figures |= {which: predictions.figures() for which, predictions in results.items()}
     if args.output:
         with atomic_path(args.output) as temporary:

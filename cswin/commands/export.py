@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cswin.device import add_device_arguments, select_device
+from cswin.distributed.backend import add_device_arguments, start_backend
 from cswin.errors import UserError
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.batch < 1:
         raise UserError(f"--batch: {args.batch} must be at least 1")
-    select_device(args.device_target, args.device_id)
+    start_backend(args.device_target, args.device_id)
     written = export(load_checkpoint(args.checkpoint), args.output, args.batch)
     print(f"{written.path}: its logits differ from the network's by {written.difference:.1e} at most")
     print(f"{written.description}: preprocessing, class names, input and output")

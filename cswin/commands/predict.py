@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from cswin.device import add_device_arguments, select_device
+from cswin.distributed.backend import add_device_arguments, start_backend
 from cswin.errors import UserError
 
 SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     paths = find_images(args.paths)
-    select_device(args.device_target, args.device_id)
+    backend = start_backend(args.device_target, args.device_id)
     checkpoint = load_checkpoint(args.checkpoint)
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     reader = ImageReader(preprocessing, upright=not args.ignore_exif)
-    classifier = Classifier(checkpoint, min(args.batch, len(paths)))
+    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options)
     workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
     failed = 0

@@ -29,12 +29,12 @@ def configure(parser):
 def run(args):
     import time
 
-    from cswin import scheduler
     from cswin.config.resolve import load_runtime
-    from cswin.launch.launcher import run_on_devices
+    from cswin.distributed import slurm
+    from cswin.distributed.launcher import run_on_devices
+    from cswin.distributed.stopping import Stopping, parse_duration
     from cswin.progress import Console, TrainProgress
     from cswin.train.stage import StageFiles, check_stage, run_stage
-    from cswin.train.stopping import Stopping, parse_duration
 
     given = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
@@ -42,7 +42,7 @@ def run(args):
 
     def train(ranks, started):
         with Console(args.log if ranks.first else None, append=True) as console:
-            left = scheduler.seconds_left()  # from now, not from the start
+            left = slurm.seconds_left()  # from now, not from the start
             limits = [given, left + time.monotonic() - started if left is not None else None]
             stopping = Stopping(min((limit for limit in limits if limit is not None), default=None), started)
             return run_stage(files, stopping, lambda total, done: TrainProgress(console, total, done), console.say, ranks)

@@ -223,6 +223,15 @@ class Runtime(Section):
     graph_cache: bool = Field(
         False, description="Keep compiled graphs in the stage's folder, so that going on compiles nothing (docs/devices.md)."
     )
+    jit_backend: Literal["ms_backend", "GE"] | None = Field(
+        None, description="Compiler of the network (docs/ascend.md). Empty: GE on the first Ascend 910, ms_backend elsewhere."
+    )
+    jit_level: Literal["O0", "O1"] | None = Field(
+        None, description="O1 lets ms_backend fuse operators on Ascend (experimental). Empty: O0."
+    )
+    bind_cores: bool = Field(
+        False, description="Bind each of several processes to cores of its own near its device, its data workers included."
+    )
     agree_every: Count = Field(
         5, description="Steps between two agreements of several devices on whether to stop; each waits for the device."
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
-from cswin.cores import usable_cores
+from cswin.distributed.cores import usable_cores
 from cswin.errors import UserError
 from cswin.progress import size_text
 

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
+from cswin.distributed.sockets import use_short_socket_folder
 from cswin.errors import UserError
 
 CHUNK = 8  # rows per task: handing one over costs about 0.2 ms, a row takes 2 to 6 ms
@@ -29,6 +30,7 @@ def worker_pool(kind: str, count: int) -> Iterator[Executor]:
     if kind == "thread":
         executor = ThreadPoolExecutor(count, thread_name_prefix="loader")
     else:  # not fork: MindSpore's threads do not survive it
+        use_short_socket_folder()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["cswin.data.preload"])
         executor = ProcessPoolExecutor(count, context, _prepare_process)

@@ -17,7 +17,7 @@ import numpy as np
 from numba import float32, float64, int32
 
 from cswin.compiled import compiled
-from cswin.cores import usable_cores
+from cswin.distributed.cores import usable_cores
 
 PIECE = 1 << 16  # numbers in a piece of work: many times what handing it over costs, and small against a layer
 kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning

@@ -33,6 +33,28 @@ class Item:
     url: str
     name: str
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether it is a folder with train/ and val/."""
+        return set(self.storage.names(self.url)) >= SPLITS
+
+    def bring(self, work: Path, say: Callable[[str], None]) -> Path:
+        """Its copy below the work folder, made if it is not there yet."""
+        local = work / INPUTS / self.name
+        if self.storage.is_folder(self.url):
+            self.storage.get_folder(self.url, local)
+            return local
+        size = self.storage.size(self.url)
+        if not (local.is_file() and local.stat().st_size == size):
+            check_space(local, size, self.name)
+            say(f"bringing in {self.url}, {size_text(size)}")
+            self.storage.get(self.url, local)
+        return local
+
+    def found(self, work: Path, say: Callable[[str], None]) -> str:
+        """Absolute path: where it lies on this machine, else of a copy."""
+        return str(Path(self.url).resolve() if isinstance(self.storage, Folder) else self.bring(work, say))
+
 
 def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The keys `source`, `archive`, … of the configuration's data section for what lies at the places.
@@ -52,17 +74,17 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
     if official:
         if missing := [name for name, key in OFFICIAL.items() if key not in official]:
             raise UserError(f"data_url: {', '.join(missing)} is missing beside {', '.join(i.name for i in official.values())}")
-        return {"source": "ilsvrc2012", **{key: _bring(item, work, say) for key, item in official.items()}}
+        return {"source": "ilsvrc2012", **{key: item.found(work, say) for key, item in official.items()}}
     archives = [item for item in items if item.name.endswith(ARCHIVES)]
-    folders = [Item(storage_for(url), url, name) for url, name in places if set(storage_for(url).names(url)) >= SPLITS]
-    folders += [item for item in items if item.storage.is_folder(item.url) and set(item.storage.names(item.url)) >= SPLITS]
+    folders = [item for item in (*(Item(storage_for(url), url, name) for url, name in places), *items) if item.has_splits]
     if len(archives) == 1:
-        return {"source": "archive", "archive": _bring(archives[0], work, say)}
+        return {"source": "archive", "archive": archives[0].found(work, say)}
     if not archives and len(folders) == 1:
-        return {"source": "folder", "folder": _bring(folders[0], work, say)}
+        return {"source": "folder", "folder": folders[0].found(work, say)}
+    found = ", ".join(item.name for item in (archives or folders or items)[:10]) or "nothing"
     raise UserError(
         f"data_url: one tar or tar.gz with train/ and val/, the three ILSVRC2012 files, or one folder with train/ and val/ is "
-        f"needed; found {_names(archives or folders or items)} at {', '.join(url for url, _ in places)}"
+        f"needed; found {found} at {', '.join(url for url, _ in places)}"
     )
 
 
@@ -80,12 +102,12 @@ def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: 
     if name is None and not places:
         return None
     if name and name.endswith(SUFFIXES) and storage_for(name).exists(name):
-        return _copied(Item(storage_for(name), name, name.rpartition("/")[2]), work, say)
+        return f"{INPUTS}/{Item(storage_for(name), name, name.rpartition('/')[2]).bring(work, say).name}"
     items = _items(places)
     found: list[tuple[Item, str | None]] = [(item, None) for item in items if item.name.endswith(SUFFIXES)]
     for item in items:
         if item.name.endswith(".zip"):
-            with zipfile.ZipFile(_bring(item, work, say)) as packed:
+            with zipfile.ZipFile(item.found(work, say)) as packed:
                 found += [(item, member) for member in packed.namelist() if member.endswith(SUFFIXES)]
     names = [(member or item.name).rpartition("/")[2] for item, member in found]
     chosen = [i for i, file in enumerate(names) if name in (None, file, file.rpartition(".")[0])]
@@ -97,11 +119,11 @@ def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: 
         )
     item, member = found[chosen[0]]
     if member is None:
-        return _copied(item, work, say)
-    target = Path(INPUTS, names[chosen[0]])
-    with zipfile.ZipFile(_bring(item, work, say)) as packed, atomic_path(work / target) as temporary:
-        temporary.write_bytes(packed.read(member))
-    return target.as_posix()
+        item.bring(work, say)
+    else:
+        with zipfile.ZipFile(item.found(work, say)) as packed, atomic_path(work / INPUTS / names[chosen[0]]) as temporary:
+            temporary.write_bytes(packed.read(member))
+    return f"{INPUTS}/{names[chosen[0]]}"
 
 
 def _items(places: Sequence[tuple[str, str]]) -> list[Item]:
@@ -110,40 +132,7 @@ def _items(places: Sequence[tuple[str, str]]) -> list[Item]:
     for url, name in places:
         storage = storage_for(url)
         if not storage.exists(url):
-            raise UserError(
-                f"{url}: there is no such file or folder; check data_url, and that the dataset was chosen for the job"
-            )
-        if storage.is_folder(url):
-            items += [Item(storage, join(url, entry), entry) for entry in storage.names(url)]
-        else:
-            items.append(Item(storage, url, name))
+            raise UserError(f"{url}: there is no such file or folder; check data_url, and that the job has this dataset")
+        inside = [Item(storage, join(url, entry), entry) for entry in storage.names(url)]
+        items += inside if storage.is_folder(url) else [Item(storage, url, name)]
     return items
-
-
-def _bring(item: Item, work: Path, say: Callable[[str], None]) -> str:
-    """Absolute path of an item, copied from object storage if it is not there yet."""
-    if isinstance(item.storage, Folder):
-        return str(Path(item.url).resolve())
-    local = work / INPUTS / item.name
-    if item.storage.is_folder(item.url):
-        item.storage.get_folder(item.url, local)
-    else:
-        size = item.storage.size(item.url)
-        if not (local.is_file() and local.stat().st_size == size):
-            check_space(local, size, item.name)
-            say(f"bringing in {item.url}, {size_text(size)}")
-            item.storage.get(item.url, local)
-    return str(local)
-
-
-def _copied(item: Item, work: Path, say: Callable[[str], None]) -> str:
-    local = work / INPUTS / item.name
-    if not (local.is_file() and local.stat().st_size == item.storage.size(item.url)):
-        say(f"bringing in {item.url}")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        item.storage.get(item.url, local)
-    return f"{INPUTS}/{item.name}"
-
-
-def _names(items: Sequence[Item]) -> str:
-    return ", ".join(item.name for item in items[:10]) or "nothing"

@@ -35,8 +35,8 @@ class Ownership:
 
     def __init__(self, storage: Storage, url: str, beat: float, say: Callable[[str], None]):
         self.storage, self.path, self.beat, self.say = storage, join(url, RECORD), beat, say
-        self.me = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": os.urandom(8).hex()}
-        self._beats, self._stop, self._lost = 0, threading.Event(), False
+        self.me = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": os.urandom(8).hex(), "every_s": beat}
+        self._beats, self._ended, self._lost = 0, threading.Event(), False
 
     def __enter__(self) -> Ownership:
         self._wait_for_silence()
@@ -46,7 +46,7 @@ class Ownership:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._stop.set()
+        self._ended.set()
         self._thread.join()
         with contextlib.suppress(UserError):  # what is left behind costs the next job a short wait
             if not self.lost():
@@ -59,17 +59,14 @@ class Ownership:
         return self._lost
 
     def _wait_for_silence(self) -> None:
-        holder = self._read()
-        if holder is None:
+        if (holder := self._read()) is None:
             return
         beat = max(self.beat, holder.get("every_s", 0.0))
-        seconds = SILENT_BEATS * beat
-        self.say(f"{self.path}: {_name(holder)} was at work here; waiting {seconds:.0f} s for a sign of life")
-        until = time.monotonic() + seconds
+        self.say(f"{self.path}: {_name(holder)} was at work here; waiting {SILENT_BEATS * beat:.0f} s for a sign of life")
+        until = time.monotonic() + SILENT_BEATS * beat
         while time.monotonic() < until:
             time.sleep(beat / 2)
-            now = self._read()
-            if now is None:
+            if (now := self._read()) is None:
                 return
             if now != holder:
                 raise UserError(
@@ -77,7 +74,7 @@ class Ownership:
                 )
 
     def _keep(self) -> None:
-        while not self._stop.wait(self.beat):
+        while not self._ended.wait(self.beat):
             try:
                 if self.lost():
                     return
@@ -87,7 +84,7 @@ class Ownership:
 
     def _write(self) -> None:
         self._beats += 1
-        self.storage.write(self.path, json.dumps(self.me | {"beat": self._beats, "every_s": self.beat}))
+        self.storage.write(self.path, json.dumps(self.me | {"beat": self._beats}))
 
     def _read(self) -> dict | None:
         content = self.storage.read(self.path)

@@ -1,16 +1,15 @@
 """What the next machine needs to go on, as it is at one moment, while the workflow is running.
 
 That is everything in results/ but leases, temporary files and all states except the newest one of each stage, together with
-Snakemake's records of the jobs that made them: without the records it would know neither that a job has ended nor what its input
-was. A declared file whose job has not ended stays out. Converted images (150 GB for ImageNet) are made anew on the next machine.
+Snakemake's records: without them it would not know what a finished job's input was, nor that another job has not ended. They are
+copied unread. Converted images (150 GB for ImageNet) are made anew on the next machine.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from cswin.train.history import HISTORY
 from cswin.train.state import PATTERN, StateFolder
 
 RESULTS, RECORDS, MARKERS = "results", ".snakemake/metadata", ".snakemake/incomplete"
-LEFT_OUT = ("lease", ".")  # beginnings of names: leases, temporary files
+WHOLE = ".safetensors"  # files of this kind appear by a rename and are never changed: a link to one keeps its content
+LEFT_OUT = shutil.ignore_patterns("lease*", ".*", "*.damaged", PATTERN)
 
 
-class Changing(Exception):
+class Changing(UserError):
     """The workflow was just changing what was being gathered; a little later it will succeed."""
 
 
@@ -32,13 +32,11 @@ class Selected:
 
     Attributes:
         path: below the work folder, with `/`.
-        file: where its content lies and stays as it is.
-        modified_ns: when the original was modified.
+        file: a copy whose content stays as it is.
     """
 
     path: str
     file: Path
-    modified_ns: int
 
 
 class Selection:
@@ -54,26 +52,29 @@ class Selection:
         self._whole: dict[tuple, int] = {}  # a state's identity -> bytes of history that it needs
 
     def gather(self, staging: Path) -> list[Selected]:
-        """Link or copy everything into `staging`, a folder on the same file system; it is emptied first.
+        """Link or copy everything, with its dates, into `staging`, a folder on the same file system; it is emptied first.
 
-        States come before all else. What was written before a state is therefore in the copies, a history at least as long as
-        the state says above all, and so is Snakemake's record of every stage whose result was in use.
+        States come before all else, so that the copy of a history is at least as long as the state says.
 
         Raises:
-            Changing: if a job ended or a state was written meanwhile.
+            Changing: if a job began or ended or a state was written meanwhile.
         """
         shutil.rmtree(staging, ignore_errors=True)
-        states, outside = self._newest_states(), self._unfinished()
-        selected = [self._take(path, staging, link=True) for path in states]
-        records = dict(self._records())
-        for path in self._others():
-            if path not in outside:
-                selected.append(self._take(path, staging, link=path in records))
-        taken = {item.path for item in selected}
-        selected += [self._take(record, staging, link=False) for path, record in records.items() if path in taken]
-        if (states, outside, records) != (self._newest_states(), self._unfinished(), dict(self._records())):
+        before = self._moment()
+        try:
+            for state in before[0]:
+                (staging / state).parent.mkdir(parents=True, exist_ok=True)
+                _take(self.work / state, staging / state)
+            for folder, ignore in ((RESULTS, LEFT_OUT), (RECORDS, None), (MARKERS, None)):
+                if (self.work / folder).is_dir():
+                    shutil.copytree(
+                        self.work / folder, staging / folder, ignore=ignore, copy_function=_take, dirs_exist_ok=True
+                    )
+        except (FileNotFoundError, shutil.Error) as error:
+            raise Changing(f"a file was just removed ({error})") from error
+        if before != self._moment():
             raise Changing("the workflow was just writing")
-        return selected
+        return [Selected(file.relative_to(staging).as_posix(), file) for file in _files(staging)]
 
     def check(self, selected: list[Selected]) -> None:
         """Look whether every state is whole and its history reaches as far as it says.
@@ -85,43 +86,16 @@ class Selection:
             if item.file.match(PATTERN):
                 self._check_state(item)
 
-    def _newest_states(self) -> list[str]:
-        """The newest state of each state folder, those set aside among them."""
-        folders = sorted(self.work.glob(f"{RESULTS}/*/*/state*"))
-        newest = (max(folder.glob(PATTERN), default=None) for folder in folders if folder.is_dir())
-        return [self._relative(file) for file in newest if file is not None]
-
-    def _others(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self.work / RESULTS):
-            folders[:] = sorted(name for name in folders if not name.startswith(LEFT_OUT))
-            for name in sorted(names):
-                file = Path(folder, name)
-                if not name.startswith(LEFT_OUT) and file.suffix != ".damaged" and not file.match(PATTERN):
-                    yield self._relative(file)
-
-    def _records(self) -> Iterator[tuple[str, str]]:
-        """(output in results/, Snakemake's record of it)."""
-        for file in _files(self.work / RECORDS):
-            output = _output(file.relative_to(self.work / RECORDS))
-            if output.startswith(f"{RESULTS}/"):
-                yield output, self._relative(file)
-
-    def _unfinished(self) -> set[str]:
-        """Outputs whose jobs have begun and not ended."""
-        return {_output(file.relative_to(self.work / MARKERS)) for file in _files(self.work / MARKERS)}
-
-    def _take(self, path: str, staging: Path, link: bool) -> Selected:
-        source, target = self.work / path, staging / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def _moment(self) -> tuple[list[str], list[tuple]]:
+        """The newest state of each state folder, those set aside among them; Snakemake's records with their dates."""
+        folders = [folder for folder in self.work.glob(f"{RESULTS}/*/*/state*") if folder.is_dir()]
+        newest = [max(folder.glob(PATTERN), default=None) for folder in sorted(folders)]
+        states = [file.relative_to(self.work).as_posix() for file in newest if file is not None]
+        records = [file for folder in (RECORDS, MARKERS) for file in _files(self.work / folder)]
         try:
-            modified = source.stat().st_mtime_ns
-            if link:
-                _link(source, target)
-            else:
-                shutil.copyfile(source, target)
+            return states, [(file, file.stat().st_mtime_ns) for file in records]
         except FileNotFoundError as error:
-            raise Changing(f"{path} was just removed") from error
-        return Selected(path, target, modified)
+            raise Changing(f"a job was just ending ({error})") from error
 
     def _check_state(self, item: Selected) -> None:
         folder, status = item.file.parent, item.file.stat()
@@ -135,26 +109,18 @@ class Selection:
         if not history.is_file() or history.stat().st_size < self._whole[key]:
             raise UserError(f"{item.path}: its history is shorter than the state says; it is not brought out")
 
-    def _relative(self, file: Path) -> str:
-        return file.relative_to(self.work).as_posix()
-
 
 def _files(folder: Path) -> list[Path]:
-    return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    return sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
 
 
-def _output(record: Path) -> str:
-    """The output that a record or marker of Snakemake is about: its path in base64, long ones cut into folders behind `@`."""
-    try:
-        return urlsafe_b64decode("".join(part.removeprefix("@") for part in record.parts)).decode()
-    except ValueError:
-        return ""
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # no hard links on this file system
-        shutil.copyfile(source, target)
+def _take(source: str | Path, target: str | Path) -> None:
+    if Path(source).suffix == WHOLE:
+        try:
+            os.link(source, target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # no hard links on this file system
+            pass
+    shutil.copy2(source, target)

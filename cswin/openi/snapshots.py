@@ -20,12 +20,12 @@ from pathlib import Path
 
 from cswin.checkpoint import file_sha256
 from cswin.errors import UserError
-from cswin.openi.selection import RESULTS, Selected
+from cswin.openi.selection import MARKERS, RECORDS, RESULTS, Selected
 from cswin.openi.storage import Storage, join
 
 FORMAT = "cswin-openi-1"
 KEPT = 2  # snapshots
-_NOTHING_WHOLE = (
+NOTHING_WHOLE = (
     "holds no snapshot that can be read whole; restore it from a copy, or give another train_url to start from nothing"
 )
 
@@ -83,7 +83,7 @@ class Snapshots:
         names = [name for name in self.storage.names(self.folder) if name.startswith("index-")]
         snapshots = [found for name in sorted(names, reverse=True) if (found := self._read(name)) is not None]
         if names and not snapshots:
-            raise UserError(f"{self.folder}: {_NOTHING_WHOLE}")
+            raise UserError(f"{self.folder}: {NOTHING_WHOLE}")
         return snapshots
 
     def commit(self, selected: list[Selected], work_id: str) -> Snapshot:
@@ -95,9 +95,10 @@ class Snapshots:
         snapshot = Snapshot(1 + (before[0].number if before else 0), work_id, entries)
         content = json.dumps(asdict(snapshot))
         check = hashlib.sha256(content.encode()).hexdigest()
-        index = join(self.folder, f"index-{snapshot.number:08d}.json")
-        self.storage.write(index, json.dumps({"format": FORMAT, "sha256": check, "snapshot": content}))
-        self._clean_up([snapshot, *before])
+        self.storage.write(
+            join(self.folder, _index(snapshot)), json.dumps({"format": FORMAT, "sha256": check, "snapshot": content})
+        )
+        self._clean_up([snapshot, *before][:KEPT])
         return snapshot
 
     def restore(self, snapshots: list[Snapshot], work: Path) -> Snapshot:
@@ -113,42 +114,32 @@ class Snapshots:
             shutil.rmtree(arriving, ignore_errors=True)
             try:
                 for entry in snapshot.entries:
-                    self._bring_in(entry, arriving)
+                    self.storage.get(join(self.objects, entry.sha256), arriving / entry.path)
+                    if file_sha256(arriving / entry.path) != entry.sha256:
+                        raise UserError(f"{entry.path}: its content does not match its checksum")
             except UserError as error:
                 self.say(f"snapshot {snapshot.number} cannot be used ({error}); trying the one before")
                 continue
             _set_dates(snapshot, arriving)
             _move_in(snapshot, arriving, work)
             return snapshot
-        raise UserError(f"{self.folder}: {_NOTHING_WHOLE}")
+        raise UserError(f"{self.folder}: {NOTHING_WHOLE}")
 
     def _bring_out(self, item: Selected) -> Entry:
-        size, sha = item.file.stat().st_size, self._hash(item.file)
-        target = join(self.objects, sha)
-        if sha not in self._present and not (self.storage.exists(target) and self.storage.size(target) == size):
-            self.storage.put(item.file, target)
-            if (there := self.storage.size(target)) != size:
-                raise UserError(f"{target}: has {there:,} bytes after copying, not {size:,}; is the storage full?")
-        self._present.add(sha)
-        return Entry(item.path, sha, size, item.modified_ns)
-
-    def _bring_in(self, entry: Entry, folder: Path) -> None:
-        target = folder / entry.path
-        self.storage.get(join(self.objects, entry.sha256), target)
-        if file_sha256(target) != entry.sha256:
-            raise UserError(f"{entry.path}: its content does not match its checksum")
-
-    def _hash(self, file: Path) -> str:
-        status = file.stat()
+        status = item.file.stat()
         key = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if key not in self._hashes:
-            self._hashes[key] = file_sha256(file)
-        return self._hashes[key]
+        sha = self._hashes[key] = self._hashes.get(key) or file_sha256(item.file)
+        target = join(self.objects, sha)
+        if sha not in self._present and not (self.storage.exists(target) and self.storage.size(target) == status.st_size):
+            self.storage.put(item.file, target)
+            if (there := self.storage.size(target)) != status.st_size:
+                raise UserError(f"{target}: has {there:,} bytes after copying, not {status.st_size:,}; is the storage full?")
+        self._present.add(sha)
+        return Entry(item.path, sha, status.st_size, status.st_mtime_ns)
 
     def _read(self, name: str) -> Snapshot | None:
-        content = self.storage.read(join(self.folder, name))
         try:
-            outer = json.loads(content)
+            outer = json.loads(self.storage.read(join(self.folder, name)))
             if outer["format"] != FORMAT or hashlib.sha256(outer["snapshot"].encode()).hexdigest() != outer["sha256"]:
                 raise ValueError("its checksum does not match")
             values = json.loads(outer["snapshot"])
@@ -157,18 +148,20 @@ class Snapshots:
             self.say(f"{join(self.folder, name)}: is damaged ({error}) and not used")
             return None
 
-    def _clean_up(self, snapshots: list[Snapshot]) -> None:
-        """Remove all but the newest snapshots, indexes first, and the objects that nothing needs any more."""
-        kept = snapshots[:KEPT]
-        numbers = {f"index-{snapshot.number:08d}.json" for snapshot in kept}
+    def _clean_up(self, kept: list[Snapshot]) -> None:
+        """Remove all other snapshots, indexes first, and the objects that nothing needs any more."""
+        indexes, needed = {_index(snapshot) for snapshot in kept}, {e.sha256 for snapshot in kept for e in snapshot.entries}
         for name in self.storage.names(self.folder):
-            if name.startswith("index-") and name not in numbers:
+            if name.startswith("index-") and name not in indexes:
                 self.storage.remove(join(self.folder, name))
-        needed = {entry.sha256 for snapshot in kept for entry in snapshot.entries}
         for name in self.storage.names(self.objects):
             if name not in needed:
                 self._present.discard(name)
                 self.storage.remove(join(self.objects, name))
+
+
+def _index(snapshot: Snapshot) -> str:
+    return f"index-{snapshot.number:08d}.json"
 
 
 def _set_dates(snapshot: Snapshot, folder: Path) -> None:
@@ -179,9 +172,15 @@ def _set_dates(snapshot: Snapshot, folder: Path) -> None:
 
 
 def _move_in(snapshot: Snapshot, arriving: Path, work: Path) -> None:
-    """Snakemake's records first, the results in one rename last: results are there whole or not at all."""
+    """Snakemake's records first, the results in one rename last: results are there whole or not at all.
+
+    What Snakemake has recorded on this machine stays: of the dataset, which has been made here. A marker (of a job that had not ended)
+    has the same name as the record of the file that it is about.
+    """
+    here = {file.relative_to(work / RECORDS) for file in (work / RECORDS).rglob("*") if file.is_file()}
     for entry in snapshot.entries:
-        if not entry.path.startswith(f"{RESULTS}/"):
+        folder = next((folder for folder in (RECORDS, MARKERS) if entry.path.startswith(f"{folder}/")), None)
+        if folder and Path(entry.path).relative_to(folder) not in here:
             target = work / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             (arriving / entry.path).replace(target)

@@ -13,6 +13,7 @@ from typing import Any
 from cswin.config.resolve import Expectations, StageConfig, cosine_length
 from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
+from cswin.distributed.backend import backend_text
 from cswin.profile import profile
 from cswin.progress import duration_text
 from cswin.report.render import render
@@ -81,6 +82,7 @@ def card(run: Run) -> str:
         attempts=[_attempt_row(name, i, one) for name, attempts in tried for i, one in enumerate(attempts, 1)],
         times=tried,
         took=_took,
+        computed_by=_computed_by,
         quote=lambda path: shlex.quote(str(path)),
     )
 
@@ -240,6 +242,11 @@ def _learning_rate(config: StageConfig) -> str:
 def _took(tried: list[AttemptSummary]) -> str:
     hours = sum(attempt.hours or 0.0 for attempt in tried)
     return f"{duration_text(3600 * hours)} ({hours:.3f} h)"
+
+
+def _computed_by(tried: list[AttemptSummary]) -> list[str]:
+    """What was in force on the device, each once."""
+    return list(dict.fromkeys(backend_text(attempt.start["backend"]) for attempt in tried if "backend" in attempt.start))
 
 
 def _attempt_row(stage: str, number: int, attempt: AttemptSummary) -> list[Any]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cswin.distributed import slurm
 from cswin.train.history import HISTORY, read_history
 from cswin.train.lease import Holder, look
 
@@ -68,7 +69,7 @@ class Attempt:
         where = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": slurm.job_id(),
             "visible_devices": os.environ.get("ASCEND_RT_VISIBLE_DEVICES"),
         }
         self._append({"event": "start", "time": _now(), **where, **facts})

@@ -20,7 +20,7 @@ import cswin
 from cswin.config.settings import Runtime
 
 FOLDER, IN_USE = "graphs", "in_use"
-SHAPES = ("device_target", "devices", "batch_size", "accumulation", "eval_batch_size")
+SHAPES = ("device_target", "devices", "batch_size", "accumulation", "eval_batch_size", "jit_backend", "jit_level")
 
 
 def graphs_key(identity: dict[str, Any], runtime: Runtime) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cswin.distributed import slurm
 from cswin.errors import UserError
 
 LOCK, RECORDS = "lease.lock", re.compile(r"lease-(\d{6,})\.json")
@@ -55,7 +56,7 @@ class Lease:
             "pid": os.getpid(),
             "started": _process_start(os.getpid()),
             "processes": _process_table(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": slurm.job_id(),
             "nonce": os.urandom(8).hex(),
             "every": min(LONGEST_BEAT, timeout / 4),
         }

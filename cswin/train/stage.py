@@ -16,10 +16,11 @@ from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset
 from cswin.data.loader import normalisation
-from cswin.device import select_device
+from cswin.distributed.backend import Backend, backend_of
+from cswin.distributed.ranks import Ranks
+from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions
-from cswin.ranks import Ranks
 from cswin.train.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
 from cswin.train.graph_cache import graph_cache, graphs_key
 from cswin.train.handover import Start, prepare_start
@@ -27,7 +28,6 @@ from cswin.train.history import HISTORY
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
 from cswin.train.state import StateFolder, accept
-from cswin.train.stopping import EXIT_INTERRUPTED, Stopping
 
 CHECKPOINT, RECORD = "checkpoint.safetensors", "record.json"
 
@@ -89,23 +89,24 @@ def run_stage(files: StageFiles, stopping: Stopping, progress, say, ranks: Ranks
     config, runtime, dataset = check_stage(files)
     if not ranks.first:
         stopping.listen()
-        select_device(runtime.device_target, ranks.device)
+        backend_of(runtime, ranks.device).require_training(config.optimizer.amp_level, config.optimizer.amp_dtype)
         return _follow(files, config, runtime, dataset, stopping, progress, say, ranks)
     signs = Signs.read(files.folder)
     with Lease(files.folder, runtime.lease_timeout, say) as lease:
         stopping.listen()
-        select_device(runtime.device_target, ranks.device)
+        backend = backend_of(runtime, ranks.device)
+        backend.require_training(config.optimizer.amp_level, config.optimizer.amp_dtype)
         if files.previous is not None:
             accept(files.previous.parent / "state")
         identity = fingerprint(config, dataset.manifest_hash, files.previous)
         retire_foreign_state(files.folder, runtime.keep_states, identity, say)
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
-        with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity), signs) as attempt:
+        with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity, backend), signs) as attempt:
             return _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks)
 
 
-def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -> dict[str, Any]:
+def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any], backend: Backend) -> dict[str, Any]:
     """What an attempt is: enough to know, and to repeat, what it did. `identity` holds the resolved configuration."""
     read = {"config": files.config, "runtime": files.runtime, "dataset": files.dataset}
     inputs = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in read.items()}
@@ -117,6 +118,7 @@ def _provenance(files: StageFiles, runtime: Runtime, identity: dict[str, Any]) -
         "versions": versions(),
         "git": git_commit(),
         "device_target": runtime.device_target,
+        "backend": backend.record(),
         "devices": runtime.devices,
         "inputs": inputs,
         "runtime": runtime.model_dump(mode="json"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import mindspore as ms
 import numpy as np
@@ -76,6 +77,7 @@ class TrainStep(nn.Cell):
             the schedule too.
         devices: data-parallel workers; gradients are averaged over them. The weights begin at zero: see `load`.
         accumulation: micro-batches whose gradients are averaged before the update.
+        jit_options: of the device, see `Backend.jit_options`.
 
     Inputs of a call: images (B, C, H, W) float32, targets (B, classes) float32, drop path factors (2 * blocks, B) float32. With
     accumulation above 1, call `accumulate` for all micro-batches but the last. Output: float32 vector of `OUTPUTS`.
@@ -85,7 +87,15 @@ class TrainStep(nn.Cell):
 
     OUTPUTS = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "skipped_in_a_row")
 
-    def __init__(self, network: CSWin, settings: Optimizer, rates: np.ndarray, devices: int = 1, accumulation: int = 1):
+    def __init__(
+        self,
+        network: CSWin,
+        settings: Optimizer,
+        rates: np.ndarray,
+        devices: int = 1,
+        accumulation: int = 1,
+        jit_options: Mapping[str, str] = MappingProxyType({}),
+    ):
         super().__init__(auto_prefix=False)
         self.network, self.layout = network, network.layout
         self.weights = ParameterTuple(
@@ -109,6 +119,8 @@ class TrainStep(nn.Cell):
         self.all_reduce = ops.AllReduce() if devices > 1 else None
         self.devices = devices
         parts = 2 * len(self.layout.pieces)
+        self.compiled_step = ms.jit(self.construct, **jit_options)
+        self.compiled_sum = ms.jit(self.add_gradients, **jit_options)
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, tuple(range(3, 3 + parts)), None)
 
     def scaled_loss(self, images, targets, drop_path, *weights):
@@ -120,16 +132,21 @@ class TrainStep(nn.Cell):
         loss, gradients = self.value_and_grad(images, targets, drop_path, *self.network.cut(*self.weights))
         return loss, self.network.cut.join(gradients)
 
-    @ms.jit
+    def __call__(self, images, targets, drop_path):
+        return self.compiled_step(images, targets, drop_path)
+
     def accumulate(self, images, targets, drop_path):
         """Add a micro-batch's gradients to the sums."""
+        return self.compiled_sum(images, targets, drop_path)
+
+    def add_gradients(self, images, targets, drop_path):
+        """The graph of `accumulate`."""
         loss, gradients = self.differentiate(images, targets, drop_path)
         done = ops.assign_add(self.loss_sum, loss)
         for i in range(2):
             done = ops.depend(done, ops.assign_add(self.sums[i], gradients[i]))
         return done
 
-    @ms.jit
     def construct(self, images, targets, drop_path):
         loss, gradients = self.differentiate(images, targets, drop_path)
         if self.accumulation > 1:

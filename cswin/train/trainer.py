@@ -18,6 +18,9 @@ from cswin.config.settings import Runtime
 from cswin.data.dataset import Dataset, read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
 from cswin.data.rng import drop_path_rng, init_rng
+from cswin.distributed.backend import backend_of
+from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.evaluate import gathered, judge
 from cswin.inference import Predictor
@@ -26,7 +29,6 @@ from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.precision import precision, require_precision
 from cswin.model.weights import initial_weights
 from cswin.predictions import WEIGHT_SETS
-from cswin.ranks import ALONE, Ranks
 from cswin.train.attempts import Attempt
 from cswin.train.events import EventFile
 from cswin.train.handover import Start
@@ -34,7 +36,6 @@ from cswin.train.history import HISTORY, History
 from cswin.train.schedule import learning_rates
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
-from cswin.train.stopping import Stopping
 
 
 class Interrupted(Exception):
@@ -96,8 +97,9 @@ class Trainer:
         require_precision(formats)
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
         network = CSWin(config.architecture, formats)
-        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation)
-        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats)
+        backend = backend_of(runtime, ranks.device)
+        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend.jit_options)
+        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, jit_options=backend.jit_options)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
         self.start, self.best, self.epochs_done, self.history = start, None, config.start_epoch, None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.config.settings import Runtime
+from cswin.distributed import slurm
 from cswin.errors import UserError
 
 FREE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
@@ -60,38 +60,11 @@ def find_cluster(runtime: Runtime) -> Cluster:
         node = _own_place(hosts, runtime.host_file)
         found, port = f"runtime.host_file {runtime.host_file}", DEFAULT_PORT
     else:
-        hosts, node = slurm_hosts(runtime.nodes)
-        found, port = "the Slurm job step", FREE_PORTS[int(os.environ.get("SLURM_JOB_ID", 0)) % len(FREE_PORTS)]
+        hosts, node = slurm.step_hosts(runtime.nodes)
+        found, port = "the Slurm job step", FREE_PORTS[int(slurm.job_id() or 0) % len(FREE_PORTS)]
     if len(hosts) != runtime.nodes:
         raise UserError(f"runtime.nodes: {runtime.nodes}, but {found} has {len(hosts)} ({', '.join(hosts)}); make them equal")
     return Cluster(runtime.devices, runtime.nodes, node, hosts[0], runtime.master_port or port)
-
-
-def slurm_hosts(nodes: int) -> tuple[list[str], int]:
-    """Host names of the job step's nodes, and the number of this one.
-
-    Raises:
-        UserError: outside an srun step with one task per node.
-    """
-    environment = os.environ
-    if "SLURM_STEP_NUM_NODES" not in environment:  # a batch script runs on the first node alone
-        raise UserError(
-            f"runtime.nodes: {nodes}, but this is no Slurm job step; start one launcher per node with `srun --nodes={nodes} "
-            "--ntasks-per-node=1 cswin …`, or name the nodes in runtime.host_file"
-        )
-    if environment.get("SLURM_LOCALID", "0") != "0":
-        raise UserError("Slurm started several launchers on this node; one starts all its ranks: srun --ntasks-per-node=1")
-    expression = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-    try:
-        done = subprocess.run(["scontrol", "show", "hostnames", expression], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", "") or error
-        raise UserError(
-            f"`scontrol show hostnames {expression}` failed ({str(reason).strip()}); the node names come from it"
-        ) from None
-    hosts = done.stdout.split()
-    own = environment.get("SLURMD_NODENAME")
-    return hosts, hosts.index(own) if own in hosts else int(environment.get("SLURM_NODEID", environment.get("SLURM_PROCID", 0)))
 
 
 def read_hosts(path: Path) -> list[str]:
@@ -149,16 +122,22 @@ def free_port() -> int:
     raise UserError(f"no free TCP port was found between {FREE_PORTS.start} and {FREE_PORTS.stop - 1}")
 
 
-def require_devices(target: str, wanted: int) -> None:
+def require_devices(runtime: Runtime, wanted: int) -> None:
     """The scheduler must have given this node as many NPUs as are to compute here.
 
     Raises:
-        UserError: if it gave fewer.
+        UserError: if it gave fewer, or in an order in which MindSpore would bind a process to the cores of another NPU.
     """
     visible = os.environ.get(VISIBLE_DEVICES)
-    if target != "Ascend" or visible is None:
+    if runtime.device_target != "Ascend" or visible is None:
         return
-    found = len([number for number in visible.split(",") if number.strip()])
+    numbers = [number.strip() for number in visible.split(",") if number.strip()]
+    found = len(numbers)
+    if runtime.bind_cores and numbers != sorted(numbers, key=lambda number: number.zfill(4)):
+        raise UserError(
+            f"runtime.bind_cores: {VISIBLE_DEVICES}={visible} must be in rising order; MindSpore sorts it before it looks for an "
+            "NPU's cores"
+        )
     if found < wanted:
         raise UserError(
             f"runtime.devices: {wanted} NPUs are to compute on this node, but it was given {found} ({VISIBLE_DEVICES}={visible}); ask "

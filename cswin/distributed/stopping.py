@@ -1,4 +1,4 @@
-"""When to stop early: signals and a time limit."""
+"""When to stop early, and how a command ends: signals, a time limit, exit codes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import re
 import signal
 import time
 
+from cswin.distributed.slurm import clock_seconds
 from cswin.errors import UserError
 
+EXIT_DEFECT = 1  # not the user's doing; a traceback is in the log
+EXIT_USER = 2  # something that the user can put right, named on stderr
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: stopped on request, state saved, the same command goes on
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+EXIT_CTRL_C = 130  # ended at once by Ctrl-C
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopping:
@@ -35,9 +39,9 @@ class Stopping:
 
     def listen(self) -> None:
         """Take the signals over; a second SIGINT ends the process at once."""
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher starts its ranks with them blocked, until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a launcher starts its ranks with them blocked, until here
 
     def took(self, seconds: float) -> None:
         """A save took this long."""
@@ -65,7 +69,6 @@ def parse_duration(text: str) -> float:
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text):
         return float(match[1]) * units[match[2]]
-    if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if text.count(":") == 2 and (seconds := clock_seconds(text)) is not None:  # 01:30 could be hours or minutes
+        return seconds
     raise UserError(f"max-runtime: {text!r} is not a duration; write 90, 45m, 11h, 2d, HH:MM:SS or D-HH:MM:SS")

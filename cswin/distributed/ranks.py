@@ -1,4 +1,4 @@
-"""The processes that compute together, one per device: which one this is, and the few things they tell each other."""
+"""The processes that compute together, one per device: which one this is, and what they exchange."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_TEXT_BYTES = 256  # of a reason that is told to the others
+_TEXT_BYTES = 256  # of a reason that is sent to the others
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among those that compute together; by default it is alone.
 
-    What is told is told through collectives, so all ranks must call the same methods in the same order. Values travel as 32-bit
-    words and are never added up: everything arrives to the bit.
+    Exchanges are collectives, so all ranks must call the same methods in the same order. Values travel as 32-bit words and are never
+    added up: every bit arrives as it was sent.
 
     Attributes:
         rank: number of this process.
@@ -48,7 +48,7 @@ class Ranks:
         padded[: len(rows), :width] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), width)
         received = self._words_of_all(padded.view(np.int32).reshape(-1)).view(np.uint8).reshape(self.size, *padded.shape)
         whole = np.empty((counts.sum(), *rows.shape[1:]), rows.dtype)
-        for rank, count in enumerate(counts):  # what was padded is left behind here
+        for rank, count in enumerate(counts):  # without the padding
             part = np.ascontiguousarray(received[rank, :count, :width]).reshape(-1).view(rows.dtype)
             whole[rank :: self.size] = part.reshape(count, *rows.shape[1:])
         return whole

@@ -9,15 +9,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cswin.device import select_device
+from cswin.config.settings import Runtime
+from cswin.distributed.backend import backend_of, start_backend
+from cswin.distributed.files import SCHEDULER, LaunchFacts, Note
+from cswin.distributed.ranks import Ranks
+from cswin.distributed.stopping import EXIT_DEFECT, EXIT_USER
 from cswin.errors import UserError
-from cswin.launch.files import SCHEDULER, LaunchFacts, Note
-from cswin.ranks import Ranks
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: LaunchFacts) -> int:
+def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts) -> int:
     """Join the other ranks, do the work, and leave a note of how it ended.
 
     Returns:
@@ -30,17 +32,17 @@ def run_rank(work: Callable[[Ranks], int], target: str, devices: int, facts: Lau
     rank, pid = int(os.environ["RANK_ID"]), os.getpid()
     Note(pid).write(facts.folder, rank)
     try:
-        code = work(_join(target, devices))
+        code = work(_join(runtime))
     except UserError as error:
-        Note(pid, 2, str(error)).write(facts.folder, rank)
+        Note(pid, EXIT_USER, str(error)).write(facts.folder, rank)
         if rank:  # the first rank's output is the launcher's, which tells the reason itself
             print(error, file=sys.stderr)
-        return 2
+        return EXIT_USER
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        Note(pid, 1, _summary(error)).write(facts.folder, rank)
-        return 1
+        Note(pid, EXIT_DEFECT, _summary(error)).write(facts.folder, rank)
+        return EXIT_DEFECT
     Note(pid, code).write(facts.folder, rank)
     return 0
 
@@ -51,15 +53,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _join(target: str, devices: int) -> Ranks:
+def _join(runtime: Runtime) -> Ranks:
     from mindspore.communication import get_group_size, get_rank, init
 
     device = int(os.environ["DEVICE_ID"])  # msrun's number of the process on this node
-    select_device(target, device)
+    backend_of(runtime, device)
     init()
-    if get_group_size() != devices:
-        raise UserError(f"runtime.devices: {devices}, but {get_group_size()} ranks have been started; the two must be equal")
-    return Ranks(get_rank(), devices, device)
+    if (size := get_group_size()) != runtime.devices:
+        raise UserError(f"runtime.devices: {runtime.devices}, but {size} ranks have been started; the two must be equal")
+    return Ranks(get_rank(), size, device)
 
 
 def _summary(error: BaseException) -> str:
@@ -72,6 +74,6 @@ def _run_scheduler(facts: LaunchFacts) -> int:
     from mindspore.communication import init
 
     Note(os.getpid()).write(facts.folder, SCHEDULER)
-    select_device("CPU")
+    start_backend("CPU")
     init()  # returns when all ranks have left
     return 0

@@ -34,7 +34,7 @@ class LaunchFacts:
     def found(cls) -> LaunchFacts | None:
         """The launcher's facts; None in a process that was not started by one."""
         text = os.environ.get(ENVIRONMENT)
-        if text is None:
+        if text is None or "MS_ROLE" not in os.environ:  # without it: inherited from a shell that a rank has started
             return None
         facts = json.loads(text)
         return cls(Path(facts["folder"]), facts["started"])

@@ -1,7 +1,7 @@
-"""The launcher of one node: starts its ranks through msrun, passes signals on, shows what the first rank says, and why one failed.
+"""The launcher of one node: starts its ranks through msrun, passes signals on, prints the first rank's output and the first failure.
 
-Who ends whom: a rank that fails is noticed here (and by msrun) and all end; the ranks die with msrun and msrun with the launcher,
-by the kernel's hand, so nothing is left over whoever is killed.
+A rank that fails is noticed here (and by msrun), and all ranks are ended. The kernel ends msrun when the launcher dies, and the ranks
+when msrun dies, so no process is left behind whichever of them is killed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from pathlib import Path
 import psutil
 
 from cswin.config.settings import Runtime
+from cswin.distributed.backend import refuse_simulation
+from cswin.distributed.cluster import Cluster, find_cluster, require_devices
+from cswin.distributed.files import SCHEDULER, LaunchFacts, Note, log_path
+from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.stopping import EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_USER, STOP_SIGNALS
+from cswin.distributed.worker import end_with_parent, run_rank
 from cswin.errors import UserError
-from cswin.launch.cluster import Cluster, find_cluster, require_devices
-from cswin.launch.files import SCHEDULER, LaunchFacts, Note, log_path
-from cswin.launch.worker import end_with_parent, run_rank
-from cswin.ranks import ALONE, Ranks
 
 POLL = 0.1  # seconds
 GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
 LEAVE = 60.0  # seconds in which processes whose work is done must be gone
 LAST_LINES = 20  # of a failed rank's log
+MSRUN_VARIABLES = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "RANK_ID", "DEVICE_ID")
 
 
 def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float], int], check: Callable[[], object]) -> int:
@@ -48,16 +50,27 @@ def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float]
     """
     facts = LaunchFacts.found()
     if facts is not None:
-        return run_rank(lambda ranks: work(ranks, facts.started), runtime.device_target, runtime.devices, facts)
-    if "MS_ROLE" in os.environ:
-        raise UserError("started by msrun: start the same command without it, it calls msrun itself")
+        return run_rank(lambda ranks: work(ranks, facts.started), runtime, facts)
+    refuse_simulation()
+    refuse_msrun()
     started = time.monotonic()
     if runtime.devices == 1:
         return work(ALONE, started)
     cluster = find_cluster(runtime)
-    require_devices(runtime.device_target, len(cluster.local_ranks))
+    require_devices(runtime, len(cluster.local_ranks))
     check()
-    return launch(cluster, folder, started)
+    return launch(cluster, folder, started, runtime.bind_cores)
+
+
+def refuse_msrun() -> None:
+    """Raise UserError where this process looks like one of msrun's and was not started by this package."""
+    found = [name for name in MSRUN_VARIABLES if name in os.environ]
+    if "MS_ROLE" in found:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in found)
+        raise UserError(
+            f"{values}: the environment says that msrun started this process. Give the command without msrun: cswin calls msrun "
+            f"itself. If nobody used msrun, a profile or a container's image sets them: unset {' '.join(found)}"
+        )
 
 
 def on_one_node(runtime: Runtime) -> Runtime:
@@ -65,7 +78,7 @@ def on_one_node(runtime: Runtime) -> Runtime:
     return runtime.model_copy(update={"devices": runtime.devices // runtime.nodes, "nodes": 1, "host_file": None})
 
 
-def launch(cluster: Cluster, folder: Path, started: float) -> int:
+def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> int:
     """Run this process's own command as the ranks of this node.
 
     Returns:
@@ -82,7 +95,8 @@ def launch(cluster: Cluster, folder: Path, started: float) -> int:
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={cluster.devices}", f"--local_worker_num={len(cluster.local_ranks)}",
         f"--master_addr={cluster.master}", f"--master_port={cluster.port}", f"--node_rank={cluster.node}",
-        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # a rank that there is not: none
+        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: nothing
+        f"--bind_core={bind_cores}",
         "python3", "-m", "cswin", *sys.argv[1:],
     ]  # fmt: skip
     path = (
@@ -106,7 +120,7 @@ class _Watch:
     msrun: subprocess.Popen
     signals: list[int]
     passed_on: set[tuple[int, int]] = field(default_factory=set)  # (signal's place in the list, rank)
-    died: dict[int, float] = field(default_factory=dict)  # rank that left without a word -> when at the earliest
+    died: dict[int, float] = field(default_factory=dict)  # rank that ended without a note -> earliest possible time
     looked: float = field(default_factory=time.time)
 
     def run(self) -> int:
@@ -151,7 +165,7 @@ class _Watch:
         return bool(self.died) or lost or any(note.code not in (None, *_ENDS) for note in notes.values())
 
     def _pass_signals_on(self) -> None:
-        """Signals received here go to every rank that is there, once; to later ones as soon as they are."""
+        """Each signal received here goes once to every rank, to a rank that has not started yet as soon as it has."""
         if self.signals.count(signal.SIGINT) > 1:
             self.msrun.kill()
             raise KeyboardInterrupt
@@ -177,7 +191,7 @@ class _Watch:
 
     def _outcome(self) -> int:
         notes = self._notes()
-        if self._have_ended():  # whatever happened while they left
+        if self._have_ended():  # what happens after that is of no interest
             return max(note.code for note in notes.values())
         failures = {rank: (note.time, note) for rank, note in notes.items() if note.code not in (None, *_ENDS)}
         failures |= {rank: (when, notes[rank]) for rank, when in self.died.items()}
@@ -185,21 +199,21 @@ class _Watch:
             rank = min(failures, key=lambda rank: failures[rank][0])
             return self._report(rank, failures[rank][1])
         self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
-        return 1
+        return EXIT_DEFECT
 
     def _report(self, rank: int, note: Note) -> int:
-        """The first failure, in the user's words where there are any."""
+        """Tell the first failure; a UserError of the rank is raised here."""
         log = log_path(self.folder, rank)
-        if note.code == 2:
+        if note.code == EXIT_USER:
             raise UserError(f"{note.message}\n(rank {rank} of {self.cluster.devices}; all were ended; its log: {log})")
         if note.code is None and self.signals:
             name = signal.Signals(self.signals[0]).name
             self._tell(f"ended by {name}", log)
             return 128 + self.signals[0]
-        what = note.message or "was killed, by the system for want of memory if by nobody else"
+        what = note.message or "was killed, by the system for lack of memory if by nobody else"
         elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
         self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
-        return 1
+        return EXIT_DEFECT
 
     def _tell(self, what: str, log: Path) -> None:
         lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.exists() else []
@@ -207,7 +221,7 @@ class _Watch:
         print(f"cswin: {what}. The end of {log}:\n{quoted}", file=sys.stderr, end="", flush=True)
 
 
-_ENDS = (0, 75)  # exit codes of a rank that ended as it should: complete, stopped on request
+_ENDS = (0, EXIT_INTERRUPTED)  # exit codes of a rank that ended as it should
 
 
 def _runs(pid: int) -> bool:
@@ -221,7 +235,7 @@ def _runs(pid: int) -> bool:
 def _received() -> Iterator[list[int]]:
     """A list that the stop signals of this process are written to, instead of ending it."""
     signals: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in STOP_SIGNALS}
     try:
         yield signals
     finally:
@@ -232,7 +246,7 @@ def _received() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _blocked() -> Iterator[None]:
     """A process started here has the stop signals blocked: msrun would end its ranks at them instead of letting them save."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
