@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+import yaml
 from PIL import Image
 
 from cswin.config.resolve import parse_settings, resolve_stage
@@ -35,6 +36,7 @@ from cswin.data.resample import resize
 from cswin.data.rng import sample_rng
 from cswin.data.transforms import Drawn, TrainTransform, compile_kernels
 
+RECIPE = Path(__file__).parents[1] / "config/imagenet/report_small_224.yaml"
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
 CLASSES = 4
@@ -97,14 +99,13 @@ def dataset(folder: Path, images: int) -> Dataset:
 
 def stage(kind: str, workers: int, batch: int):
     """The report's recipe on one device."""
-    settings = parse_settings({
-        "data": {"source": "folder", "folder": "images", "classes": CLASSES},
-        "augment": {"mixup_group": batch},
-        "optimizer": {"global_batch": batch},
-        "stages": {"only": {"start_epoch": 0, "epochs": 300}},
-        "runtime": {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind},
-    })  # fmt: skip
-    return resolve_stage(settings, "only"), settings.runtime
+    values = yaml.safe_load(RECIPE.read_text())
+    values["data"] |= {"classes": CLASSES}
+    values["augment"] |= {"mixup_group": batch}
+    values["optimizer"] |= {"global_batch": batch}
+    values["runtime"] |= {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind}
+    settings = parse_settings(values)
+    return resolve_stage(settings, next(iter(settings.stages))), settings.runtime
 
 
 class Rate(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
+from recipes import optimizer
 
-from cswin.config.settings import Optimizer
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.precision import precision
 from cswin.model.variants import variant
@@ -21,7 +21,7 @@ rank, size = get_rank(), get_group_size()
 network = CSWin(variant("cswin_32_1121_digits_32").replace(num_classes=4), precision("O1"))
 network.set_train()
 initialise(network, np.random.default_rng(0))
-step = TrainStep(network, Optimizer(loss_scale=256.0), np.full(3, 1e-3, np.float32), devices=size)
+step = TrainStep(network, optimizer(loss_scale=256.0), np.full(3, 1e-3, np.float32), devices=size)
 rng = np.random.default_rng(rank)
 factors = np.ones((2 * 5, 2), np.float32)
 rows = []

@@ -7,8 +7,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
+from recipes import optimizer
 
-from cswin.config.settings import Optimizer
 from cswin.train.step import AdamW, TrainStep
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "adamw_clip_ema.npz")
@@ -50,7 +50,7 @@ def flat(parameters) -> np.ndarray:
 
 def test_update_equals_60_golden_steps():
     assert (GOLDEN["grad_norm"] > 5).any() and (GOLDEN["grad_norm"] < 5).any()  # both sides of the clip
-    settings = Optimizer(weight_decay=0.05, clip_norm=5.0, ema_decay=0.99, amp_level="O0")
+    settings = optimizer(weight_decay=0.05, clip_norm=5.0, ema_decay=0.99, amp_level="O0")
     step = TrainStep(Weights(GOLDEN["w0"]), settings, GOLDEN["lr"].astype(np.float32))
     update = compiled_update(step)
     for i, gradients in enumerate(GOLDEN["grads"]):
@@ -66,7 +66,7 @@ def test_update_equals_60_golden_steps():
 def test_moments_and_bias_correction_equal_the_formula():
     """At rates, betas and an epsilon other than the golden ones; decay on the matrix alone."""
     beta1, beta2, eps, decay, lr = 0.8, 0.95, 1e-3, 0.3, 0.02
-    settings = Optimizer(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, ema_decay=0.9)
+    settings = optimizer(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, ema_decay=0.9)
     cell = Weights(GOLDEN["w0"])
     adam = AdamW(ParameterTuple(cell.trainable_params()), settings)
     apply = compiled_adam(adam)
@@ -85,7 +85,7 @@ def test_moments_and_bias_correction_equal_the_formula():
 def test_ema_warmup_shortens_the_memory_of_the_first_steps(warmup):
     """min(decay, (1 + t) / (10 + t)) with t updates done before this one; without it, the decay itself."""
     cell = Weights(GOLDEN["w0"])
-    adam = AdamW(ParameterTuple(cell.trainable_params()), Optimizer(ema_decay=0.5, ema_warmup=warmup))
+    adam = AdamW(ParameterTuple(cell.trainable_params()), optimizer(ema_decay=0.5, ema_warmup=warmup))
     apply, decays = compiled_adam(adam), []
     ema = flat(adam.ema).astype(float)
     for t, g in enumerate(GOLDEN["grads"][:12]):
@@ -100,7 +100,7 @@ def test_without_clipping_gradients_go_in_whole():
     gradients = GOLDEN["grads"][np.argmax(GOLDEN["grad_norm"])]
     moments = {}
     for clip in (None, 5.0):
-        settings = Optimizer(clip_norm=clip, amp_level="O0")
+        settings = optimizer(clip_norm=clip, amp_level="O0")
         step = TrainStep(Weights(GOLDEN["w0"]), settings, GOLDEN["lr"].astype(np.float32))
         compiled_update(step)(1.0, gradients)
         moments[clip] = flat(step.optimizer.moment1)

@@ -1,24 +1,22 @@
 """Settings: generated files do not drift, every shipped configuration is valid, errors say what to do."""
 
+import json
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from recipes import DIGITS, recipe
 
 from cswin.config.overrides import typed_overrides
 from cswin.config.reference import json_schema, reference_text, schema_text
-from cswin.config.resolve import cosine_length, dump, load_settings, load_stage, parse_settings, resolve_stage
-from cswin.config.settings import Settings
+from cswin.config.resolve import STAGE_SECTIONS, cosine_length, dump, load_settings, load_stage, parse_settings, resolve_stage
+from cswin.config.settings import Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
 from cswin.errors import UserError
 from cswin.model.variants import VARIANTS
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(p for p in CONFIG.rglob("*.yaml"))
-
-
-def default() -> dict:
-    return yaml.safe_load((CONFIG / "config.yaml").read_text())
 
 
 def test_generated_files_do_not_drift():
@@ -42,6 +40,63 @@ def test_shipped_configurations_are_valid(file):
     jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
     for name in settings.stages:
         assert resolve_stage(settings, name).architecture.num_classes == settings.data.classes
+
+
+def test_no_value_of_the_recipe_is_a_default():
+    """But for what a named architecture says and what has no effect in the first stage."""
+    optional = {"image_size", "in_channels", "split_size", "num_heads"}
+    for kind in (Model, Augment, Optimizer, Schedule, Evaluation):
+        assert {name for name, field in kind.model_fields.items() if not field.is_required()} <= optional
+
+
+def test_usual_values_are_those_of_the_reports_configuration():
+    report = yaml.safe_load((CONFIG / "imagenet/report_small_224.yaml").read_text())
+    for section, kind in {"data": Data, **STAGE_SECTIONS}.items():
+        for key, field in kind.model_fields.items():
+            if field.is_required():
+                assert field.examples == [report[section][key]], f"{section}.{key}"
+
+
+@pytest.mark.parametrize("section", [*STAGE_SECTIONS, "data"])
+def test_each_key_that_is_left_out_is_named_with_its_usual_value(section):
+    required = {
+        key: field for key, field in Settings.model_fields[section].annotation.model_fields.items() if field.is_required()
+    }
+    values = recipe(DIGITS)
+    for key in required:
+        del values[section][key]
+    with pytest.raises(UserError) as error:
+        parse_settings(values)
+    lines = str(error.value).splitlines()
+    assert len(lines) == len(required)
+    for line, (key, field) in zip(lines, required.items(), strict=True):
+        assert line.startswith(f"{section}.{key}: missing; usual: {json.dumps(field.examples[0])}; ")
+        values[section][key] = recipe(DIGITS)[section][key]
+    del values[section]
+    with pytest.raises(UserError, match=f"^{section}: missing; every configuration shows this section"):
+        parse_settings(values)
+
+
+def test_a_later_stage_says_what_it_carries():
+    stages = recipe(DIGITS)["stages"]
+    del stages["stage2"]["carry"], stages["stage3"]["carry_weights"]
+    with pytest.raises(UserError) as error:
+        parse_settings(recipe(DIGITS, stages=stages))
+    assert "stages.stage2.carry: missing; usual: weights" in str(error.value)
+    assert "stages.stage3.carry_weights: missing; usual: raw" in str(error.value)
+    stages["stage2"]["carry"] = stages["stage3"]["carry"] = "all"
+    parse_settings(recipe(DIGITS, stages=stages))
+
+
+def test_the_schema_asks_for_the_same_keys():
+    values = recipe(DIGITS)
+    jsonschema.validate(values, json_schema())
+    for section in STAGE_SECTIONS:
+        key = next(key for key, field in STAGE_SECTIONS[section].model_fields.items() if field.is_required())
+        part = recipe(DIGITS)
+        del part[section][key]
+        with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
+            jsonschema.validate(part, json_schema())
 
 
 def test_runs_have_names_of_their_own():
@@ -74,7 +129,7 @@ def test_resolved_stage_survives_its_file(tmp_path):
 
 
 def test_unrelated_settings_do_not_change_a_resolved_stage():
-    values = default()
+    values = recipe(DIGITS)
     before = dump(resolve_stage(parse_settings(values), "stage2"))
     values["runtime"]["workers"] = 5
     values["paper_top1"] = 98.5
@@ -102,7 +157,7 @@ def test_unrelated_settings_do_not_change_a_resolved_stage():
     ],
 )
 def test_refusals_name_key_value_and_remedy(path, value, named):
-    values = default()
+    values = recipe(DIGITS)
     section = values
     *parents, key = path.split(".")
     for parent in parents:
@@ -115,7 +170,7 @@ def test_refusals_name_key_value_and_remedy(path, value, named):
 
 
 def test_stages_are_ordered_by_their_start():
-    values = default()
+    values = recipe(DIGITS)
     values["stages"] = dict(reversed(values["stages"].items()))
     assert list(parse_settings(values).stages) == ["stage1", "stage2", "stage3"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recipes
 from converted import converted
 from image_trees import image_bytes
 
-from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.data.dataset import read_rows
 from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, train_transform, training_positions
 from cswin.data.mixup import apply_mixup, plan_mixup
@@ -35,8 +35,7 @@ def dataset(tmp_path_factory):
 
 
 def settings(devices=1, accumulation=1, workers=2, kind="thread", **sections):
-    values = {
-        "seed": 5,
+    changes = {
         "data": {"source": "folder", "folder": "images", "classes": CLASSES},
         "model": {"arch": "cswin_32_1121_digits_32"},
         "augment": {"mixup_group": 8, "erase_prob": 0.5},
@@ -49,9 +48,8 @@ def settings(devices=1, accumulation=1, workers=2, kind="thread", **sections):
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = {**values.get(name, {}), **keys}
-    parsed = parse_settings(values)
-    return resolve_stage(parsed, "only"), parsed.runtime
+        changes[name] = {**changes.get(name, {}), **keys}
+    return recipes.stage(seed=5, **changes)
 
 
 def loader(dataset, rank=0, **options) -> TrainLoader:

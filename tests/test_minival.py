@@ -1,12 +1,11 @@
 """Choosing the epoch on held-out training images: a run that is really made like that."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from recipes import DIGITS, recipe
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_stage, parse_settings, resolve_stage
@@ -18,13 +17,11 @@ from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.train.history import read_history
 
-ROOT = Path(__file__).parents[1]
 HELD, IMAGES = 137, 1437
 
 
 def settings(**changes) -> dict:
-    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    return values | {"evaluation": {"crop_ratio": 1.0, "select_on": "minival", "minival_images": HELD}} | changes
+    return recipe(DIGITS, evaluation={"select_on": "minival", "minival_images": HELD}) | changes
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +109,10 @@ def test_no_stage_trains_on_what_another_selects_on(stage, words):
 
 
 def test_something_must_be_left_to_train_on():
-    evaluation = {"crop_ratio": 1.0, "select_on": "minival"}  # 10,000 images
+    too_many = recipe(DIGITS, evaluation={"select_on": "minival", "minival_images": 10000})
     with pytest.raises(UserError, match=r"evaluation.minival_images: 10000 must be less than the 1437 training images"):
-        parse_settings(settings(evaluation=evaluation))
-    unknown = settings(evaluation=evaluation)
+        parse_settings(too_many)
+    unknown = too_many
     unknown["data"].pop("expect_train")  # known when the data are there
     with pytest.raises(UserError, match=r"evaluation.minival_images: 10000 must be less than the 1437 training images"):
         training_positions(IMAGES, resolve_stage(parse_settings(unknown), "stage1"))

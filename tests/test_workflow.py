@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from recipes import CARRY
 
 from cswin.config.resolve import load_stage
 from cswin.train.history import read_history
@@ -147,7 +148,8 @@ def test_other_run_has_its_own_folder(run):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_any_number_of_stages(workspace, count):
-    stages = {f"part{i}": {"start_epoch": 4 * i, "epochs": 4 * i + 4, "schedule": {"cool_length": 4 * i}} for i in range(count)}
+    lengths = [(f"part{i}", 4 * i) for i in range(count)]
+    stages = {name: {"start_epoch": n, "epochs": n + 4, **CARRY, "schedule": {"cool_length": n}} for name, n in lengths}
     workspace.edit("config/config.yaml", lambda v: v.update(stages=stages))
     planned = workspace.planned()
     assert [rule for rule in planned if rule.startswith("train_")] == [f"train_part{i}" for i in range(count)]

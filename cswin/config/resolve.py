@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from cswin.config.inputs import SOURCE_KEYS, SOURCES
 from cswin.config.settings import Augment, Evaluation, Model, Optimizer, Runtime, Schedule, Section, Settings, Stage
@@ -126,8 +128,8 @@ def resolve_stage(settings: Settings, name: str) -> StageConfig:
         seed=settings.seed,
         num_classes=settings.data.classes,
         pretrained=None if position else settings.pretrained,
-        carry=stage.carry,
-        carry_weights=stage.carry_weights,
+        carry=stage.carry or "weights",  # no effect in the first stage, where alone it may be left out
+        carry_weights=stage.carry_weights or "raw",  # no effect with carry: all
         start_epoch=stage.start_epoch,
         epochs=stage.epochs,
         **sections,
@@ -185,11 +187,20 @@ def _explain(kind: type[Section], problem: dict, prefix: str) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{key}: unknown key (value {value!r}); {hint}"
     if problem["type"] == "missing":
-        return f"{key}: missing; {field.description if field else 'it must be given'}"
+        return f"{key}: missing; {_what_to_write(field)}"
     remedy = (field.json_schema_extra or {}).get("remedy") if field else None
     if remedy is None and isinstance(value, str) and _is_number(value):
         remedy = f"YAML reads {value} as text; write it with a decimal point and no quotes, as 1.0e-3"
     return f"{key}: {value!r} is refused: {problem['msg'][0].lower() + problem['msg'][1:]}" + (f"; {remedy}" if remedy else "")
+
+
+def _what_to_write(field: FieldInfo | None) -> str:
+    """The remedy for a key that must be given: its usual value, if it has one, and its meaning."""
+    if field is None:
+        return "it must be given"
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        return "every configuration shows this section; its keys and their usual values: config/README.md"
+    return (f"usual: {json.dumps(field.examples[0])}; " if field.examples else "") + (field.description or "")
 
 
 def _field(kind: type[Section] | None, place: list):
@@ -232,6 +243,16 @@ def _check_stages(settings: Settings) -> list[str]:
             "checkpoint use `pretrained`"
         )
     for (before_name, before), (name, stage) in itertools.pairwise(settings.stages.items()):
+        missing = (
+            "carry"
+            if stage.carry is None
+            else "carry_weights"
+            if (stage.carry, stage.carry_weights) == ("weights", None)
+            else None
+        )
+        if missing:
+            usual = {"carry": "weights", "carry_weights": "raw"}[missing]
+            problems.append(f"stages.{name}.{missing}: missing; usual: {usual}; {Stage.model_fields[missing].description}")
         if stage.start_epoch != before.epochs:
             problems.append(
                 f"stages.{name}.start_epoch: {stage.start_epoch} must be {before.epochs}, the end of {before_name}; "

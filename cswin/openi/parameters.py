@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from cswin.config.resolve import parse_settings
-from cswin.config.settings import Settings
+from cswin.config.settings import Runtime, Settings
 from cswin.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,16 +256,16 @@ def _set_devices(values: dict[str, Any], devices: int) -> None:
         raise UserError(f"device_num: {devices} must be 1 or more")
     _set(values, "runtime.accumulation", 1)
     _set(values, "runtime.devices", devices)
-    runtime, optimizer = (
-        Settings.model_fields[name].default.model_copy(update=values.get(name, {})) for name in ("runtime", "optimizer")
-    )
-    per_pass = runtime.batch_size * devices
-    if optimizer.global_batch % per_pass:
+    batch_size = values["runtime"].get("batch_size", Runtime().batch_size)
+    batch, per_pass = values.get("optimizer", {}).get("global_batch"), batch_size * devices
+    if not isinstance(batch, int):
+        return  # the check of the whole configuration says so
+    if batch % per_pass:
         raise UserError(
-            f"device_num: {devices} devices with {runtime.batch_size} images each make {per_pass}, which does not divide "
-            f"optimizer.global_batch {optimizer.global_batch}; change --runtime.batch_size (speed) or --optimizer.global_batch (results)"
+            f"device_num: {devices} devices with {batch_size} images each make {per_pass}, which does not divide "
+            f"optimizer.global_batch {batch}; change --runtime.batch_size (speed) or --optimizer.global_batch (results)"
         )
-    values["runtime"]["accumulation"] = optimizer.global_batch // per_pass
+    values["runtime"]["accumulation"] = batch // per_pass
 
 
 def check(values: dict[str, Any]) -> Settings:
