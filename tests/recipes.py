@@ -28,7 +28,7 @@ def recipe(file: Path = REPORT, **changes: Any) -> dict[str, Any]:
         if key == "data" and "source" in change:
             values[key] = {"name": values[key]["name"], "classes": values[key]["classes"]}
         merged = isinstance(change, dict) and key != "stages"
-        values[key] = {**values[key], **change} if merged else change
+        values[key] = {**values.get(key, {}), **change} if merged else change
     return values
 
 

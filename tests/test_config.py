@@ -1,6 +1,8 @@
 """Settings: generated files do not drift, every shipped configuration is valid, errors say what to do."""
 
 import json
+import re
+from copy import deepcopy
 from pathlib import Path
 
 import jsonschema
@@ -8,15 +10,26 @@ import pytest
 import yaml
 from recipes import DIGITS, recipe
 
+from cswin.config.inputs import SOURCES
 from cswin.config.overrides import typed_overrides
 from cswin.config.reference import json_schema, reference_text, schema_text
-from cswin.config.resolve import STAGE_SECTIONS, cosine_length, dump, load_settings, load_stage, parse_settings, resolve_stage
-from cswin.config.settings import Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
+from cswin.config.resolve import dump, load_settings, load_stage, parse_settings, resolve_stage
+from cswin.config.settings import STAGE_SECTIONS, Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
 from cswin.errors import UserError
 from cswin.model.variants import VARIANTS
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(p for p in CONFIG.rglob("*.yaml"))
+
+
+def changed(path: str, value, values: dict | None = None) -> dict:
+    """The digits' configuration, or `values`, with one key set; its sections are made where they are not there."""
+    section = values = deepcopy(values or recipe(DIGITS))
+    *parents, key = path.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[key] = value
+    return values
 
 
 def test_generated_files_do_not_drift():
@@ -115,7 +128,7 @@ def test_report_schedule_is_the_specifications():
     assert [(s.start_epoch, s.epochs) for s in stages] == [(0, 320), (320, 380), (380, 500)]
     phases = [(s.schedule.cool_length, s.schedule.tail_length, s.schedule.over_length) for s in stages]
     assert phases == [(20, 0, 0), (80, 0, 0), (80, 60, 60)]
-    assert {cosine_length(s.schedule, s.epochs) for s in stages} == {300}
+    assert {s.schedule.cosine_length(s.epochs) for s in stages} == {300}
     first = stages[0]
     assert (first.optimizer.amp_level, first.optimizer.global_batch, first.optimizer.clip_norm) == ("O1", 1024, 5.0)
     assert (first.optimizer.ema_decay, first.optimizer.weight_decay, first.model.drop_path) == (0.99992, 0.05, 0.4)
@@ -157,16 +170,162 @@ def test_unrelated_settings_do_not_change_a_resolved_stage():
     ],
 )
 def test_refusals_name_key_value_and_remedy(path, value, named):
-    values = recipe(DIGITS)
-    section = values
-    *parents, key = path.split(".")
-    for parent in parents:
-        section = section.setdefault(parent, {})
-    section[key] = value
     with pytest.raises(UserError) as error:
-        parse_settings(values)
+        parse_settings(changed(path, value))
     for words in named:
         assert words in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    values = recipe(DIGITS, optimzer={"amp_level": "O0"}, schedule={"base_lr": "1e-3"}, augment={"hflip": 2})
+    values["stages"]["stage2"]["schedule"]["coool_lr"] = 1.0e-5
+    values["stages"]["stage3"]["optimizer"] = {"weight_decay": -1}
+    with pytest.raises(UserError) as error:
+        parse_settings(values)
+    keys = {line.split(":")[0] for line in str(error.value).splitlines()}
+    assert keys == {
+        "optimzer", "schedule.base_lr", "augment.hflip", "stages.stage2.schedule.coool_lr", "stages.stage3.optimizer.weight_decay",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("base_lr", "did you mean schedule.base_lr?"),
+        ("optimizer.label_smoothng", "did you mean augment.label_smoothing?"),
+        ("stages.stage1.epoch", "did you mean 'epochs'?"),
+        ("stages.stage2.schedule.weight_decay", "did you mean optimizer.weight_decay?"),
+        ("runtime.device", "did you mean 'devices'?"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(path, hint):
+    with pytest.raises(UserError) as error:
+        parse_settings(changed(path, 1))
+    assert str(error.value) == f"{path}: unknown key (value 1); {hint}"
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("1e-3", "write 1.0e-3"),
+        ("5E3", "write 5.0e+3"),
+        ("1.5e3", "write 1.5e+3"),
+        ("-.5e2", "write -0.5e+2"),
+        ("'0.001'", "it is text: write 0.001 without quotes"),
+        ("1e-3x", None),
+        ("lots", None),
+    ],
+)
+def test_numbers_that_yaml_takes_for_text_are_told_from_mistakes(text, remedy):
+    value = yaml.safe_load(text)
+    with pytest.raises(UserError) as error:
+        parse_settings(changed("schedule.base_lr", value))
+    message = str(error.value)
+    assert message.startswith(f"schedule.base_lr: {value!r} is refused: input should be a valid number")
+    assert message.endswith(remedy) if remedy else message.endswith("valid number")
+    if remedy and "needs a decimal point" in message:
+        assert yaml.safe_load(remedy.removeprefix("write ")) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("beta1", 0), ("beta2", 0), ("beta1", 1), ("eps", 0), ("loss_scale", float("inf")), ("weight_decay", float("nan"))],
+)
+def test_values_with_which_no_step_can_be_done_are_refused(key, value):
+    with pytest.raises(UserError, match=rf"^optimizer\.{key}: {value} is refused: input should be (greater|less|a finite)"):
+        parse_settings(changed(f"optimizer.{key}", value))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "remedy"),
+    [
+        (
+            {"devices": 3},
+            "set runtime.devices to one of 1, 2, 4, 8, 16, 32, or change optimizer.global_batch to a multiple of 3",
+        ),
+        ({"devices": 6, "nodes": 2}, "set runtime.devices to one of 2, 4, 8, 16, 32, or change"),
+        ({"devices": 2}, "set runtime.batch_size to 16 and runtime.accumulation to 1"),
+        ({"devices": 4, "batch_size": 5}, "set runtime.batch_size to 4 and runtime.accumulation to 2"),
+        ({"accumulation": 3}, "set runtime.batch_size to 32 and runtime.accumulation to 1"),
+        (
+            {"devices": 64},
+            "no batch_size and no accumulation make 32 on 64 devices: set runtime.devices to one of 1, 2, 4, 8, 16, 32, or",
+        ),
+    ],
+)
+def test_the_remedy_for_a_batch_names_values_that_help(runtime, remedy):
+    with pytest.raises(UserError) as error:
+        parse_settings(recipe(DIGITS, runtime=runtime))
+    assert remedy in str(error.value)
+    found = {key: int(value) for key, value in re.findall(r"runtime\.(\w+) to (\d+)", str(error.value))}
+    offered = re.search(r"runtime\.devices to one of ([\d, ]+\d)", str(error.value))
+    for devices in map(int, offered[1].split(", ")) if offered else ():
+        parse_settings(recipe(DIGITS, runtime=runtime | {"devices": devices, "batch_size": 32 // devices, "accumulation": 1}))
+    if found:
+        parse_settings(recipe(DIGITS, runtime=runtime | found))
+
+
+def test_stages_with_different_batches_are_told_so():
+    values = changed("stages.stage2.optimizer", {"global_batch": 64})
+    with pytest.raises(
+        UserError, match="optimizer.global_batch: 32, 64 in different stages; runtime is the same in all stages"
+    ):
+        parse_settings(values)
+
+
+@pytest.mark.parametrize("key", ["data.directory", "data.folder", "pretrained", "runtime.host_file"])
+def test_a_tilde_is_the_home_directory_in_every_path(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    values = recipe(DIGITS, data={"source": "folder", "folder": "images"}, runtime={"devices": 2, "nodes": 2, "batch_size": 16})
+    found = parse_settings(changed(key, "~/x", values))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == "/somewhere/x"
+    with pytest.raises(
+        UserError, match=rf"^{key}: '~no-such-user/x' is refused: .*home directory for ~no-such-user; write the path"
+    ):
+        parse_settings(changed(key, "~no-such-user/x", values))
+
+
+@pytest.mark.parametrize("source", ["archive", "ilsvrc2012"])
+def test_a_tilde_in_the_paths_of_archives(source, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    data = parse_settings(recipe(DIGITS, data={"source": source, **dict.fromkeys(SOURCES[source], "~/a.tar")})).data
+    assert {getattr(data, key) for key in SOURCES[source]} == {"/somewhere/a.tar"}
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    text = DIGITS.read_text()
+    file = tmp_path / "twice.yaml"
+    file.write_text(text.replace("  base_lr: 0.001", "  base_lr: 0.001\n  base_lr: 0.002"))
+    line = 1 + text[: text.index("  base_lr:")].count("\n")
+    with pytest.raises(
+        UserError, match=f"twice.yaml: line {line + 1}: 'base_lr' is given twice, first in line {line}; keep one"
+    ):
+        load_settings(file)
+    file.write_text(text + "\nschedule: {}\n")
+    with pytest.raises(UserError, match="'schedule' is given twice"):
+        load_settings(file)
+    file.write_text(text.replace("schedule:", "schedule: &common", 1) + "\nx: {<<: *common, base_lr: 1}\n")
+    with pytest.raises(UserError, match="^[^\n]*\nx: unknown key"):  # a merged key may be given again
+        load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"run: \xff", "not valid UTF-8 at byte 5; save the file as UTF-8"),
+        (b"run: [", "not valid YAML"),
+        (b"", "not a mapping"),
+        (b"{[1, 2]: 3, [1, 2]: 4}", "not valid YAML"),
+    ],
+)
+def test_files_that_hold_no_configuration(tmp_path, content, words):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s)config.yaml:.*{words}"):
+        load_settings(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="missing.yaml: No such file"):
+        load_settings(tmp_path / "missing.yaml")
 
 
 def test_stages_are_ordered_by_their_start():

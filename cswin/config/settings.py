@@ -7,18 +7,31 @@ Snakemake validates against (config/schema.json) and the reference page (config/
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+def _without_tilde(path: str) -> str:
+    """The one place where `~` is expanded; every path of a configuration goes through it."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(f"there is no home directory for {Path(path).parts[0]}; write the path out") from None
+
+
+FilePath = Annotated[str, AfterValidator(_without_tilde)]
 Source = Literal["digits", "archive", "ilsvrc2012", "folder"]
 
 
@@ -35,25 +48,25 @@ def usual(value: Any, description: str, **more: Any) -> Any:
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, nothing is converted in silence."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
     """Where the images come from and how they are stored."""
 
     name: Name = usual("imagenet", description="Name of the dataset; its files live in `<directory>/<name>/`.")
-    directory: str = Field("data", description="Folder of all datasets.")
+    directory: FilePath = Field("data", description="Folder of all datasets.")
     source: Source = usual(
         "archive",
         description="`digits`: the embedded handwritten digits. `archive`: one tar or tar.gz with "
         "train/ and val/ by class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: an "
         "extracted folder with train/ and val/ by class.",
     )
-    archive: str | None = Field(None, description="The archive of source `archive`.")
-    train_archive: str | None = Field(None, description="ILSVRC2012_img_train.tar, of source `ilsvrc2012`.")
-    val_archive: str | None = Field(None, description="ILSVRC2012_img_val.tar, of source `ilsvrc2012`.")
-    devkit: str | None = Field(None, description="ILSVRC2012_devkit_t12.tar.gz, of source `ilsvrc2012`.")
-    folder: str | None = Field(None, description="The folder of source `folder`.")
+    archive: FilePath | None = Field(None, description="The archive of source `archive`.")
+    train_archive: FilePath | None = Field(None, description="ILSVRC2012_img_train.tar, of source `ilsvrc2012`.")
+    val_archive: FilePath | None = Field(None, description="ILSVRC2012_img_val.tar, of source `ilsvrc2012`.")
+    devkit: FilePath | None = Field(None, description="ILSVRC2012_devkit_t12.tar.gz, of source `ilsvrc2012`.")
+    folder: FilePath | None = Field(None, description="The folder of source `folder`.")
     classes: Count = usual(1000, description="Number of classes that the dataset promises.")
     expect_train: Count | None = Field(None, description="Training images promised; another count is refused. Empty: any.")
     expect_val: Count | None = Field(None, description="Validation images promised; another count is refused. Empty: any.")
@@ -120,8 +133,8 @@ class Optimizer(Section):
         description="Images per optimizer step over all devices. Must equal runtime.batch_size x "
         "runtime.devices x runtime.accumulation; nothing is scaled in silence.",
     )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = usual(0.9, description="Decay of the first moment.")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = usual(0.999, description="Decay of the second moment.")
+    beta1: Decay = usual(0.9, description="Decay of the first moment.")
+    beta2: Decay = usual(0.999, description="Decay of the second moment.")
     eps: Positive = usual(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegative = usual(0.05, description="Decoupled weight decay of parameters with 2 or more dimensions.")
     clip_norm: Positive | None = usual(5.0, description="Largest global gradient norm. Empty: no clipping.")
@@ -162,6 +175,10 @@ class Schedule(Section):
     over_length: Epochs = usual(0, description="Epochs of the third constant phase.")
     over_lr: NonNegative = usual(0.0000001, description="Its learning rate.")
 
+    def cosine_length(self, epochs: int) -> int:
+        """Epochs of the cosine phase, warm-up included, in a stage that ends at `epochs`."""
+        return epochs - self.cool_length - self.tail_length - self.over_length
+
 
 class Evaluation(Section):
     """Validation while training and at the end of a stage."""
@@ -178,6 +195,9 @@ class Evaluation(Section):
         "also reported) or a part of the training set held out for it.",
     )
     minival_images: Count = usual(10000, description="Size of the held-out part, with select_on minival.")
+
+
+STAGE_SECTIONS = {"schedule": Schedule, "optimizer": Optimizer, "augment": Augment, "model": Model, "evaluation": Evaluation}
 
 
 class Stage(Section):
@@ -210,7 +230,7 @@ class Runtime(Section):
     device_target: Literal["CPU", "Ascend"] = Field("Ascend", description="Where the network runs.")
     devices: Count = Field(8, description="Devices over all nodes; each has a process of its own.")
     nodes: Count = Field(1, description="Machines that share the devices equally; on each the same command is started once.")
-    host_file: str | None = Field(
+    host_file: FilePath | None = Field(
         None,
         description="Where Slurm does not tell the nodes: a file with an address a line, the first of which "
         "leads (docs/devices.md).",
@@ -247,7 +267,7 @@ class Settings(Section):
 
     run: Name = Field(description="Name of the run: everything it makes is in results/<run>/.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = usual(42, description="Seed of everything random.")
-    pretrained: str | None = Field(
+    pretrained: FilePath | None = Field(
         None,
         description="Checkpoint from which the first stage starts (fine-tuning). The head is "
         "replaced where the number of classes differs.",

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from cswin.config.files import read_yaml
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime, Settings
 from cswin.errors import UserError
@@ -210,10 +211,7 @@ def _configuration(known: argparse.Namespace, overrides: list[tuple[str, str]]) 
             f"arch: {known.arch!r} is not known; one of {', '.join(ARCHITECTURES)}, or --config=FILE with model.arch"
         )
     file = known.config or CONFIGS / f"{ARCHITECTURES[known.arch or next(iter(ARCHITECTURES))]}.yaml"
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: is no readable configuration ({error})") from error
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: is no mapping of keys to values")
     if known.config and known.arch:
@@ -256,11 +254,11 @@ def _set_devices(values: dict[str, Any], devices: int) -> None:
         raise UserError(f"device_num: {devices} must be 1 or more")
     _set(values, "runtime.accumulation", 1)
     _set(values, "runtime.devices", devices)
-    batch_size = values["runtime"].get("batch_size", Runtime().batch_size)
-    batch, per_pass = values.get("optimizer", {}).get("global_batch"), batch_size * devices
-    if not isinstance(batch, int):
+    optimizer, batch_size = values.get("optimizer"), values["runtime"].get("batch_size", Runtime().batch_size)
+    batch = optimizer.get("global_batch") if isinstance(optimizer, dict) else None
+    if not all(isinstance(size, int) and size > 0 for size in (batch, batch_size)):
         return  # the check of the whole configuration says so
-    if batch % per_pass:
+    if batch % (per_pass := batch_size * devices):
         raise UserError(
             f"device_num: {devices} devices with {batch_size} images each make {per_pass}, which does not divide "
             f"optimizer.global_batch {batch}; change --runtime.batch_size (speed) or --optimizer.global_batch (results)"
