@@ -47,6 +47,7 @@ class StagePlan:
         first_epoch, end_epoch: on the whole schedule.
         steps: optimizer steps.
         trained, validated: images that go through training steps and through validation (raw and EMA weights).
+        macs: multiply-accumulates of the forward pass of one image.
         checkpoint, state: bytes of one file.
         disk: bytes in the stage's folder at its end, at most; one state more while it runs.
         memory: bytes on one device, at least.
@@ -58,10 +59,16 @@ class StagePlan:
     steps: int
     trained: int
     validated: int
+    macs: int
     checkpoint: int
     state: int
     disk: int
     memory: int
+
+    @property
+    def gflop(self) -> float:
+        """10^9 floating-point operations of training and validation; a training step costs three forward passes."""
+        return 2e-9 * self.macs * (3 * self.trained + self.validated)
 
     def hours(self, images_per_s: float) -> float:
         """Hours of training at so many images/s over all devices, without validation."""
@@ -112,6 +119,7 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
         steps=steps,
         trained=steps * batch,
         validated=validations * WEIGHT_SETS * validated,
+        macs=sum(part.macs for part in parts),
         checkpoint=checkpoint,
         state=state,
         disk=checkpoint + runtime.keep_states * state + HISTORY_ROW * steps,
@@ -129,6 +137,7 @@ def plan_report(settings: Settings, images_per_s: float | None) -> str:
         ("steps", [f"{s.steps:,}" for s in stages], f"{sum(s.steps for s in stages):,}"),
         ("images trained on", [f"{s.trained:,}" for s in stages], f"{sum(s.trained for s in stages):,}"),
         ("images validated (raw, EMA)", [f"{s.validated:,}" for s in stages], f"{sum(s.validated for s in stages):,}"),
+        ("GFLOP", [f"{s.gflop:.2e}" for s in stages], f"{sum(s.gflop for s in stages):.2e}"),
         ("checkpoint", [size_text(s.checkpoint) for s in stages], ""),
         ("training state", [size_text(s.state) for s in stages], ""),
         ("results on disk", [size_text(s.disk) for s in stages], size_text(_results_disk(stages))),

@@ -10,13 +10,16 @@ import pytest
 import yaml
 from recipes import DIGITS, recipe
 
+from cswin.cli import main
 from cswin.config.inputs import SOURCES
 from cswin.config.overrides import typed_overrides
 from cswin.config.reference import json_schema, reference_text, schema_text
 from cswin.config.resolve import dump, load_settings, load_stage, parse_settings, resolve_stage
 from cswin.config.settings import STAGE_SECTIONS, Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
 from cswin.errors import UserError
-from cswin.model.variants import VARIANTS
+from cswin.model.variants import VARIANTS, variant
+from cswin.plan import count_images, plan_stage
+from cswin.profile import profile
 
 CONFIG = Path(__file__).parents[1] / "config"
 FILES = sorted(p for p in CONFIG.rglob("*.yaml"))
@@ -115,6 +118,80 @@ def test_the_schema_asks_for_the_same_keys():
 def test_runs_have_names_of_their_own():
     names = [load_settings(file).run for file in FILES]
     assert len(set(names)) == len(names)
+
+
+def head(file) -> str:
+    """The comment above the first key."""
+    return file.read_text().split("\nrun:")[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_the_head_of_each_file_says_command_cost_and_expectation(file):
+    settings, text = load_settings(file), head(file)
+    command = "results/final_acc.csv" if file == DIGITS else f"--configfile {file.relative_to(CONFIG.parent)}"
+    assert f"\n#   snakemake --cores 8 {command}" in text
+    assert "\n# Expected: " + (f"{settings.paper_top1} %" if settings.paper_top1 and len(settings.stages) == 1 else "") in text
+    for stage in settings.stages.values():
+        assert stage.reported_top1 is None or f"{stage.reported_top1:.2f}" in text
+    if settings.data.expect_train is None:
+        assert (
+            f"{6e-9 * sum(part.macs for part in profile(resolve_stage(settings, 'finetune').architecture)):.2f} GFLOP per"
+            in text
+        )
+        return
+    images = count_images(settings.data)
+    stages = [plan_stage(resolve_stage(settings, name), settings.runtime, images) for name in settings.stages]
+    trained, validated = sum(stage.trained for stage in stages), sum(stage.validated for stage in stages)
+    forward = 2e-9 * sum(part.macs for part in profile(resolve_stage(settings, next(iter(settings.stages))).architecture))
+    total = forward * (3 * trained + validated)
+    assert (
+        f"# Cost:     {total:.2e} GFLOP: {trained:,} training images x {3 * forward:.2f}, "
+        f"{validated:,} validation images x {forward:.2f};"
+    ) in text
+    for hours, rate in re.findall(r"([\d.]+) hours at (\d+) images/s", text):
+        assert float(hours) == pytest.approx(trained / int(rate) / 3600, abs=0.05)
+    assert file == DIGITS or "hours at 602 images/s" in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_the_comment_beside_the_architecture_is_right(file):
+    arch = variant(load_settings(file).model.arch)
+    embed, depth, stripes, heads = re.search(
+        r"arch: .*embed (\d+), depth ([\d,]+), stripes ([\d,]+), heads ([\d,]+);", file.read_text()
+    ).groups()
+    parameters = re.search(r"arch: .*; ([\d,]+) parameters", file.read_text())[1]
+    assert int(embed) == arch.embed_dim and int(parameters.replace(",", "")) == sum(part.parameters for part in profile(arch))
+    for text, values in ((depth, arch.depth), (stripes, arch.split_size), (heads, arch.num_heads)):
+        assert text == ",".join(map(str, values))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIG.glob("imagenet/*.yaml")), ids=lambda p: p.stem)
+def test_each_value_of_an_imagenet_recipe_has_its_source_beside_it(file):
+    section, recipe_lines = "", []
+    for line in file.read_text().splitlines():
+        if line and line[0] not in " #":
+            section = line.split(":")[0]
+        if line.startswith("seed:") or (section in STAGE_SECTIONS and line.startswith("  ")):
+            recipe_lines.append(line)
+    assert len(recipe_lines) == 1 + sum(f.is_required() for kind in STAGE_SECTIONS.values() for f in kind.model_fields.values())
+    assert [line for line in recipe_lines if " # " not in line] == []
+
+
+def test_the_difference_of_two_configurations_is_a_table(tmp_path, capsys):
+    report = CONFIG / "imagenet/report_small_224.yaml"
+    assert main(["config", "--diff", str(report), str(report.with_name("report_small_224_a2.yaml"))]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["key", "run", "optimizer.amp_dtype"] and lines[2][1:] == ['"float16"', '"bfloat16"']
+    other = tmp_path / "other.yaml"
+    values = recipe(DIGITS, optimizer={"clip_norm": None}, runtime={"keep_states": 3})
+    values["stages"]["stage2"]["schedule"]["cool_lr"] = 1.0e-6
+    other.write_text(yaml.safe_dump(values))
+    assert main(["config", "--diff", str(DIGITS), str(other)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["optimizer.clip_norm", "5.0", "null"], ["stages.stage2.schedule.cool_lr", "-", "1e-06"]]
+    assert main(["config", "--diff", str(DIGITS), str(DIGITS)]) == 0 and "say the same" in capsys.readouterr().out
+    other.write_text("run: [")
+    assert main(["config", "--diff", str(DIGITS), str(other)]) == 2 and "not valid YAML" in capsys.readouterr().err
 
 
 def test_a_configuration_for_every_named_variant():

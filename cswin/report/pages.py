@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from cswin.config.compare import flat
 from cswin.config.settings import Section
 from cswin.progress import size_text
 from cswin.report.run import StageResult
@@ -61,7 +62,7 @@ def table_page(run: str, table: pd.DataFrame) -> str:
 
 def configuration_page(run: str, stages: list[StageResult], runtime: Section) -> str:
     """The resolved configuration of each stage, first what differs between them, and the settings of speed."""
-    columns = [_flat(stage.config.model_dump(mode="json")) for stage in stages]
+    columns = [flat(stage.config.model_dump(mode="json")) for stage in stages]
     rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
     differs = [len({str(value) for value in row[1:]}) > 1 for row in rows]
     headings = ["", *(stage.name for stage in stages)]
@@ -75,7 +76,7 @@ def configuration_page(run: str, stages: list[StageResult], runtime: Section) ->
             _heading("Every setting"),
             _table(headings, rows, marked=differs),
             _heading("What changes speed only"),
-            _table(["", "value"], _flat(runtime.model_dump(mode="json")).items()),
+            _table(["", "value"], flat(runtime.model_dump(mode="json")).items()),
         ],
     )
 
@@ -137,16 +138,8 @@ def attempts(stage: StageResult) -> list[dict[str, Any]]:
         }
         began = {} if one.from_step is None else {"resumed from step" if one.resumed else "from step": one.from_step}
         end = {"ended": one.ended, "reason": one.reason, "last step": one.step} if one.ended else {}
-        found.append({"started": one.start["time"], **_flat(start), **began, **end})
+        found.append({"started": one.start["time"], **flat(start), **began, **end})
     return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _page(title: str, parts: Iterable[str]) -> str:
