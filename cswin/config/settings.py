@@ -141,16 +141,14 @@ class Optimizer(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = usual(
         0.99992, description="Decay of the weights' moving average per step."
     )
-    ema_warmup: bool = usual(False, description="Use min(ema_decay, (1 + step) / (10 + step)) as the decay.")
     amp_level: Literal["O0", "O1", "O2"] = usual(
         "O1",
         description="Mixed precision: O0 none, O1 products in low precision, O2 the stream between them too.",
         json_schema_extra={"remedy": "write O1 with the letter O; YAML reads 01 as the number 1"},
     )
     amp_dtype: Literal["float16", "bfloat16"] = usual("float16", description="The low precision format.")
-    loss_scale: Positive = usual(1024.0, description="Loss scale at the start (float16 only).")
-    loss_scale_factor: Annotated[float, Field(gt=1)] = usual(2.0, description="Factor by which the loss scale moves.")
-    loss_scale_window: Count = usual(2000, description="Steps without overflow after which the loss scale grows.")
+    loss_scale: Positive = usual(1024.0, description="Loss scale at the start (float16 only); an overflow halves it.")
+    loss_scale_window: Count = usual(2000, description="Steps without overflow after which the loss scale doubles.")
     max_bad_steps: Count = usual(20, description="Steps in a row without a finite loss or gradient after which training stops.")
 
 

@@ -17,6 +17,7 @@ from cswin.model.cswin import CSWin
 from cswin.train.loss import soft_cross_entropy
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+SCALE_FACTOR = 2.0  # the loss scale is halved and doubled: a power of two changes no digit of a gradient
 
 
 class AdamW(nn.Cell):
@@ -36,7 +37,7 @@ class AdamW(nn.Cell):
         self.decays = tuple(settings.weight_decay if len(p.shape) >= 2 else 0.0 for p in parameters)
         self.beta1, self.beta2, self.eps = settings.beta1, settings.beta2, settings.eps
         self.log_beta1, self.log_beta2 = math.log(settings.beta1), math.log(settings.beta2)
-        self.ema_decay, self.ema_warmup = settings.ema_decay, settings.ema_warmup
+        self.ema_decay = settings.ema_decay
         self.adam = ops.Adam()
         self.count = len(parameters)
 
@@ -45,8 +46,6 @@ class AdamW(nn.Cell):
         root = ops.sqrt(-ops.expm1(t * self.log_beta2))
         rate = lr * root / -ops.expm1(t * self.log_beta1)
         ema_rate = 1.0 - self.ema_decay
-        if self.ema_warmup:
-            ema_rate = ops.maximum(ema_rate, 1.0 - t / (9.0 + t))
         done = True
         for i in range(self.count):
             weight = self.parameters_[i]
@@ -100,7 +99,7 @@ class TrainStep(nn.Cell):
         self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the loss scale last moved
         self.bad_steps = _scalar(0.0, "bad_steps")  # steps in a row that were skipped
         self.schedule_step = _scalar(0.0, "schedule_step")  # updates done in this stage
-        self.scale_factor, self.scale_window = settings.loss_scale_factor, settings.loss_scale_window
+        self.scale_window = settings.loss_scale_window
         self.clip_norm = settings.clip_norm
         self.accumulation = accumulation
         if accumulation > 1:
@@ -171,9 +170,9 @@ class TrainStep(nn.Cell):
         bad = ops.select(finite, ops.zeros((), ms.float32), self.bad_steps + 1.0)
         if self.scaled:
             grow = good >= self.scale_window
-            smaller = ops.maximum(self.loss_scale / self.scale_factor, ops.ones((), ms.float32))
+            smaller = ops.maximum(self.loss_scale / SCALE_FACTOR, ops.ones((), ms.float32))
             scale = ops.select(finite, self.loss_scale.value(), smaller)
-            scale = ops.select(grow, scale * self.scale_factor, scale)
+            scale = ops.select(grow, scale * SCALE_FACTOR, scale)
             good = ops.select(grow, ops.zeros((), ms.float32), good)
             ops.assign(self.loss_scale, scale)
         ops.assign(self.good_steps, good)
