@@ -27,13 +27,13 @@ import simplejpeg
 from PIL import Image
 
 from cswin.config.resolve import parse_settings, resolve_stage
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.decode import EncodedImage
-from cswin.data.loader import TrainLoader
-from cswin.data.mixup import apply_mixup
-from cswin.data.resample import resize
-from cswin.data.rng import sample_rng
-from cswin.data.transforms import Drawn, TrainTransform, compile_kernels
+from cswin.data.augment.mixup import apply_mixup
+from cswin.data.augment.transforms import Drawn, TrainTransform, compile_kernels
+from cswin.data.images.decode import EncodedImage
+from cswin.data.images.resample import resize
+from cswin.data.loader.batches import TrainLoader
+from cswin.data.loader.rng import sample_rng
+from cswin.data.store.dataset import Dataset, read_rows
 
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
@@ -75,9 +75,9 @@ def dataset(folder: Path, images: int) -> Dataset:
     folder = folder / f"photographs-{images}"
     result, rows, summary = (folder / name for name in ("dataset.json", "manifest.csv.gz", "manifest.json"))
     if not result.exists():
-        from cswin.data.assemble import write_dataset
-        from cswin.data.mindrecord import convert_shard
-        from cswin.data.scan import write_manifest
+        from cswin.data.store.assemble import write_dataset
+        from cswin.data.store.mindrecord import convert_shard
+        from cswin.data.store.scan import write_manifest
         from cswin.progress import Console
 
         console = Console(None, io.StringIO())

@@ -13,9 +13,9 @@ from scipy.special import logsumexp
 
 from cswin.checkpoint import Checkpoint, Preprocessing
 from cswin.config.settings import Runtime
-from cswin.data.loader import EvalBatch, EvalTask, eval_batches
-from cswin.data.sources import Source
-from cswin.data.transforms import EvalTransform
+from cswin.data.augment.transforms import EvalTransform
+from cswin.data.loader.batches import EvalBatch, EvalTask, eval_batches
+from cswin.data.sources.labelled import Source
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cswin.config.resolve import StageConfig, resolve_stage
 from cswin.config.settings import Data, Runtime, Settings
-from cswin.data.loader import training_positions
-from cswin.data.manifest import load_summary
+from cswin.data.loader.batches import training_positions
+from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
 from cswin.profile import COPIES_OF_WEIGHTS, FLOAT32, profile
 from cswin.progress import size_text

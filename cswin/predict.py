@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.special import softmax
 
 from cswin.checkpoint import Checkpoint, Preprocessing, load_into
-from cswin.data.decode import as_frame, decode_rgb
-from cswin.data.transforms import EvalTransform
+from cswin.data.augment.transforms import EvalTransform
+from cswin.data.images.decode import as_frame, decode_rgb
 from cswin.errors import BadImage, UserError
 
 ORIENTATION = 0x0112  # EXIF tag

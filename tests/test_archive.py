@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from image_trees import read_tree, small_files, tar_bytes, write_tar, write_tree
 
-import cswin.data.archive as archive_module
-from cswin.data.archive import extract_archive
-from cswin.data.tree_writer import remove_tree
+import cswin.data.sources.archive as archive_module
+from cswin.data.sources.archive import extract_archive
+from cswin.data.sources.tree_writer import remove_tree
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -142,7 +142,7 @@ def test_gzip_with_a_wrong_checksum(tmp_path):
 
 KILLED = """
 import os, signal, sys
-import cswin.data.archive as archive
+import cswin.data.sources.archive as archive
 from cswin.progress import Console
 from pathlib import Path
 
@@ -233,7 +233,7 @@ def test_folder_of_somebody_else_is_left_alone(tmp_path):
 def test_disk_too_small(tmp_path, monkeypatch):
     archive = write_tar(tmp_path / "a.tar", FILES)
     usage = type("Usage", (), {"free": archive.stat().st_size})
-    monkeypatch.setattr("cswin.data.tree_writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("cswin.data.sources.tree_writer.shutil.disk_usage", lambda path: usage)
     message = refused(archive, tmp_path)
     assert "free" in message and "extracting a.tar needs" in message
 
@@ -242,12 +242,12 @@ def test_full_disk_is_no_traceback(tmp_path, monkeypatch):
     def write(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cswin.data.tree_writer.os.write", write)
+    monkeypatch.setattr("cswin.data.sources.tree_writer.os.write", write)
     assert "make room" in refused(write_tar(tmp_path / "a.tar", FILES), tmp_path)
 
 
 def test_two_at_once(tmp_path):
-    from cswin.data.tree_writer import exclusive
+    from cswin.data.sources.tree_writer import exclusive
 
     archive = write_tar(tmp_path / "a.tar", FILES)
     with exclusive(tmp_path / "images.partial"):

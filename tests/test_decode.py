@@ -8,8 +8,8 @@ import simplejpeg
 from photo import encode, photo
 from PIL import Image
 
-from cswin.data.decode import EncodedImage, as_frame, decode_rgb
-from cswin.data.transforms import EvalTransform, TrainTransform
+from cswin.data.augment.transforms import EvalTransform, TrainTransform
+from cswin.data.images.decode import EncodedImage, as_frame, decode_rgb
 from cswin.errors import BadImage
 
 

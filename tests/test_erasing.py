@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cswin.data.erasing import Box, RandomErasing
+from cswin.data.augment.erasing import Box, RandomErasing
 from cswin.errors import UserError
 
 DRAWS = 20_000

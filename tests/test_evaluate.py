@@ -7,7 +7,7 @@ import pytest
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.settings import Runtime
-from cswin.data.sources import open_source
+from cswin.data.sources.labelled import open_source
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.predictions import Predictions

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from image_trees import ILSVRC_IDS, WNIDS, meta_mat, read_tree, small_files, tar_bytes, write_ilsvrc, write_tar
 
-import cswin.data.ilsvrc as ilsvrc
-from cswin.data.ilsvrc import extract_ilsvrc, read_devkit
+import cswin.data.sources.ilsvrc as ilsvrc
+from cswin.data.sources.ilsvrc import extract_ilsvrc, read_devkit
 from cswin.errors import UserError
 from cswin.progress import Console
 

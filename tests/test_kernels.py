@@ -9,10 +9,10 @@ from photo import encode, photo, planes
 from PIL import Image
 
 import cswin.compiled
-from cswin.data.kernels import affine, normalise, rotate
-from cswin.data.resample import CropBox, resize
-from cswin.data.transforms import EvalTransform, TrainTransform, compile_kernels
-from cswin.data.workers import worker_pool
+from cswin.data.augment.transforms import EvalTransform, TrainTransform, compile_kernels
+from cswin.data.images.kernels import affine, normalise, rotate
+from cswin.data.images.resample import CropBox, resize
+from cswin.data.loader.workers import worker_pool
 
 FILTERS = {True: Image.Resampling.BICUBIC, False: Image.Resampling.BILINEAR}
 FILL = (124, 116, 104)
@@ -144,7 +144,7 @@ CALLED = {  # from Python; what they call is compiled into them
 
 def versions():
     """How often each kernel was compiled, for how many kinds of arguments."""
-    modules = {module: import_module(f"cswin.data.{module}") for module in CALLED}
+    modules = {module: import_module(f"cswin.data.images.{module}") for module in CALLED}
     return {name: len(getattr(modules[module], name).signatures) for module, names in CALLED.items() for name in names}
 
 

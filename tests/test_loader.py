@@ -16,11 +16,11 @@ from converted import converted
 from image_trees import image_bytes
 
 from cswin.config.resolve import parse_settings, resolve_stage
-from cswin.data.dataset import read_rows
-from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, train_transform, training_positions
-from cswin.data.mixup import apply_mixup, plan_mixup
-from cswin.data.rng import batch_rng, order_rng, sample_rng
-from cswin.data.workers import in_order, worker_pool
+from cswin.data.augment.mixup import apply_mixup, plan_mixup
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, eval_transform, train_transform, training_positions
+from cswin.data.loader.rng import batch_rng, order_rng, sample_rng
+from cswin.data.loader.workers import in_order, worker_pool
+from cswin.data.store.dataset import read_rows
 from cswin.errors import BadImage, UserError
 
 IMAGES, CLASSES, GLOBAL = 100, 4, 16
@@ -155,7 +155,7 @@ def seen_positions(monkeypatch):
         asked.append((split, np.asarray(positions)))
         return read_rows(dataset, split, positions)
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", record)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", record)
     return asked
 
 
@@ -238,7 +238,7 @@ def test_a_broken_image_is_named_after_the_batches_before_it(dataset, kind, monk
         for position, label, data in read_rows(dataset, split, positions):
             yield position, label, data[:200] if position == bad else data
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", broken)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", broken)
     batches = loader(dataset, kind=kind).epoch(0)
     assert len([next(batches) for _ in range(2)]) == 2
     with pytest.raises(BadImage, match=rf"training image {bad}: .*on_bad_image"):
@@ -257,7 +257,7 @@ def test_an_error_while_reading_rows_is_raised(dataset, monkeypatch):
         yield from read_rows(dataset, split, positions[:20])
         raise UserError("train-00000.mindrecord: is damaged")
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", failing)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", failing)
     with pytest.raises(UserError, match="is damaged"):
         list(loader(dataset).epoch(0))
 
@@ -296,7 +296,7 @@ def test_workers_live_on_when_a_cluster_signals_all_processes():
 def test_workers_end_with_a_killed_trainer(dataset):
     script = textwrap.dedent("""
         import multiprocessing, sys, time
-        from cswin.data.workers import in_order, worker_pool
+        from cswin.data.loader.workers import in_order, worker_pool
 
         if __name__ == "__main__":
             with worker_pool("process", 2) as pool:
@@ -327,5 +327,5 @@ def alive(pid: int) -> bool:
 
 
 def test_workers_do_not_import_mindspore():
-    code = "import sys, cswin.data.loader; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, cswin.data.loader.batches; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ import pytest
 from image_trees import WNIDS, image_bytes, small_files, write_tree
 from PIL import Image
 
-from cswin.data.manifest import load_summary, read_manifest, shard_rows
-from cswin.data.scan import Expected, check_image, write_manifest
+from cswin.data.store.manifest import load_summary, read_manifest, shard_rows
+from cswin.data.store.scan import Expected, check_image, write_manifest
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
@@ -126,7 +126,7 @@ def test_cut_off_images_are_bad(kind, left):
 
 def test_check_agrees_with_the_decoder_of_the_training():
     """Wherever a JPEG is cut, both find it or both do not."""
-    from cswin.data.decode import decode_rgb
+    from cswin.data.images.decode import decode_rgb
 
     data = image_bytes(3, size=(64, 48), quality=60)
     for end in range(len(data) - 200, len(data) + 1):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from image_trees import WNIDS, image_bytes, read_tree, small_files, write_tree
 
-import cswin.data.mindrecord as mindrecord
-from cswin.data.assemble import verify_dataset, write_dataset
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.manifest import load_summary, read_manifest
-from cswin.data.mindrecord import convert_shard
-from cswin.data.scan import write_manifest
-from cswin.data.tree_writer import MARKER
+import cswin.data.store.mindrecord as mindrecord
+from cswin.data.sources.tree_writer import MARKER
+from cswin.data.store.assemble import verify_dataset, write_dataset
+from cswin.data.store.dataset import Dataset, read_rows
+from cswin.data.store.manifest import load_summary, read_manifest
+from cswin.data.store.mindrecord import convert_shard
+from cswin.data.store.scan import write_manifest
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -115,7 +115,7 @@ def test_reading_may_stop_early_and_go_to_another_process(made):
 
 
 def test_only_what_is_asked_for_is_read(made, monkeypatch):
-    import cswin.data.dataset as module
+    import cswin.data.store.dataset as module
 
     read, rows = module.read_image, []
     monkeypatch.setattr(module, "read_image", lambda *args: rows.append(args[2]) or read(*args))

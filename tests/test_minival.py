@@ -11,9 +11,9 @@ import yaml
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_stage, parse_settings, resolve_stage
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import training_positions
-from cswin.data.sources import Source
+from cswin.data.loader.batches import training_positions
+from cswin.data.sources.labelled import Source
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.train.history import read_history

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.rng import batch_rng
+from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.loader.rng import batch_rng
 from cswin.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "mixup.npz"

@@ -11,8 +11,8 @@ from mindspore import Tensor, nn, ops
 
 from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.config.settings import Optimizer
-from cswin.data.loader import TrainLoader
-from cswin.data.mixup import one_hot
+from cswin.data.augment.mixup import one_hot
+from cswin.data.loader.batches import TrainLoader
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates

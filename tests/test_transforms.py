@@ -11,10 +11,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from cswin.data.decode import EncodedImage, decode_rgb
-from cswin.data.resample import CropBox
-from cswin.data.rng import sample_rng
-from cswin.data.transforms import (
+from cswin.data.augment.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EvalTransform,
@@ -24,6 +21,9 @@ from cswin.data.transforms import (
     dct_scale,
     resize_shrunk,
 )
+from cswin.data.images.decode import EncodedImage, decode_rgb
+from cswin.data.images.resample import CropBox
+from cswin.data.loader.rng import sample_rng
 from cswin.errors import UserError
 
 DRAWS = 20_000

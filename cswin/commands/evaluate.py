@@ -45,7 +45,7 @@ def run(args):
 def _inputs(args):
     """The checkpoint and the images."""
     from cswin.checkpoint import load_checkpoint
-    from cswin.data.sources import open_source
+    from cswin.data.sources.labelled import open_source
 
     checkpoint = load_checkpoint(args.checkpoint)
     return checkpoint, open_source(args.data, args.split, checkpoint.record.class_names)

@@ -338,7 +338,7 @@ def _check_stage(config: StageConfig) -> list[str]:
 
 
 def _check_rand_augment(augment: Augment) -> list[str]:
-    from cswin.data.randaugment import RandAugment
+    from cswin.data.augment.randaugment import RandAugment
 
     try:
         RandAugment.parse(augment.rand_augment, mean_fill=(0, 0, 0))

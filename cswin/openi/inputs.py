@@ -10,7 +10,7 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.checkpoint import SUFFIXES
-from cswin.data.tree_writer import check_space
+from cswin.data.sources.tree_writer import check_space
 from cswin.errors import UserError
 from cswin.openi.storage import Folder, Storage, join, storage_for
 from cswin.progress import size_text

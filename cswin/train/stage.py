@@ -14,8 +14,8 @@ from cswin.atomic import atomic_path
 from cswin.checkpoint import CheckpointRecord, Preprocessing, file_sha256, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
-from cswin.data.loader import normalisation
+from cswin.data.loader.batches import normalisation
+from cswin.data.store.dataset import Dataset
 from cswin.device import select_device
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions

@@ -15,9 +15,9 @@ import numpy as np
 from cswin.checkpoint import Checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
-from cswin.data.rng import drop_path_rng, init_rng
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
+from cswin.data.loader.rng import drop_path_rng, init_rng
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.evaluate import Evaluator, gathered
 from cswin.model.cswin import CSWin, initialise

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import eval_transform
+from cswin.data.loader.batches import eval_transform
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.predictions import Predictions
 from cswin.report.pictures.style import RIGHT, WRONG, picture

@@ -10,10 +10,10 @@ import numpy as np
 
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
-from cswin.data.loader import Batch, TrainLoader
-from cswin.data.mixup import MixPlan
-from cswin.data.transforms import Normalise
+from cswin.data.augment.mixup import MixPlan
+from cswin.data.augment.transforms import Normalise
+from cswin.data.loader.batches import Batch, TrainLoader
+from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
 from cswin.report.pictures.style import picture
 from cswin.report.pictures.tiles import COLUMNS, Block, Tile, blocks_height, draw_blocks, percent, shortened

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.dataset import FORMAT, Dataset, ShardFacts, file_problem
-from cswin.data.manifest import Summary, load_summary, read_manifest
-from cswin.data.mindrecord import Receipt, content_hash, label_hash, load_receipt
-from cswin.data.shard_reader import ShardIndex, damaged, read_image, read_index
-from cswin.data.tree_writer import remove_tree
+from cswin.data.sources.tree_writer import remove_tree
+from cswin.data.store.dataset import FORMAT, Dataset, ShardFacts, file_problem
+from cswin.data.store.manifest import Summary, load_summary, read_manifest
+from cswin.data.store.mindrecord import Receipt, content_hash, label_hash, load_receipt
+from cswin.data.store.shard_reader import ShardIndex, damaged, read_image, read_index
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 

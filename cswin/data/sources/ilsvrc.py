@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from cswin.cores import usable_cores
-from cswin.data.archive import identify, write_receipt
-from cswin.data.tar_reader import Member, damage, files, is_gzip, open_archive, read_data
-from cswin.data.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
+from cswin.data.sources.archive import identify, write_receipt
+from cswin.data.sources.tar_reader import Member, damage, files, is_gzip, open_archive, read_data
+from cswin.data.sources.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
 from cswin.errors import UserError
 from cswin.progress import Console
 

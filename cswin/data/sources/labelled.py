@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from cswin.cores import usable_cores
-from cswin.data.archive import place
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.scan import image_names
-from cswin.data.shard_reader import read_image, read_index
-from cswin.data.tar_reader import files, open_archive, read_data
+from cswin.data.sources.archive import place
+from cswin.data.sources.tar_reader import files, open_archive, read_data
+from cswin.data.store.dataset import Dataset, read_rows
+from cswin.data.store.scan import image_names
+from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
 
 LISTED = 10

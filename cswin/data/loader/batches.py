@@ -16,11 +16,11 @@ import numpy as np
 
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Augment, Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.rng import batch_rng, holdout_rng, order_rng, sample_rng
-from cswin.data.transforms import Drawn, EvalTransform, TrainTransform
-from cswin.data.workers import CHUNK, in_order, prefetched, worker_pool
+from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.augment.transforms import Drawn, EvalTransform, TrainTransform
+from cswin.data.loader.rng import batch_rng, holdout_rng, order_rng, sample_rng
+from cswin.data.loader.workers import CHUNK, in_order, prefetched, worker_pool
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import BadImage, UserError
 
 

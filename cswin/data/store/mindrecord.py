@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.manifest import Row, Summary, load_summary, shard_rows
-from cswin.data.shard_reader import index_path, read_image, read_index
-from cswin.data.tree_writer import check_space, exclusive, write_error
+from cswin.data.sources.tree_writer import check_space, exclusive, write_error
+from cswin.data.store.manifest import Row, Summary, load_summary, shard_rows
+from cswin.data.store.shard_reader import index_path, read_image, read_index
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 

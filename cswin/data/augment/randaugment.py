@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) by timm's definition and string syntax, such as `rand-m9-mstd0.5-inc1`.
 
 A draw (which operations, with which arguments) is made without an image, so that its distribution can be tested by itself. The
-operations are Pillow's to the bit (`cswin.data.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
+operations are Pillow's to the bit (`cswin.data.images.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cswin.data.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
+from cswin.data.images.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
 from cswin.errors import UserError
 
 FULL = 10.0

@@ -10,8 +10,8 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.cores import usable_cores
-from cswin.data.tar_reader import Member, files, is_gzip, open_archive, read_data
-from cswin.data.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
+from cswin.data.sources.tar_reader import Member, files, is_gzip, open_archive, read_data
+from cswin.data.sources.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 

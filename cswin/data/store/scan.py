@@ -20,8 +20,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from cswin.atomic import atomic_path
-from cswin.data.decode import decode_rgb
-from cswin.data.manifest import SPLITS, Row, RowWriter, Split, Summary, shard_count
+from cswin.data.images.decode import decode_rgb
+from cswin.data.store.manifest import SPLITS, Row, RowWriter, Split, Summary, shard_count
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 

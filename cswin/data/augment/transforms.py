@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cswin.data import kernels
-from cswin.data.decode import EncodedImage
-from cswin.data.erasing import Patch, RandomErasing, paste
-from cswin.data.randaugment import FILTERS, OPERATIONS, Operation, RandAugment
-from cswin.data.resample import CropBox, resize
+from cswin.data.augment.erasing import Patch, RandomErasing, paste
+from cswin.data.augment.randaugment import FILTERS, OPERATIONS, Operation, RandAugment
+from cswin.data.images import kernels
+from cswin.data.images.decode import EncodedImage
+from cswin.data.images.resample import CropBox, resize
 from cswin.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
