@@ -51,10 +51,11 @@ def quiet_console():
 
 
 def extract(folder: Path, archive: str) -> Callable[[], object]:
-    from cswin.data.sources.archive import extract_archive
+    from cswin.data.sources.archive import Archive
+    from cswin.data.sources.extraction import extract as run
 
     shutil.rmtree(folder / "images", ignore_errors=True)
-    return lambda: extract_archive(folder / archive, folder / "images", folder / "extracted.json", quiet_console())
+    return lambda: run(Archive(folder / archive), folder / "images", folder / "extracted.json", quiet_console())
 
 
 def manifest(folder: Path, workers: int) -> Callable[[], object]:

@@ -15,7 +15,7 @@ from cswin.checkpoint import Checkpoint, Preprocessing
 from cswin.config.settings import Runtime
 from cswin.data.augment.transforms import EvalTransform
 from cswin.data.loader.batches import EvalBatch, EvalTask, eval_batches
-from cswin.data.sources.labelled import Source
+from cswin.data.loader.labelled import Labelled
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -73,7 +73,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
+    checkpoint: Checkpoint, source: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 

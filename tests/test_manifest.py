@@ -218,11 +218,37 @@ def test_hidden_files_are_no_images(tmp_path):
 
 
 def test_names_that_need_quotes(tmp_path):
-    names = ('a "quoted", name.JPEG', "new\nline.JPEG", "größe.JPEG")
-    files = {f"{split}/{label}, b/{name}": image_bytes(1) for split in ("train", "val") for label in "xy" for name in names}
+    names = ('a "quoted", name.JPEG', "new\nline.JPEG", "größe.JPEG", "icon\r", "a\rb\u3000c.JPEG", "latin \udce4.JPEG")
+    classes = ("x, b", "y\r", "\u65e5\u672c\u3000\u8a9e", "a&b <i>'")
+    files = {f"{split}/{label}/{name}": image_bytes(1) for split in ("train", "val") for label in classes for name in names}
     write_tree(tmp_path / "images", files)
     summary = manifest(tmp_path)
     assert sorted(row.path for row in read_manifest(tmp_path / "manifest.csv.gz", summary)) == sorted(files)
+    assert load_summary(tmp_path / "manifest.json").class_names == tuple(sorted(classes))
+
+
+def test_class_name_that_is_not_utf8(tmp_path):
+    write_tree(tmp_path / "images", small_files(1, 1, ("a", "b\udce4")))
+    message = refused(tmp_path)
+    assert "names of classes are not readable as UTF-8: ['b\\udce4']" in message
+
+
+def test_file_name_that_is_not_utf8_in_a_log(tmp_path):
+    write_tree(tmp_path / "images", small_files(2, 1) | {"train/n01440764/x\udce4.JPEG": b"no image"})
+    with Console(tmp_path / "log") as console:
+        files = tmp_path / "manifest.csv.gz", tmp_path / "manifest.json"
+        write_manifest(tmp_path / "images", *files, console, on_bad_image="skip", report=tmp_path / "bad.csv")
+    assert "x\\udce4.JPEG" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["CLS-LOC", "ILSVRC"])
+def test_kaggle_s_layout_as_a_folder(tmp_path, place):
+    files = small_files(1, 0) | {"val/ILSVRC2012_val_00000001.JPEG": b"x"}
+    place = tmp_path / "ILSVRC/Data/CLS-LOC" if place == "CLS-LOC" else tmp_path / "ILSVRC"
+    write_tree(tmp_path / "ILSVRC/Data/CLS-LOC", files)
+    with pytest.raises(UserError, match=r"LOC_val_solution\.csv") as caught:
+        write_manifest(place, tmp_path / "manifest.csv.gz", tmp_path / "manifest.json", Console())
+    assert "move them away" not in str(caught.value)
 
 
 def test_shards_are_a_partition_in_the_seeded_order(tmp_path):

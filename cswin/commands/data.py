@@ -118,15 +118,17 @@ def _digits(args, console) -> None:
 
 
 def _extract(args, console) -> None:
-    from cswin.data.sources.archive import extract_archive
+    from cswin.data.sources.archive import Archive
+    from cswin.data.sources.extraction import extract
 
-    extract_archive(args.archive, args.output, args.receipt, console)
+    extract(Archive(args.archive), args.output, args.receipt, console)
 
 
 def _extract_ilsvrc(args, console) -> None:
-    from cswin.data.sources.ilsvrc import extract_ilsvrc
+    from cswin.data.sources.extraction import extract
+    from cswin.data.sources.ilsvrc import Ilsvrc2012
 
-    extract_ilsvrc(args.train_archive, args.val_archive, args.devkit, args.output, args.receipt, console)
+    extract(Ilsvrc2012(args.train_archive, args.val_archive, args.devkit), args.output, args.receipt, console)
 
 
 def _manifest(args, console) -> None:

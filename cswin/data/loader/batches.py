@@ -18,6 +18,7 @@ from cswin.config.resolve import StageConfig
 from cswin.config.settings import Augment, Runtime
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
 from cswin.data.augment.transforms import Drawn, EvalTransform, TrainTransform
+from cswin.data.loader.labelled import Row
 from cswin.data.loader.rng import batch_rng, holdout_rng, order_rng, sample_rng
 from cswin.data.loader.workers import CHUNK, in_order, prefetched, worker_pool
 from cswin.data.store.dataset import Dataset, read_rows
@@ -196,15 +197,17 @@ class EvalBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalTask:
-    """One validation sample: (position, label, bytes) -> ((C, H, W) uint8, label, position)."""
+    """One validation sample: (position, label, bytes, name of the file if it has one) -> ((C, H, W) uint8, label, position)."""
 
     transform: EvalTransform
 
-    def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int, int]:
-        position, label, data = row
+    def __call__(self, row: Row) -> tuple[np.ndarray, int, int]:
+        position, label, data, *name = row
         try:
             return self.transform.pixels(data), label, position
         except BadImage as error:
+            if name:
+                raise BadImage(f"{name[0]}: {error}; replace or remove it") from error
             raise BadImage(f"validation image {position}: {error}; {_REMEDY}") from error
 
 
@@ -214,7 +217,7 @@ _REMEDY = (
 )
 
 
-def eval_batches(rows: Iterable[tuple[int, int, bytes]], task: EvalTask, runtime: Runtime) -> Iterator[EvalBatch]:
+def eval_batches(rows: Iterable[Row], task: EvalTask, runtime: Runtime) -> Iterator[EvalBatch]:
     """Batches in the order of `rows`; the last one may be shorter."""
     size = runtime.eval_batch_size
     with worker_pool(runtime.worker_kind, runtime.workers) as pool:

@@ -20,10 +20,10 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from cswin.atomic import atomic_path
+from cswin.data.sources.source import SPLITS
 from cswin.errors import UserError
 
 FORMAT = "cswin-manifest-1"
-SPLITS = ("train", "val")
 COLUMNS = ("path", "class", "label", "bytes", "width", "height", "sha256")
 _MB = 1 << 20
 _SHARD_ROWS = 100_000  # a conversion holds the rows of its shard: this bounds its memory where images are tiny
@@ -162,11 +162,14 @@ class RowWriter:
         self._packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0)
         self._sha, self._buffer = hashlib.sha256(), io.StringIO(newline="")
         self._csv = csv.writer(self._buffer, lineterminator="\n")
+        # A carriage return ends a line for the reader, but the writer leaves it without quotes.
+        self._quoting = csv.writer(self._buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._csv.writerow(COLUMNS)
 
     def write(self, rows: list[Row]) -> None:
         """Append rows."""
-        self._csv.writerows(rows)
+        for row in rows:
+            (self._quoting if "\r" in row.path else self._csv).writerow(row)
         self._flush()
 
     def close(self) -> str:

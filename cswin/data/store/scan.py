@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,13 @@ from PIL import Image
 
 from cswin.atomic import atomic_path
 from cswin.data.images.decode import decode_rgb
+from cswin.data.sources.folder import check_class_folders, class_folders, image_names
+from cswin.data.sources.source import LISTED, listed
 from cswin.data.store.manifest import SPLITS, Row, RowWriter, Split, Summary, shard_count
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
 _CHUNK = 32  # files handed to a thread at once
-_LISTED = 10
 
 
 class Expected(NamedTuple):
@@ -131,8 +131,8 @@ def write_manifest(
     """
     if output.parent.resolve() != summary_path.parent.resolve():
         raise UserError(f"{output} and {summary_path} are in different folders: put the rows beside their summary")
-    classes = find_classes(images, expected.classes)
-    total = check_counts(images, expected)
+    found = find_classes(images, expected.classes)
+    classes, total = found["train"], check_counts(images, found, expected)
     output.parent.mkdir(parents=True, exist_ok=True)
     scan = _Scan(classes)
     with atomic_path(output) as temporary:
@@ -156,41 +156,28 @@ def _split(tally: _Tally, shard_mb: int) -> Split:
     return Split(images, tally.bytes, tally.largest, shard_count(images, tally.bytes, shard_mb), tuple(tally.counts))
 
 
-def find_classes(images: Path, promised: int | None = None) -> list[str]:
-    """Sorted names of the classes of train.
+def find_classes(images: Path, promised: int | None = None) -> dict[str, list[str]]:
+    """Sorted names of the classes by split.
 
     Raises:
         UserError: if train/ or val/ is missing or empty, has files instead of class folders, if val has a class that train
             lacks, or there is another number of classes than promised.
     """
-    found = {}
-    for split in SPLITS:
-        entries = [entry for entry in _entries(images / split) if not entry.name.startswith(".")]
-        strays = sorted(entry.name for entry in entries if not entry.is_dir())
-        if strays:
-            raise UserError(f"{images / split}: has files beside its class folders: {_listed(strays)}; move them away")
-        garbled = [name for name in (entry.name for entry in entries) if not name.isprintable()]
-        if garbled:
-            raise UserError(f"{images / split}: names of classes are not readable as UTF-8: {garbled!r}; rename the folders")
-        found[split] = sorted(entry.name for entry in entries)
-        if not entries:
-            raise UserError(
-                f"{images / split}: has no class folders; the layout is train/<class>/<image> and val/<class>/<image>"
-            )
+    found = {split: class_folders(images / split) for split in SPLITS}
     unknown = sorted(set(found["val"]) - set(found["train"]))
     if unknown:
         raise UserError(
-            f"{images / 'val'}: has classes that train lacks: {_listed(unknown)}; remove them or add training images"
+            f"{images / 'val'}: has classes that train lacks: {listed(unknown)}; remove them or add training images"
         )
     if promised is not None and len(found["train"]) != promised:
         raise UserError(
-            f"{images / 'train'}: has {len(found['train'])} classes ({_listed(found['train'])}), promised are {promised} "
+            f"{images / 'train'}: has {len(found['train'])} classes ({listed(found['train'])}), promised are {promised} "
             "(data.classes): labels would be out of range; check the folder or the setting"
         )
-    return found["train"]
+    return found
 
 
-def check_counts(images: Path, expected: Expected) -> int:
+def check_counts(images: Path, classes: dict[str, list[str]], expected: Expected) -> int:
     """Count the files before any of them is read.
 
     Returns:
@@ -199,18 +186,7 @@ def check_counts(images: Path, expected: Expected) -> int:
     Raises:
         UserError: if a class is empty, holds folders, or a split has another number of files than promised.
     """
-    totals, empty, nested = {}, [], []
-    for split in SPLITS:
-        totals[split] = 0
-        for folder in sorted(entry.name for entry in _entries(images / split) if entry.is_dir() and entry.name[0] != "."):
-            names, folders = image_names(images / split / folder)
-            totals[split] += len(names)
-            empty += [] if names else [f"{split}/{folder}"]
-            nested += [f"{split}/{folder}/{name}" for name in folders]
-    if nested:
-        raise UserError(f"{images}: folders inside of class folders: {_listed(nested)}; put all images into the class folder")
-    if empty:
-        raise UserError(f"{images}: classes without images: {_listed(empty)}; add images or remove the folders")
+    totals = check_class_folders(images, classes)
     for split, promised in (("train", expected.train), ("val", expected.val)):
         if promised is not None and totals[split] != promised:
             raise UserError(
@@ -218,23 +194,6 @@ def check_counts(images: Path, expected: Expected) -> int:
                 "extract again, or correct the promise"
             )
     return sum(totals.values())
-
-
-def image_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the files and of the folders in a class folder; hidden ones are left out."""
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in entries if not entry.is_dir())
-    return names, sorted(entry.name for entry in entries if entry.is_dir())
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror}); the layout is train/<class>/ and val/<class>/"
-        ) from error
 
 
 def _scan_images(images: Path, scan: _Scan, pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[list[Row], int]]:
@@ -300,7 +259,7 @@ def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path
     if not scan.bad:
         return
     where = f"; all of them are in {report}" if report else ""
-    first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:_LISTED])
+    first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:LISTED])
     if on_bad_image == "fail":
         raise UserError(
             f"{images}: {len(scan.bad)} bad images: {first}{where}. Replace them, or leave them out with on_bad_image: skip"
@@ -313,9 +272,4 @@ def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path
         if count == 0 and (images / split / name).is_dir()
     ]
     if gone:
-        raise UserError(f"{images}: classes with bad images alone: {_listed(gone)}; replace the images or remove the folders")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+        raise UserError(f"{images}: classes with bad images alone: {listed(gone)}; replace the images or remove the folders")
