@@ -173,11 +173,12 @@ def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
 def draw(transform: TrainTransform, row: bytes, rng: np.random.Generator, clock: Clock) -> Drawn:
     """TrainTransform.draw, timed step by step."""
     image = EncodedImage(row)
-    box, mirrored = transform.crop.draw(rng, *image.size), rng.random() < transform.hflip
+    box, bicubic = transform.crop.draw(rng, *image.size), transform.draw_filter(rng) == "bicubic"
+    mirrored = rng.random() < transform.hflip
     clock.lap("header, crop's draw")
     frame = image.frame(transform.mode)
     clock.lap("decode")
-    pixels = resize(frame, (transform.size,) * 2, bicubic=transform.bicubic, crop=box, mirrored=mirrored)
+    pixels = resize(frame, (transform.size,) * 2, bicubic=bicubic, crop=box, mirrored=mirrored)
     clock.lap("crop, resize, flip")
     pixels = transform.augment(pixels, rng)
     clock.lap("RandAugment")

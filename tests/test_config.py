@@ -67,6 +67,15 @@ def test_report_schedule_is_the_specifications():
     assert first.architecture.split_size == (2, 2, 7, 7)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_paper_s_configurations_draw_the_filter_and_erase_after_mixing(file):
+    """timm 0.3.4 as the authors call it; the report does otherwise."""
+    for stage in (settings := load_settings(file)).stages:
+        augment = resolve_stage(settings, stage).augment
+        wanted = ("random", "after_mixing") if file.stem.startswith("paper_") else ("bicubic", "before_mixing")
+        assert (augment.interpolation, augment.erase) == wanted
+
+
 def test_resolved_stage_survives_its_file(tmp_path):
     config = resolve_stage(load_settings(CONFIG / "config.yaml"), "stage2")
     (tmp_path / "stage2.yaml").write_text(dump(config))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import cswin.compiled
 from cswin.data.augment.transforms import EvalTransform, TrainTransform, compile_kernels
-from cswin.data.images.kernels import affine, normalise, rotate
+from cswin.data.images.kernels import affine, mix_rounded, normalise, rotate
 from cswin.data.images.resample import CropBox, resize
 from cswin.data.loader.workers import worker_pool
 
@@ -123,6 +123,16 @@ def test_normalisation_rounds_twice():
     assert out.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("own", [0.5, 0.25, 0.3712, 1 - 1e-7, 0.0])
+def test_mixed_bytes_are_rounded_as_numpy_does(own):
+    """All pairs of values; at 0.5 and 0.25 many sums lie half-way between two whole numbers."""
+    image, partner = (grid.astype(np.uint8)[None] for grid in np.meshgrid(np.arange(256), np.arange(256)))
+    expected = image.astype(np.float32) * np.float32(own) + partner.astype(np.float32) * np.float32(1 - own)
+    mixed = image.copy()
+    mix_rounded(mixed, partner, own, 1 - own)
+    np.testing.assert_array_equal(mixed, np.rint(expected).astype(np.uint8))
+
+
 def test_kernels_compile_without_a_folder_for_their_code(monkeypatch):
     """numba refuses `cache=True` where it can write nowhere."""
     njit = cswin.compiled.njit
@@ -137,7 +147,18 @@ def test_kernels_compile_without_a_folder_for_their_code(monkeypatch):
 
 
 CALLED = {  # from Python; what they call is compiled into them
-    "kernels": ["transposed", "_shift_rows", "_affine", "look_up", "histograms", "_luma", "smooth", "blend", "normalise"],
+    "kernels": [
+        "transposed",
+        "_shift_rows",
+        "_affine",
+        "look_up",
+        "histograms",
+        "_luma",
+        "smooth",
+        "blend",
+        "normalise",
+        "mix_rounded",
+    ],
     "resample": ["_weights", "_resize"],
 }
 

@@ -105,6 +105,44 @@ def test_batches_do_not_depend_on_the_split(dataset, split, mode):
         np.testing.assert_array_equal(targets, expected_targets)
 
 
+@pytest.mark.parametrize("split", [(2, 1), (1, 2), (8, 1)])
+def test_batches_erased_after_mixing_do_not_depend_on_the_split(dataset, split):
+    augment = {"mixup_group": 8, "erase": "after_mixing", "erase_prob": 1.0}
+    expected = whole_batches(dataset, augment=augment)
+    found = whole_batches(dataset, devices=split[0], accumulation=split[1], augment=augment)
+    for (images, targets), (expected_images, expected_targets) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(targets, expected_targets)
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_erased_after_mixing(dataset, cutmix):
+    """Rounded bytes of both partners, normalised; then each row's own boxes over them."""
+    augment = {"erase": "after_mixing", "erase_prob": 1.0, "switch_prob": 1.0 if cutmix else 0.0, "mixup_group": GLOBAL}
+    config, runtime = settings(augment=augment)
+    loader = TrainLoader(dataset, config, runtime)
+    rows = {position: data for position, _, data in read_rows(dataset, "train", np.arange(IMAGES))}
+    positions = order_rng(5, 1).permutation(IMAGES)[:GLOBAL]
+    drawn = [loader.transform.draw(rows[p], sample_rng(5, 1, int(p))) for p in positions]
+    plan, own = loader.mix_plan(1, 0), np.stack([sample.pixels for sample in drawn]).astype(np.float32)
+    assert plan.is_cutmix.all() == bool(cutmix) and plan.mixes
+    if cutmix:
+        mixed, (top, bottom, left, right) = own.copy(), plan.box[0]
+        mixed[:, :, top:bottom, left:right] = own[::-1, :, top:bottom, left:right]
+    else:
+        mixed = np.rint(own * np.float32(plan.lam[0]) + own[::-1] * np.float32(1 - plan.lam[0]))
+    (batch,) = next(iter(loader.epoch(1)))
+    for image, pixels, sample in zip(batch.images, mixed.astype(np.uint8), drawn, strict=True):
+        expected = loader.transform.normalise(pixels)
+        for box, fill in sample.patches:
+            expected[:, box.top : box.top + box.height, box.left : box.left + box.width] = fill
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_evaluation_is_bicubic_where_training_draws_the_filter():
+    assert eval_transform(settings(augment={"interpolation": "random"})[0]).bicubic
+
+
 def test_epochs_and_seeds_differ(dataset):
     config, runtime = settings()
     other = TrainLoader(dataset, config.model_copy(update={"seed": 6}), runtime)

@@ -120,10 +120,10 @@ def test_crop_and_resize_equals_the_formula(box, kind, monkeypatch):
     assert np.abs(result - np.clip(expected, 0, 255)).max() <= 1.5  # 8 bits after each of the two passes
 
 
-def crop_and_resize(image: Image.Image, box: CropBox, size: int) -> Image.Image:
+def crop_and_resize(image: Image.Image, box: CropBox, size: int, name: str = "BICUBIC") -> Image.Image:
     """Rows first; in one call Pillow 13 begins with the columns of a tall image."""
     part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return part.resize((size, box.height), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+    return part.resize((size, box.height), Image.Resampling[name]).resize((size, size), Image.Resampling[name])
 
 
 # Decoding at a reduced scale
@@ -267,6 +267,22 @@ def test_training_is_its_steps_in_order():
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         expected = transform.erase(transform.normalise(transform.augment(planes(image), rng)), rng)
         assert transform(data, sample_rng(1, 2, index)).tobytes() == expected.tobytes()
+
+
+def test_random_interpolation_draws_a_filter_for_each_crop():
+    """After the crop and before the flip, both filters equally often; RandAugment's geometric operations draw for themselves."""
+    transform, data, seen = TrainTransform(24, interpolation="random", hflip=0.0), encode(photo(50, 40)), Counter()
+    for index in range(200):
+        rng = sample_rng(1, 2, index)
+        box = transform.crop.draw(rng, 50, 40)
+        name = ("bilinear", "bicubic")[int(rng.integers(2))]
+        wanted = crop_and_resize(photo(50, 40), box, 24, name.upper())
+        np.testing.assert_array_equal(transform.decode_crop(data, sample_rng(1, 2, index)), planes(wanted))
+        seen[name] += 1
+    assert min(seen.values()) > 70  # 100 expected, standard deviation 7
+    augment = TrainTransform(24, interpolation="random", rand_augment="rand-m9-mstd0.5-inc1").augment
+    drawn = [augment.draw(np.random.default_rng(seed)) for seed in range(100)]
+    assert {operation.resample for operations in drawn for operation in operations} == {None, "bilinear", "bicubic"}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -85,7 +85,11 @@ class Augment(Section):
 
     scale: Range = Field([0.08, 1.0], description="Area of the random resized crop as a share of the image, from and to.")
     ratio: Range = Field([0.75, 4 / 3], description="Aspect ratio of the random resized crop, from and to.")
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="Resampling filter, training and evaluation.")
+    interpolation: Literal["bicubic", "bilinear", "random"] = Field(
+        "bicubic",
+        description="Resampling filter of training and evaluation. `random` (the paper's code): one of the two, drawn for each crop "
+        "and for each geometric operation of RandAugment; evaluation is bicubic then.",
+    )
     hflip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     rand_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="RandAugment in timm's string syntax. Empty: none.")
     erase_prob: Fraction = Field(0.25, description="Probability of random erasing.")
@@ -93,6 +97,11 @@ class Augment(Section):
         "pixel", description="Fill: normal noise per pixel, zero, or one colour."
     )
     erase_count: Count = Field(1, description="Largest number of erased boxes.")
+    erase: Literal["before_mixing", "after_mixing"] = Field(
+        "before_mixing",
+        description="`before_mixing` (the report): each image is normalised and erased, then the batch is mixed. `after_mixing` (the "
+        "paper's code): 8-bit images are mixed and rounded, then normalised, then erased.",
+    )
     mixup: NonNegative = Field(0.8, description="Alpha of mixup's Beta distribution; 0: no mixup.")
     cutmix: NonNegative = Field(1.0, description="Alpha of cutmix's Beta distribution; 0: no cutmix.")
     mixup_prob: Fraction = Field(1.0, description="Probability that a batch (or element) is mixed at all.")

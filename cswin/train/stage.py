@@ -14,7 +14,7 @@ from cswin.atomic import atomic_path
 from cswin.checkpoint import CheckpointRecord, Preprocessing, file_sha256, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.config.settings import Runtime
-from cswin.data.loader.batches import normalisation
+from cswin.data.loader.batches import eval_interpolation, normalisation
 from cswin.data.store.dataset import Dataset
 from cswin.device import select_device
 from cswin.errors import UserError
@@ -195,7 +195,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
     preprocessing = Preprocessing(
         arch.image_size,
         config.evaluation.crop_ratio,
-        interpolation=config.augment.interpolation,
+        interpolation=eval_interpolation(config.augment),
         channels=arch.in_channels,
         **normalisation(config.augment, arch.in_channels),
     )

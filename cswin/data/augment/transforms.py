@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.data.augment.erasing import Patch, RandomErasing, paste
-from cswin.data.augment.randaugment import FILTERS, OPERATIONS, Operation, RandAugment
+from cswin.data.augment.randaugment import FILTERS, OPERATIONS, Operation, RandAugment, filters_of
 from cswin.data.images import kernels
 from cswin.data.images.decode import EncodedImage
 from cswin.data.images.resample import CropBox, resize
@@ -141,7 +141,8 @@ class TrainTransform:
     """The training pipeline: random resized crop, horizontal flip, RandAugment, normalisation, random erasing.
 
     `size` is the side of the result in pixels, `channels` 3 (RGB) or 1 (greyscale, converted before the crop). `rand_augment`
-    is a string in timm's syntax, or None. Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare.
+    is a string in timm's syntax, or None. `interpolation` is bicubic, bilinear, or random: one of the two, drawn for each crop and
+    for each geometric operation of RandAugment. Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class TrainTransform:
     ) -> None:
         if not 0 <= hflip <= 1:
             raise UserError(f"hflip is {hflip}: give a probability from 0 to 1")
-        self.size, self.mode, self.bicubic, self.hflip = size, _mode(channels), _is_bicubic(interpolation), hflip
+        self.size, self.mode, self.filters, self.hflip = size, _mode(channels), filters_of(interpolation), hflip
         self.crop = RandomResizedCrop(scale, ratio)
         self.normalise = Normalise(mean, std, channels)
         self.augment = None
@@ -188,19 +189,28 @@ class TrainTransform:
     def decode_crop(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """The drawn crop, with probability `hflip` mirrored: (channels, size, size) uint8. Raises BadImage."""
         image = EncodedImage(data)
-        return self.crop_resize(image, self.crop.draw(rng, *image.size), mirrored=rng.random() < self.hflip)
+        box, bicubic = self.crop.draw(rng, *image.size), self.draw_filter(rng) == "bicubic"
+        return self.crop_resize(image, box, bicubic=bicubic, mirrored=rng.random() < self.hflip)
 
-    def crop_resize(self, image: EncodedImage, box: CropBox, *, mirrored: bool) -> np.ndarray:
+    def draw_filter(self, rng: np.random.Generator) -> str:
+        """The filter of the crop; nothing is drawn where there is only one."""
+        return self.filters[int(rng.integers(len(self.filters)))] if len(self.filters) > 1 else self.filters[0]
+
+    def crop_resize(self, image: EncodedImage, box: CropBox, *, bicubic: bool, mirrored: bool) -> np.ndarray:
         """The part `box` of an image, which is decoded at a reduced scale where that is allowed: (channels, size, size) uint8."""
         shrunk = dct_scale(box, self.size) if image.is_jpeg else 1
         frame = image.frame(self.mode, shrunk)
         if shrunk > 1:
-            return resize_shrunk(frame, box, self.size, bicubic=self.bicubic, shrunk=shrunk, mirrored=mirrored)
+            return resize_shrunk(frame, box, self.size, bicubic=bicubic, shrunk=shrunk, mirrored=mirrored)
         # The crop as an image of its own: the filter must not see beyond it, as torchvision's does not.
-        return resize(frame, (self.size, self.size), bicubic=self.bicubic, crop=box, mirrored=mirrored)
+        return resize(frame, (self.size, self.size), bicubic=bicubic, crop=box, mirrored=mirrored)
 
     def __str__(self) -> str:
-        steps = [str(self.crop), f"resize to {self.size} x {self.size}", f"flip at probability {self.hflip:g}"]
+        steps = [
+            str(self.crop),
+            f"resize to {self.size} x {self.size} ({' or '.join(self.filters)})",
+            f"flip at probability {self.hflip:g}",
+        ]
         steps += [str(self.augment)] if self.augment else []
         return "; ".join([*steps, "normalise", str(self.erase)])
 
@@ -258,3 +268,4 @@ def compile_kernels() -> None:
     for name, definition in OPERATIONS.items():
         augment.apply(pixels, [Operation(name, 1.0, definition.argument(1.0, 1), FILTERS[0] if definition.geometric else None)])
     Normalise(IMAGENET_MEAN, IMAGENET_STD, 3)(pixels)
+    kernels.mix_rounded(pixels, pixels.copy(), 0.5, 0.5)

@@ -17,6 +17,7 @@ import numpy as np
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Augment, Runtime
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.augment.randaugment import RANDOM
 from cswin.data.augment.transforms import Drawn, EvalTransform, TrainTransform
 from cswin.data.loader.labelled import Row
 from cswin.data.loader.rng import batch_rng, holdout_rng, order_rng, sample_rng
@@ -46,6 +47,11 @@ def normalisation(augment: Augment, channels: int) -> dict[str, tuple[float, ...
     return {"mean": pick(augment.mean), "std": pick(augment.std)}
 
 
+def eval_interpolation(augment: Augment) -> str:
+    """The filter of evaluation, which draws nothing: bicubic where training draws one."""
+    return "bicubic" if augment.interpolation == RANDOM else augment.interpolation
+
+
 def train_transform(config: StageConfig) -> TrainTransform:
     """The augmentation that a stage asks for."""
     arch, augment = config.architecture, config.augment
@@ -71,7 +77,7 @@ def eval_transform(config: StageConfig) -> EvalTransform:
         arch.image_size,
         crop_ratio=config.evaluation.crop_ratio,
         channels=arch.in_channels,
-        interpolation=augment.interpolation,
+        interpolation=eval_interpolation(augment),
         **normalisation(augment, arch.in_channels),
     )
 
@@ -134,16 +140,26 @@ class TrainLoader:
         return [self._micro_batch(samples, rows, epoch, step) for rows in self.micro_rows]
 
     def _micro_batch(self, samples: Iterator, rows: np.ndarray, epoch: int, step: int) -> Batch:
-        arch, labels = self.config.architecture, np.empty(len(rows), np.int64)
-        images = np.empty((len(rows), arch.in_channels, arch.image_size, arch.image_size), np.float32)
-        for i, (drawn, label) in enumerate(islice(samples, len(rows))):
-            self.transform.finish(drawn, images[i])
+        arch, augment, size = self.config.architecture, self.config.augment, len(rows)
+        images, labels = (
+            np.empty((size, arch.in_channels, arch.image_size, arch.image_size), np.float32),
+            np.empty(size, np.int64),
+        )
+        mixed_first = self.mixes and augment.erase == "after_mixing"
+        drawn = []
+        for i, (sample, label) in enumerate(islice(samples, size)):
             labels[i] = label
-        augment, classes = self.config.augment, self.config.num_classes
+            if mixed_first:
+                drawn.append(sample)
+            else:
+                self.transform.finish(sample, images[i])
         if not self.mixes:
-            return Batch(images, one_hot(labels, classes, augment.label_smoothing), rows)
+            return Batch(images, one_hot(labels, self.config.num_classes, augment.label_smoothing), rows)
+        unmixed = np.stack([sample.pixels for sample in drawn]) if mixed_first else images
         plan = self.mix_plan(epoch, step).rows(rows)
-        images, targets = apply_mixup(images, labels, plan, classes, augment.label_smoothing)
+        mixed, targets = apply_mixup(unmixed, labels, plan, self.config.num_classes, augment.label_smoothing)
+        for i, sample in enumerate(drawn):
+            self.transform.finish(Drawn(mixed[i], sample.patches), images[i])
         return Batch(images, targets, rows)
 
     def mix_plan(self, epoch: int, step: int) -> MixPlan:

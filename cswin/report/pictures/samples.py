@@ -107,5 +107,5 @@ def _recipe(config: StageConfig) -> str:
     mixing = f"mixup {augment.mixup:g}, cutmix {augment.cutmix:g}, probability {augment.mixup_prob:g}"
     return (
         f"crop {augment.scale[0]:g} to {augment.scale[1]:g}, flip {augment.hflip:g}, {augment.rand_augment or 'no RandAugment'}, "
-        f"erasing {augment.erase_prob:g}, {mixing}, label smoothing {augment.label_smoothing:g}"
+        f"erasing {augment.erase_prob:g} {augment.erase.replace('_', ' ')}, {mixing}, label smoothing {augment.label_smoothing:g}"
     )
