@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
-from cswin.checkpoint import Checkpoint, Preprocessing, load_into
-from cswin.data.augment.transforms import EvalTransform
+from cswin.checkpoint import Checkpoint, load_into
 from cswin.data.images.decode import as_frame, decode_rgb
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
 from cswin.errors import BadImage, UserError
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -61,11 +62,9 @@ class ImageReader:
     """
 
     def __init__(self, preprocessing: Preprocessing, upright: bool = True):
-        p = preprocessing
-        if p.channels not in (1, 3):
-            raise UserError(f"the network takes images of {p.channels} channels, image files have 1 or 3")
-        self.transform = EvalTransform(p.image_size, crop_ratio=p.crop_ratio, channels=p.channels, mean=p.mean, std=p.std,
-                                       interpolation=p.interpolation)  # fmt: skip
+        if preprocessing.channels not in (1, 3):
+            raise UserError(f"the network takes images of {preprocessing.channels} channels, image files have 1 or 3")
+        self.transform = EvalTransform(preprocessing)
         self.upright = upright
 
     def __call__(self, path: Path) -> np.ndarray:

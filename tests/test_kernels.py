@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from photo import encode, photo, planes
 from PIL import Image
+from pipelines import evaluation, training
 
 import cswin.compiled
-from cswin.data.augment.transforms import EvalTransform, TrainTransform, compile_kernels
+from cswin.data.augment.transforms import compile_kernels
 from cswin.data.images.kernels import affine, mix_rounded, normalise, rotate
 from cswin.data.images.resample import CropBox, resize
 from cswin.data.loader.workers import worker_pool
@@ -181,8 +182,8 @@ def test_one_version_of_each_kernel_serves_all():
     files = [encode(photo(40, 30)), encode(photo(40, 30), "JPEG"), encode(photo(80, 80), "JPEG"), encode(noise(9, 9, 1))]
     for channels, data in itertools.product((1, 3), files):
         rng = np.random.default_rng(0)
-        transform = TrainTransform(16, channels=channels, rand_augment="rand-m9-n9-p1-inc1", erase_prob=1.0)
+        transform = training(16, channels=channels, rand_augment="rand-m9-n9-p1-inc1", erase_prob=1.0)
         for _ in range(5):
             transform(data, rng)
-        EvalTransform(16, channels=channels, interpolation="bilinear")(data)
+        evaluation(16, channels=channels, interpolation="bilinear")(data)
     assert versions() == before

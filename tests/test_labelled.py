@@ -2,9 +2,9 @@
 
 import pytest
 from image_trees import small_files, write_tar, write_tree
+from pipelines import evaluation
 
 from cswin.config.settings import Runtime
-from cswin.data.augment.transforms import EvalTransform
 from cswin.data.loader.batches import EvalTask, eval_batches
 from cswin.data.loader.labelled import open_labelled
 from cswin.errors import UserError
@@ -45,7 +45,7 @@ def test_a_broken_image_is_named(tmp_path, kind):
     place = write_tree(tmp_path / "images", files) if kind == "folder" else write_tar(tmp_path / "a.tar", files)
     runtime = Runtime(eval_batch_size=4, workers=1, worker_kind="thread")
     with pytest.raises(UserError, match=r"val/b/broken\.JPEG'?: image of 300 bytes does not decode.*replace or remove it"):
-        list(eval_batches(open_labelled(place, "val", CLASSES).rows(ALL), EvalTask(EvalTransform(32)), runtime))
+        list(eval_batches(open_labelled(place, "val", CLASSES).rows(ALL), EvalTask(evaluation(32)), runtime))
 
 
 def test_a_dangling_link_is_named(tmp_path):

@@ -17,7 +17,10 @@ from image_trees import image_bytes
 
 from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.data.augment.mixup import apply_mixup, plan_mixup
-from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, eval_transform, train_transform, training_positions
+from cswin.data.augment.transforms import TrainTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions
 from cswin.data.loader.rng import batch_rng, order_rng, sample_rng
 from cswin.data.loader.workers import in_order, worker_pool
 from cswin.data.store.dataset import read_rows
@@ -140,7 +143,8 @@ def test_erased_after_mixing(dataset, cutmix):
 
 
 def test_evaluation_is_bicubic_where_training_draws_the_filter():
-    assert eval_transform(settings(augment={"interpolation": "random"})[0]).bicubic
+    assert EvalTransform(Preprocessing.of_stage(settings(augment={"interpolation": "random"})[0])).bicubic
+    assert not EvalTransform(Preprocessing.of_stage(settings(augment={"interpolation": "bilinear"})[0])).bicubic
 
 
 def test_epochs_and_seeds_differ(dataset):
@@ -157,7 +161,7 @@ def test_a_batch_is_its_parts_put_together(dataset):
     config, runtime = settings()
     rows = {position: (label, data) for position, label, data in read_rows(dataset, "train", np.arange(IMAGES))}
     order = order_rng(5, 1).permutation(IMAGES)
-    transform = train_transform(config)
+    transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
     for step, micro_batches in enumerate(TrainLoader(dataset, config, runtime).epoch(1)):
         (batch,) = micro_batches
         positions = order[step * GLOBAL : (step + 1) * GLOBAL]
@@ -238,7 +242,7 @@ def test_held_out_images_are_never_trained_on(dataset, seen_positions, devices):
 def test_labels_stay_with_their_images(dataset):
     """Without any augmentation each image of a batch is found again among the files, with its label."""
     config, runtime = settings(augment=PLAIN | {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
-    transform = train_transform(config)
+    transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
     known = {}
     for _, label, data in read_rows(dataset, "train", np.arange(IMAGES)):
         known[transform(data, np.random.default_rng(0)).tobytes()] = label
@@ -255,7 +259,7 @@ def test_labels_stay_with_their_images(dataset):
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_evaluation_gives_every_image_once_in_order(dataset, kind):
     config, runtime = settings(kind=kind)
-    transform = eval_transform(config)
+    transform = EvalTransform(Preprocessing.of_stage(config))
     batches = list(eval_batches(read_rows(dataset, "val", np.arange(14)), EvalTask(transform), runtime))
     assert [len(batch.labels) for batch in batches] == [6, 6, 2]
     rows = list(read_rows(dataset, "val", np.arange(14)))
@@ -285,7 +289,9 @@ def test_a_broken_image_is_named_after_the_batches_before_it(dataset, kind, monk
     with pytest.raises(BadImage, match="validation image 7: image is empty"):
         list(
             eval_batches(
-                ((p, 0, b"" if p == 7 else image_bytes(p)) for p in range(9)), EvalTask(eval_transform(config)), runtime
+                ((p, 0, b"" if p == 7 else image_bytes(p)) for p in range(9)),
+                EvalTask(EvalTransform(Preprocessing.of_stage(config))),
+                runtime,
             )
         )
 

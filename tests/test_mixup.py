@@ -9,7 +9,7 @@ from scipy import stats
 
 from cswin.data.augment.erasing import Box, Patch, paste
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.augment.transforms import Normalise
+from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.rng import batch_rng
 from cswin.errors import UserError
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cswin.data.images.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
+from cswin.data.images.preprocessing import FILTERS
 from cswin.errors import UserError
 
 FULL = 10.0
@@ -22,7 +23,6 @@ _SYNTAX = (
     "write rand-m9-mstd0.5-inc1, with any of m (magnitude), n (operations), p (probability of each), mstd (noise of the "
     "magnitude; above 100: uniform from 0), mmax (largest magnitude), inc (1: all operations grow with the magnitude)"
 )
-FILTERS = ("bilinear", "bicubic")
 RANDOM = "random"
 
 Fill = tuple[int, ...]

@@ -1,14 +1,13 @@
-"""From the bytes of an image file to a network's input, for training and for evaluation.
+"""From the bytes of an image file to a network's input in training: decode, crop, flip, augment, normalise, erase.
 
-Decode, crop, flip, augment, normalise, erase. Everything up to normalisation happens on 8-bit images. No orientation is read from
-EXIF, as in every published ImageNet figure.
+Everything up to normalisation happens on 8-bit images. No orientation is read from EXIF, as in every published ImageNet figure.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,12 +15,14 @@ from cswin.data.augment.erasing import Patch, RandomErasing, paste
 from cswin.data.augment.randaugment import FILTERS, OPERATIONS, Operation, RandAugment, filters_of
 from cswin.data.images import kernels
 from cswin.data.images.decode import EncodedImage
+from cswin.data.images.evaluation import Normalise, image_mode
+from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.data.images.resample import CropBox, resize
 from cswin.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's conversion from RGB to L
+if TYPE_CHECKING:
+    from cswin.config.settings import Augment
+
 _TRIES = 10
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as the crop still has this many times the pixels of the result on each side.
 # At 2 a photograph differs from the full decode by about 1 of 255 levels on average (tests/test_transforms.py bounds it); at 1
@@ -87,49 +88,6 @@ def resize_shrunk(
     return resize(frame, (size, size), bicubic=bicubic, region=region, mirrored=mirrored)
 
 
-class Normalise:
-    """(value / 255 - mean) / std, as one multiplication and one addition.
-
-    `mean` and `std` have one value for each channel, in the unit 0 to 1. Three values serve for greyscale too: weighted as
-    Pillow weights red, green and blue (exact for the mean; for the deviation where the three vary together).
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-        mean, std = (_per_channel(name, values, channels) for name, values in (("mean", mean), ("std", std)))
-        if std.min() <= 0:
-            raise UserError(f"std is {std.tolist()}: every value must be above 0")
-        self.fill = tuple(min(255, round(255 * value)) for value in mean.tolist())
-        self.factor = (1 / (255 * std)).astype(np.float32)
-        self.offset = (-mean / std).astype(np.float32)
-
-    def __call__(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """(C, H, W) float32, contiguous, of (C, H, W) uint8; into `out` where it is given."""
-        if out is None:
-            out = np.empty(pixels.shape, np.float32)
-        kernels.normalise(pixels, self.factor, self.offset, out)
-        return out
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> np.ndarray:
-    if len(values) == 3 and channels == 1:
-        values = [float(np.dot(LUMA, values))]
-    if len(values) != channels:
-        raise UserError(f"{name} has {len(values)} values for {channels} channels: give {channels}")
-    return np.array(values, dtype=np.float64)
-
-
-def _mode(channels: int) -> str:
-    if channels not in (1, 3):
-        raise UserError(f"in_channels is {channels}: images have 1 (greyscale) or 3 (RGB)")
-    return "L" if channels == 1 else "RGB"
-
-
-def _is_bicubic(interpolation: str) -> bool:
-    if interpolation not in FILTERS:
-        raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}")
-    return interpolation == "bicubic"
-
-
 class Drawn(NamedTuple):
     """An augmented training image before normalisation: (C, H, W) uint8, and what random erasing will write."""
 
@@ -140,36 +98,27 @@ class Drawn(NamedTuple):
 class TrainTransform:
     """The training pipeline: random resized crop, horizontal flip, RandAugment, normalisation, random erasing.
 
-    `size` is the side of the result in pixels, `channels` 3 (RGB) or 1 (greyscale, converted before the crop). `rand_augment`
-    is a string in timm's syntax, or None. `interpolation` is bicubic, bilinear, or random: one of the two, drawn for each crop and
-    for each geometric operation of RandAugment. Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare.
+    Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare. Where the interpolation is `random`, a filter is
+    drawn for each crop and for each geometric operation of RandAugment.
+
+    Args:
+        preprocessing: side of the result (pixels), channels (grey images are converted before the crop), mean and deviation.
+        augment: the recipe.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        channels: int = 3,
-        scale: Sequence[float] = (0.08, 1.0),
-        ratio: Sequence[float] = (3 / 4, 4 / 3),
-        interpolation: str = "bicubic",
-        hflip: float = 0.5,
-        rand_augment: str | None = None,
-        erase_prob: float = 0.0,
-        erase_mode: str = "pixel",
-        erase_count: int = 1,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
-        if not 0 <= hflip <= 1:
-            raise UserError(f"hflip is {hflip}: give a probability from 0 to 1")
-        self.size, self.mode, self.filters, self.hflip = size, _mode(channels), filters_of(interpolation), hflip
-        self.crop = RandomResizedCrop(scale, ratio)
-        self.normalise = Normalise(mean, std, channels)
+    def __init__(self, preprocessing: Preprocessing, augment: Augment) -> None:
+        if not 0 <= augment.hflip <= 1:
+            raise UserError(f"hflip is {augment.hflip}: give a probability from 0 to 1")
+        self.size, self.mode, self.hflip = preprocessing.image_size, image_mode(preprocessing.channels), augment.hflip
+        self.filters = filters_of(augment.interpolation)
+        self.crop = RandomResizedCrop(augment.scale, augment.ratio)
+        self.normalise = Normalise(preprocessing.mean, preprocessing.std, preprocessing.channels)
         self.augment = None
-        if rand_augment:
-            self.augment = RandAugment.parse(rand_augment, mean_fill=self.normalise.fill, interpolation=interpolation)
-        self.erase = RandomErasing(erase_prob, erase_mode, erase_count)
+        if augment.rand_augment:
+            self.augment = RandAugment.parse(
+                augment.rand_augment, mean_fill=self.normalise.fill, interpolation=augment.interpolation
+            )
+        self.erase = RandomErasing(augment.erase_prob, augment.erase_mode, augment.erase_count)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """The file `data`, augmented by the numbers of `rng`: (channels, size, size) float32. Raises BadImage."""
@@ -213,52 +162,6 @@ class TrainTransform:
         ]
         steps += [str(self.augment)] if self.augment else []
         return "; ".join([*steps, "normalise", str(self.erase)])
-
-
-class EvalTransform:
-    """The evaluation pipeline: shorter side to int(size / crop_ratio), centre crop, normalisation.
-
-    Rounding is that of torchvision's Resize and CenterCrop; the file is always decoded in full, so that figures compare.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        crop_ratio: float = 0.9,
-        channels: int = 3,
-        interpolation: str = "bicubic",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
-        if not 0 < crop_ratio <= 1:
-            raise UserError(f"crop_ratio is {crop_ratio}: give the share of the shorter side that is kept, above 0 and up to 1")
-        self.size, self.crop_ratio = size, crop_ratio
-        self.mode, self.bicubic = _mode(channels), _is_bicubic(interpolation)
-        self.short_side = int(size / crop_ratio)
-        self.normalise = Normalise(mean, std, channels)
-
-    def __call__(self, data: bytes) -> np.ndarray:
-        """The file `data` as (channels, size, size) float32. Raises BadImage."""
-        return self.normalise(self.pixels(data))
-
-    def pixels(self, data: bytes) -> np.ndarray:
-        """The same before normalisation, uint8. Raises BadImage."""
-        return self.resize_crop(EncodedImage(data).frame(self.mode))
-
-    def resize_crop(self, frame: np.ndarray) -> np.ndarray:
-        """The central part, (channels, size, size) uint8, of an image (H, W, channels) uint8."""
-        height, width = frame.shape[:2]
-        short = self.short_side
-        if width <= height:
-            width, height = short, int(short * height / width)
-        else:
-            width, height = int(short * width / height), short
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return resize(frame, (width, height), bicubic=self.bicubic, window=CropBox(left, top, self.size, self.size))
-
-    def __str__(self) -> str:
-        return f"resize the shorter side to {self.short_side}; crop the centre, {self.size} x {self.size}; normalise"
 
 
 def compile_kernels() -> None:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.config.settings import Augment, Runtime
+from cswin.config.settings import Runtime
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.augment.randaugment import RANDOM
-from cswin.data.augment.transforms import Drawn, EvalTransform, TrainTransform
+from cswin.data.augment.transforms import Drawn, TrainTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
 from cswin.data.loader.labelled import Row
 from cswin.data.loader.rng import batch_rng, holdout_rng, order_rng, sample_rng
 from cswin.data.loader.workers import CHUNK, in_order, prefetched, worker_pool
@@ -39,47 +40,6 @@ class Batch:
     images: np.ndarray
     targets: np.ndarray
     columns: np.ndarray
-
-
-def normalisation(augment: Augment, channels: int) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation per channel; a grey image takes the average of the three."""
-    pick = (lambda v: tuple(v)) if channels == 3 else (lambda v: (sum(v) / len(v),))
-    return {"mean": pick(augment.mean), "std": pick(augment.std)}
-
-
-def eval_interpolation(augment: Augment) -> str:
-    """The filter of evaluation, which draws nothing: bicubic where training draws one."""
-    return "bicubic" if augment.interpolation == RANDOM else augment.interpolation
-
-
-def train_transform(config: StageConfig) -> TrainTransform:
-    """The augmentation that a stage asks for."""
-    arch, augment = config.architecture, config.augment
-    return TrainTransform(
-        arch.image_size,
-        channels=arch.in_channels,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
-        interpolation=augment.interpolation,
-        hflip=augment.hflip,
-        rand_augment=augment.rand_augment,
-        erase_prob=augment.erase_prob,
-        erase_mode=augment.erase_mode,
-        erase_count=augment.erase_count,
-        **normalisation(augment, arch.in_channels),
-    )
-
-
-def eval_transform(config: StageConfig) -> EvalTransform:
-    """The preprocessing of a stage's validation."""
-    arch, augment = config.architecture, config.augment
-    return EvalTransform(
-        arch.image_size,
-        crop_ratio=config.evaluation.crop_ratio,
-        channels=arch.in_channels,
-        interpolation=eval_interpolation(augment),
-        **normalisation(augment, arch.in_channels),
-    )
 
 
 def training_positions(images: int, config: StageConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +79,7 @@ class TrainLoader:
         parts = runtime.devices * runtime.accumulation
         rows = local_rows(self.global_batch, self.group, parts, mixed=self.mixes)
         self.micro_rows = list(rows)[rank * runtime.accumulation : (rank + 1) * runtime.accumulation]
-        self.transform = train_transform(config)
+        self.transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The optimizer steps of an epoch from `first_step` on: a list of micro-batches for each. Earlier rows are not read."""

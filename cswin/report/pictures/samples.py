@@ -11,7 +11,7 @@ import numpy as np
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
 from cswin.data.augment.mixup import MixPlan
-from cswin.data.augment.transforms import Normalise
+from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.batches import Batch, TrainLoader
 from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
