@@ -34,7 +34,8 @@ class ShardFacts:
         rows: number of rows.
         first: position of its first row.
         bytes, index_bytes: sizes of the MindRecord file and of its index.
-        labels, content: hashes, see `cswin.data.store.mindrecord.Receipt`.
+        labels: SHA-256 of the histogram of the labels.
+        content: SHA-256 over position, label and SHA-256 of every image, see `mindrecord.content_hash`.
     """
 
     file: str
