@@ -11,11 +11,12 @@ import numpy as np
 from mindspore import ops
 from scipy.special import logsumexp
 
-from cswin.checkpoint import Checkpoint, Preprocessing
+from cswin.checkpoint import Checkpoint
 from cswin.config.settings import Runtime
-from cswin.data.loader import EvalBatch, EvalTask, eval_batches
-from cswin.data.sources import Source
-from cswin.data.transforms import EvalTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalBatch, EvalTask, eval_batches
+from cswin.data.loader.labelled import Labelled
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -73,7 +74,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
+    checkpoint: Checkpoint, source: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks = ALONE
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -87,18 +88,11 @@ def evaluate_checkpoint(
     Raises:
         RuntimeError: if not every image of the source was judged exactly once.
     """
-    transform = EvalTransform(
-        preprocessing.image_size,
-        crop_ratio=preprocessing.crop_ratio,
-        channels=preprocessing.channels,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        interpolation=preprocessing.interpolation,
-    )
+    task = EvalTask(EvalTransform(preprocessing))
     evaluator = Evaluator(checkpoint.record.architecture, precision("O0"), runtime.eval_batch_size)
     weight_sets = {"raw": checkpoint.weights, "ema": checkpoint.ema}
     results = {
-        which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)), ranks)
+        which: gathered(evaluator.run(weights, eval_batches(source.rows(ranks.part), task, runtime)), ranks)
         for which, weights in weight_sets.items()
         if weights is not None
     }

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from cswin.config.resolve import StageConfig, resolve_stage
 from cswin.config.settings import Data, Runtime, Settings
-from cswin.data.loader import training_positions
-from cswin.data.manifest import load_summary
+from cswin.data.loader.batches import training_positions
+from cswin.data.sources.registry import SOURCES
+from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
 from cswin.profile import COPIES_OF_WEIGHTS, FLOAT32, profile
 from cswin.progress import size_text
@@ -173,10 +174,10 @@ def _results_disk(stages: list[StagePlan]) -> int:
 def _data_disk(data: Data, images: Images) -> list[str]:
     """Disk of archive, images and shards."""
     count, size = images.train + images.val, images.bytes
-    extracted = 0 if data.source == "folder" else size + count * BLOCK / 2
+    extracted = size + count * BLOCK / 2 if SOURCES[data.source].extracts else 0
     shards = size + count * 80
     most = f"{size_text(size + extracted + shards)} together" if extracted else f"{size_text(shards)} beside the images"
-    kept = "" if data.source == "folder" or data.keep_images else f", {size_text(size + shards)} after conversion"
+    kept = "" if not extracted or data.keep_images else f", {size_text(size + shards)} after conversion"
     parts = [f"images {size_text(size)} ({images.weighed_by})"]
     parts += [f"extracted {size_text(extracted)}"] if extracted else []
     return [f"data on disk: {', '.join([*parts, f'shards {size_text(shards)}'])}: {most}{kept}"]

@@ -8,7 +8,7 @@ from recipes import optimizer, schedule
 from reference_training import ReferenceTraining
 
 from cswin.config.settings import Optimizer
-from cswin.data.mixup import one_hot
+from cswin.data.augment.mixup import one_hot
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.variants import Architecture

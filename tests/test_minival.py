@@ -10,9 +10,9 @@ from recipes import DIGITS, recipe
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_stage, parse_settings, resolve_stage
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import training_positions
-from cswin.data.sources import Source
+from cswin.data.loader.batches import training_positions
+from cswin.data.loader.labelled import Labelled
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.train.history import read_history
@@ -52,7 +52,7 @@ def test_held_out_images_choose_and_are_not_trained_on(mini):
     _, held = training_positions(IMAGES, config)
     dataset = Dataset.load(mini.path / "data/digits/dataset.json")
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
-    source = Source(lambda part: read_rows(dataset, "train", held[part]), HELD)
+    source = Labelled(lambda part: read_rows(dataset, "train", held[part]), HELD)
     runtime = Runtime(eval_batch_size=50, workers=1, worker_kind="thread")
     found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime)
     record = json.loads((folder / "record.json").read_text())

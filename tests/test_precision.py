@@ -10,8 +10,8 @@ from converted import converted
 from image_trees import small_files
 from mindspore import Tensor, nn, ops
 
-from cswin.data.loader import TrainLoader
-from cswin.data.mixup import one_hot
+from cswin.data.augment.mixup import one_hot
+from cswin.data.loader.batches import TrainLoader
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin, initialise
 from cswin.model.drop_path import drop_path_factors, drop_path_rates

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from cswin.config.inputs import SOURCE_KEYS, SOURCES
 from cswin.config.settings import Augment, Runtime, Settings, Stage
+from cswin.data.sources.registry import INPUTS, SOURCES
 from cswin.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,15 +91,15 @@ def _check_selection(settings: Settings, stages: list[StageConfig]) -> list[str]
 
 def _check_data(settings: Settings) -> list[str]:
     """Each source has its paths, and no other source's."""
-    data, problems = settings.data, []
-    for key in SOURCE_KEYS:
-        value, wanted = getattr(data, key), key in SOURCES[data.source]
+    data, source, problems = settings.data, SOURCES[settings.data.source], []
+    for key in INPUTS:
+        value, wanted = getattr(data, key), key in source.inputs
         if wanted and value is None:
             problems.append(f"data.{key}: missing; source {data.source!r} needs its path")
         if value is not None and not wanted:
             problems.append(f"data.{key}: {value!r} has no effect with source {data.source!r}; remove it or change the source")
-    if data.source == "digits" and data.classes != 10:
-        problems.append(f"data.classes: {data.classes} must be 10 with source 'digits'")
+    if source.classes not in (None, data.classes):
+        problems.append(f"data.classes: {data.classes} must be {source.classes} with source {data.source!r}")
     return problems
 
 
@@ -180,7 +180,7 @@ def _check_stage(config: StageConfig) -> list[str]:
 
 
 def _check_rand_augment(augment: Augment) -> list[str]:
-    from cswin.data.randaugment import RandAugment
+    from cswin.data.augment.randaugment import RandAugment
 
     try:
         RandAugment.parse(augment.rand_augment, mean_fill=(0, 0, 0))

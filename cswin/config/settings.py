@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from cswin.data.sources.registry import SOURCES
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -32,7 +34,7 @@ def _without_tilde(path: str) -> str:
 
 
 FilePath = Annotated[str, AfterValidator(_without_tilde)]
-Source = Literal["digits", "archive", "ilsvrc2012", "folder"]
+Source = Literal[tuple(SOURCES)]
 
 
 def partial(section: str) -> Any:
@@ -102,7 +104,11 @@ class Augment(Section):
 
     scale: Range = usual([0.08, 1.0], description="Area of the random resized crop as a share of the image, from and to.")
     ratio: Range = usual([0.75, 4 / 3], description="Aspect ratio of the random resized crop, from and to.")
-    interpolation: Literal["bicubic", "bilinear"] = usual("bicubic", description="Resampling filter, training and evaluation.")
+    interpolation: Literal["bicubic", "bilinear", "random"] = usual(
+        "bicubic",
+        description="Resampling filter of training and evaluation. `random` (the paper's code): one of the two, drawn for each crop "
+        "and for each geometric operation of RandAugment; evaluation is bicubic then.",
+    )
     hflip: Fraction = usual(0.5, description="Probability of a horizontal flip.")
     rand_augment: str | None = usual("rand-m9-mstd0.5-inc1", description="RandAugment in timm's string syntax. Empty: none.")
     erase_prob: Fraction = usual(0.25, description="Probability of random erasing.")
@@ -110,6 +116,11 @@ class Augment(Section):
         "pixel", description="Fill: normal noise per pixel, zero, or one colour."
     )
     erase_count: Count = usual(1, description="Largest number of erased boxes.")
+    erase: Literal["before_mixing", "after_mixing"] = usual(
+        "before_mixing",
+        description="`before_mixing` (the report): each image is normalised and erased, then the batch is mixed. `after_mixing` (the "
+        "paper's code): 8-bit images are mixed and rounded, then normalised, then erased.",
+    )
     mixup: NonNegative = usual(0.8, description="Alpha of mixup's Beta distribution; 0: no mixup.")
     cutmix: NonNegative = usual(1.0, description="Alpha of cutmix's Beta distribution; 0: no cutmix.")
     mixup_prob: Fraction = usual(1.0, description="Probability that a batch (or element) is mixed at all.")

@@ -10,19 +10,15 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.checkpoint import SUFFIXES
-from cswin.data.tree_writer import check_space
+from cswin.data.sources.archive import SUFFIXES as ARCHIVES
+from cswin.data.sources.ilsvrc import OFFICIAL
+from cswin.data.sources.source import SPLITS
+from cswin.data.sources.tree_writer import check_space
 from cswin.errors import UserError
 from cswin.openi.storage import Folder, Storage, join, storage_for
 from cswin.progress import size_text
 
 INPUTS = "inputs"  # below the work folder
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
-OFFICIAL = {
-    "ILSVRC2012_img_train.tar": "train_archive",
-    "ILSVRC2012_img_val.tar": "val_archive",
-    "ILSVRC2012_devkit_t12.tar.gz": "devkit",
-}
-SPLITS = {"train", "val"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
             raise UserError(f"data_url: {', '.join(missing)} is missing beside {', '.join(i.name for i in official.values())}")
         return {"source": "ilsvrc2012", **{key: _bring(item, work, say) for key, item in official.items()}}
     archives = [item for item in items if item.name.endswith(ARCHIVES)]
-    folders = [Item(storage_for(url), url, name) for url, name in places if set(storage_for(url).names(url)) >= SPLITS]
-    folders += [item for item in items if item.storage.is_folder(item.url) and set(item.storage.names(item.url)) >= SPLITS]
+    folders = [Item(storage_for(url), url, name) for url, name in places if set(SPLITS) <= set(storage_for(url).names(url))]
+    folders += [item for item in items if item.storage.is_folder(item.url) and set(SPLITS) <= set(item.storage.names(item.url))]
     if len(archives) == 1:
         return {"source": "archive", "archive": _bring(archives[0], work, say)}
     if not archives and len(folders) == 1:

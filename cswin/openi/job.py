@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from cswin.atomic import atomic_path
-from cswin.config.inputs import SOURCE_KEYS
+from cswin.data.sources.registry import INPUTS
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
@@ -86,7 +86,7 @@ def _write_config(parameters: Parameters, file: Path):
     """Bring the inputs in and write the configuration that names them. Returns it, checked."""
     values = parameters.values
     if parameters.data:
-        kept = {key: value for key, value in values.get("data", {}).items() if key not in SOURCE_KEYS}
+        kept = {key: value for key, value in values.get("data", {}).items() if key not in INPUTS}
         values["data"] = kept | bring_data(parameters.data, parameters.work, say)
     elif values.get("data", {}).get("source") != "digits":
         raise UserError(

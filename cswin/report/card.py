@@ -12,7 +12,7 @@ from typing import Any
 
 from cswin.config.resolve import Expectations, StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
+from cswin.data.store.dataset import Dataset
 from cswin.profile import profile
 from cswin.progress import duration_text
 from cswin.report.run import StageResult

@@ -15,9 +15,11 @@ import numpy as np
 from cswin.checkpoint import Checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
-from cswin.data.rng import drop_path_rng, init_rng
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions
+from cswin.data.loader.rng import drop_path_rng, init_rng
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.evaluate import Evaluator, gathered
 from cswin.model.cswin import CSWin, initialise
@@ -204,7 +206,7 @@ class Trainer:
         if (epoch + 1) % settings.every and epoch + 1 != self.config.epochs:
             return
         split, positions = self._validation_rows()
-        task, figures = EvalTask(eval_transform(self.config)), {}
+        task, figures = EvalTask(EvalTransform(Preprocessing.of_stage(self.config))), {}
         for which in WEIGHT_SETS:
             rows = read_rows(self.dataset, split, positions[self.ranks.part])
             rounds = math.ceil(math.ceil(len(positions) / self.ranks.size) / self.runtime.eval_batch_size)

@@ -30,7 +30,7 @@ def worker_pool(kind: str, count: int) -> Iterator[Executor]:
         executor = ThreadPoolExecutor(count, thread_name_prefix="loader")
     else:  # not fork: MindSpore's threads do not survive it
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["cswin.data.preload"])
+        context.set_forkserver_preload(["cswin.data.loader.preload"])
         executor = ProcessPoolExecutor(count, context, _prepare_process)
     try:
         yield executor
