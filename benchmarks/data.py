@@ -51,14 +51,15 @@ def quiet_console():
 
 
 def extract(folder: Path, archive: str) -> Callable[[], object]:
-    from cswin.data.archive import extract_archive
+    from cswin.data.sources.archive import Archive
+    from cswin.data.sources.extraction import extract as run
 
     shutil.rmtree(folder / "images", ignore_errors=True)
-    return lambda: extract_archive(folder / archive, folder / "images", folder / "extracted.json", quiet_console())
+    return lambda: run(Archive(folder / archive), folder / "images", folder / "extracted.json", quiet_console())
 
 
 def manifest(folder: Path, workers: int) -> Callable[[], object]:
-    from cswin.data.scan import write_manifest
+    from cswin.data.store.scan import write_manifest
 
     files = folder / "images", folder / "manifest.csv.gz", folder / "manifest.json"
     return lambda: write_manifest(*files, quiet_console(), workers=workers, shard_mb=4096)
@@ -67,7 +68,7 @@ def manifest(folder: Path, workers: int) -> Callable[[], object]:
 def convert(folder: Path, split: str) -> Callable[[], object]:
     import mindspore.mindrecord  # noqa: F401  its import is not the conversion's
 
-    from cswin.data.mindrecord import convert_shard, keep_freed_memory
+    from cswin.data.store.mindrecord import convert_shard, keep_freed_memory
 
     keep_freed_memory()
     output = folder / "shards" / f"{split}-00000.mindrecord"
@@ -76,13 +77,13 @@ def convert(folder: Path, split: str) -> Callable[[], object]:
 
 
 def verify(folder: Path) -> Callable[[], object]:
-    from cswin.data.assemble import verify_dataset
+    from cswin.data.store.assemble import verify_dataset
 
     return lambda: [check.problems for check in verify_dataset(folder / "dataset.json", quiet_console())]
 
 
 def read_random(folder: Path, rows: int) -> Callable[[], object]:
-    from cswin.data.dataset import Dataset, read_rows
+    from cswin.data.store.dataset import Dataset, read_rows
 
     dataset = Dataset.load(folder / "dataset.json")
     positions = np.random.default_rng(0).permutation(dataset.images("train"))[:rows]
@@ -92,7 +93,7 @@ def read_random(folder: Path, rows: int) -> Callable[[], object]:
 def read_with_mindspore(folder: Path, rows: int) -> Callable[[], object]:
     import mindspore.dataset as ds
 
-    from cswin.data.dataset import Dataset
+    from cswin.data.store.dataset import Dataset
 
     dataset = Dataset.load(folder / "dataset.json")
     positions = np.random.default_rng(0).permutation(dataset.images("train"))[:rows].tolist()
@@ -249,7 +250,7 @@ class Report:
 
 def assemble(folder: Path) -> None:
     """The val shard, which is not timed, and dataset.json."""
-    from cswin.data.assemble import write_dataset
+    from cswin.data.store.assemble import write_dataset
 
     run("convert", folder, "val")
     write_dataset(folder / "manifest.json", folder / "shards", folder / "dataset.json")

@@ -343,7 +343,7 @@ class Interruptions:
 
     def _count_epoch_steps(self) -> int:
         from cswin.config.resolve import load_settings
-        from cswin.data.dataset import Dataset
+        from cswin.data.store.dataset import Dataset
 
         settings = load_settings(self.folder / "config/config.yaml")
         images = Dataset.load(self.folder / settings.data.directory / settings.data.name / "dataset.json").images("train")

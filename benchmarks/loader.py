@@ -24,17 +24,19 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+import yaml
 from PIL import Image
 
 from cswin.config.resolve import parse_settings, resolve_stage
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.decode import EncodedImage
-from cswin.data.loader import TrainLoader
-from cswin.data.mixup import apply_mixup
-from cswin.data.resample import resize
-from cswin.data.rng import sample_rng
-from cswin.data.transforms import Drawn, TrainTransform, compile_kernels
+from cswin.data.augment.mixup import apply_mixup
+from cswin.data.augment.transforms import Drawn, TrainTransform, compile_kernels
+from cswin.data.images.decode import EncodedImage
+from cswin.data.images.resample import resize
+from cswin.data.loader.batches import TrainLoader
+from cswin.data.loader.rng import sample_rng
+from cswin.data.store.dataset import Dataset, read_rows
 
+RECIPE = Path(__file__).parents[1] / "config/imagenet/report_small_224.yaml"
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
 CLASSES = 4
@@ -75,9 +77,9 @@ def dataset(folder: Path, images: int) -> Dataset:
     folder = folder / f"photographs-{images}"
     result, rows, summary = (folder / name for name in ("dataset.json", "manifest.csv.gz", "manifest.json"))
     if not result.exists():
-        from cswin.data.assemble import write_dataset
-        from cswin.data.mindrecord import convert_shard
-        from cswin.data.scan import write_manifest
+        from cswin.data.store.assemble import write_dataset
+        from cswin.data.store.mindrecord import convert_shard
+        from cswin.data.store.scan import write_manifest
         from cswin.progress import Console
 
         console = Console(None, io.StringIO())
@@ -97,14 +99,13 @@ def dataset(folder: Path, images: int) -> Dataset:
 
 def stage(kind: str, workers: int, batch: int):
     """The report's recipe on one device."""
-    settings = parse_settings({
-        "data": {"source": "folder", "folder": "images", "classes": CLASSES},
-        "augment": {"mixup_group": batch},
-        "optimizer": {"global_batch": batch},
-        "stages": {"only": {"start_epoch": 0, "epochs": 300}},
-        "runtime": {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind},
-    })  # fmt: skip
-    return resolve_stage(settings, "only"), settings.runtime
+    values = yaml.safe_load(RECIPE.read_text())
+    values["data"] |= {"classes": CLASSES}
+    values["augment"] |= {"mixup_group": batch}
+    values["optimizer"] |= {"global_batch": batch}
+    values["runtime"] |= {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind}
+    settings = parse_settings(values)
+    return resolve_stage(settings, next(iter(settings.stages))), settings.runtime
 
 
 class Rate(NamedTuple):
@@ -173,11 +174,12 @@ def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
 def draw(transform: TrainTransform, row: bytes, rng: np.random.Generator, clock: Clock) -> Drawn:
     """TrainTransform.draw, timed step by step."""
     image = EncodedImage(row)
-    box, mirrored = transform.crop.draw(rng, *image.size), rng.random() < transform.hflip
+    box, bicubic = transform.crop.draw(rng, *image.size), transform.draw_filter(rng) == "bicubic"
+    mirrored = rng.random() < transform.hflip
     clock.lap("header, crop's draw")
     frame = image.frame(transform.mode)
     clock.lap("decode")
-    pixels = resize(frame, (transform.size,) * 2, bicubic=transform.bicubic, crop=box, mirrored=mirrored)
+    pixels = resize(frame, (transform.size,) * 2, bicubic=bicubic, crop=box, mirrored=mirrored)
     clock.lap("crop, resize, flip")
     pixels = transform.augment(pixels, rng)
     clock.lap("RandAugment")

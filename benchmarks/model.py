@@ -28,6 +28,7 @@ from cswin.errors import UserError
 from cswin.model.variants import variant
 from cswin.profile import LEVEL_BYTES, profile
 
+REPORT = Path(__file__).parents[1] / "config" / "imagenet" / "report_small_224.yaml"
 YARDSTICK = 2048  # side of the matrices: large enough that any BLAS reaches its best
 
 
@@ -124,9 +125,10 @@ def print_operations(rows: list[tuple[str, int, float]]) -> None:
 def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """The compiled forward pass and training step, on fixed random data."""
     import mindspore as ms
-    from cswin.device import select_device
 
+    from cswin.config.files import read_yaml
     from cswin.config.settings import Optimizer
+    from cswin.distributed.backend import start_backend
     from cswin.inference import Predictor
     from cswin.model.cswin import CSWin
     from cswin.model.drop_path import drop_path_factors, drop_path_rates
@@ -134,11 +136,12 @@ def functions(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     from cswin.model.weights import initial_weights
     from cswin.train.step import TrainStep
 
-    select_device("CPU")
+    start_backend("CPU")
     arch, rng, formats = variant(args.name), np.random.default_rng(0), precision(args.amp_level)
     weights = initial_weights(arch, rng)
     predictor = Predictor(arch, args.batch, formats, args.formulation)
-    step = TrainStep(CSWin(arch, formats, args.formulation), Optimizer(amp_level=args.amp_level), np.full(1, 1e-6, np.float32))
+    recipe = read_yaml(REPORT)["optimizer"] | {"amp_level": args.amp_level}
+    step = TrainStep(CSWin(arch, formats, args.formulation), Optimizer(**recipe), np.full(1, 1e-6, np.float32))
     step.load(step.arrays() | weights | {f"ema.{name}": value for name, value in weights.items()})
     images = rng.standard_normal((args.batch, *predictor.image_shape), np.float32)
     targets = rng.dirichlet(np.ones(arch.num_classes), args.batch).astype(np.float32)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cswin.atomic import atomic_path
+from cswin.data.images.preprocessing import Preprocessing
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.model.weights import Layout
@@ -31,38 +31,6 @@ EMA_PREFIX = "ema."
 FORMAT_VERSION = 1
 HEAD = ("head.weight", "head.bias")
 LISTED = 50  # parameters named in one error message
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What is done to an image before the network sees it.
-
-    Attributes:
-        image_size: side of the square input, pixels.
-        crop_ratio: the image's short side is resized to int(image_size / crop_ratio), then the centre is cropped.
-        mean, std: per channel, of values in [0, 1]; three of them serve for grey images too (see `transforms.Normalise`).
-        interpolation: of the resize, `bicubic` or `bilinear`.
-        channels: 3 (RGB) or 1 (grey).
-    """
-
-    image_size: int
-    crop_ratio: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    channels: int = 3
-
-    def __post_init__(self):
-        for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
-            object.__setattr__(self, name, values)
-            fits = len(values) == self.channels or (len(values), self.channels) == (3, 1)
-            if not fits or not all(math.isfinite(v) for v in values):
-                raise UserError(f"preprocessing.{name}: {list(values)} must be {self.channels} finite numbers, one per channel")
-        if min(self.std) <= 0:
-            raise UserError(f"preprocessing.std: {list(self.std)} must be positive")
-        if not 0 < self.crop_ratio <= 1:
-            raise UserError(f"preprocessing.crop_ratio: {self.crop_ratio} must lie in (0, 1]")
 
 
 @dataclass(frozen=True)

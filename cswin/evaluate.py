@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from cswin.checkpoint import Checkpoint, Preprocessing
+from cswin.checkpoint import Checkpoint
 from cswin.config.settings import Runtime
-from cswin.data.loader import EvalBatch, EvalTask, eval_batches
-from cswin.data.sources import Source
-from cswin.data.transforms import EvalTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalBatch, EvalTask, eval_batches
+from cswin.data.loader.labelled import Labelled
 from cswin.distributed.backend import Backend
 from cswin.distributed.ranks import Ranks
 from cswin.inference import Predictor
@@ -44,7 +45,7 @@ def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterabl
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Source, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
+    checkpoint: Checkpoint, source: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
 
@@ -59,17 +60,10 @@ def evaluate_checkpoint(
     Raises:
         RuntimeError: if not every image of the source was judged exactly once.
     """
-    transform = EvalTransform(
-        preprocessing.image_size,
-        crop_ratio=preprocessing.crop_ratio,
-        channels=preprocessing.channels,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        interpolation=preprocessing.interpolation,
-    )
+    task = EvalTask(EvalTransform(preprocessing))
     predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, jit_options=backend.jit_options)
     weight_sets = {"raw": checkpoint.weights} | ({} if checkpoint.ema is None else {"ema": checkpoint.ema})
-    batches = eval_batches(source.rows(ranks.part), EvalTask(transform), runtime)
+    batches = eval_batches(source.rows(ranks.part), task, runtime)
     results = {which: gathered(found, ranks) for which, found in judge(predictor, weight_sets, batches).items()}
     for which, predictions in results.items():
         if source.images is not None and len(predictions.labels) != source.images:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from cswin.config.resolve import StageConfig, resolve_stage
 from cswin.config.settings import Data, Runtime, Settings
-from cswin.data.loader import training_positions
-from cswin.data.manifest import load_summary
+from cswin.data.loader.batches import training_positions
+from cswin.data.sources.registry import SOURCES
+from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
 from cswin.profile import COPIES_OF_WEIGHTS, FLOAT32, profile
 from cswin.progress import size_text
@@ -47,6 +48,7 @@ class StagePlan:
         first_epoch, end_epoch: on the whole schedule.
         steps: optimizer steps.
         trained, validated: images that go through training steps and through validation (raw and EMA weights).
+        macs: multiply-accumulates of the forward pass of one image.
         checkpoint, state: bytes of one file.
         disk: bytes in the stage's folder at its end, at most; one state more while it runs.
         memory: bytes on one device, at least.
@@ -58,10 +60,16 @@ class StagePlan:
     steps: int
     trained: int
     validated: int
+    macs: int
     checkpoint: int
     state: int
     disk: int
     memory: int
+
+    @property
+    def gflop(self) -> float:
+        """10^9 floating-point operations of training and validation; a training step costs three forward passes."""
+        return 2e-9 * self.macs * (3 * self.trained + self.validated)
 
     def hours(self, images_per_s: float) -> float:
         """Hours of training at so many images/s over all devices, without validation."""
@@ -112,6 +120,7 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
         steps=steps,
         trained=steps * batch,
         validated=validations * WEIGHT_SETS * validated,
+        macs=sum(part.macs for part in parts),
         checkpoint=checkpoint,
         state=state,
         disk=checkpoint + runtime.keep_states * state + HISTORY_ROW * steps,
@@ -129,6 +138,7 @@ def plan_report(settings: Settings, images_per_s: float | None) -> str:
         ("steps", [f"{s.steps:,}" for s in stages], f"{sum(s.steps for s in stages):,}"),
         ("images trained on", [f"{s.trained:,}" for s in stages], f"{sum(s.trained for s in stages):,}"),
         ("images validated (raw, EMA)", [f"{s.validated:,}" for s in stages], f"{sum(s.validated for s in stages):,}"),
+        ("GFLOP", [f"{s.gflop:.2e}" for s in stages], f"{sum(s.gflop for s in stages):.2e}"),
         ("checkpoint", [size_text(s.checkpoint) for s in stages], ""),
         ("training state", [size_text(s.state) for s in stages], ""),
         ("results on disk", [size_text(s.disk) for s in stages], size_text(_results_disk(stages))),
@@ -164,10 +174,10 @@ def _results_disk(stages: list[StagePlan]) -> int:
 def _data_disk(data: Data, images: Images) -> list[str]:
     """Disk of archive, images and shards."""
     count, size = images.train + images.val, images.bytes
-    extracted = 0 if data.source == "folder" else size + count * BLOCK / 2
+    extracted = size + count * BLOCK / 2 if SOURCES[data.source].extracts else 0
     shards = size + count * 80
     most = f"{size_text(size + extracted + shards)} together" if extracted else f"{size_text(shards)} beside the images"
-    kept = "" if data.source == "folder" or data.keep_images else f", {size_text(size + shards)} after conversion"
+    kept = "" if not extracted or data.keep_images else f", {size_text(size + shards)} after conversion"
     parts = [f"images {size_text(size)} ({images.weighed_by})"]
     parts += [f"extracted {size_text(extracted)}"] if extracted else []
     return [f"data on disk: {', '.join([*parts, f'shards {size_text(shards)}'])}: {most}{kept}"]

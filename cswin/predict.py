@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,26 +12,16 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from scipy.special import softmax
 
-from cswin.checkpoint import Checkpoint, Preprocessing
-from cswin.data.decode import as_frame, decode_rgb
-from cswin.data.transforms import EvalTransform
+from cswin.checkpoint import Checkpoint
+from cswin.data.images.decode import as_frame, decode_rgb
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
 from cswin.errors import BadImage, UserError
 
-ORIENTATION = 0x0112  # EXIF tag
 MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
-# EXIF orientation -> what brings the image upright (the EXIF standard's table of the tag).
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,9 @@ class ImageReader:
     """
 
     def __init__(self, preprocessing: Preprocessing, upright: bool = True):
-        p = preprocessing
-        if p.channels not in (1, 3):
-            raise UserError(f"the network takes images of {p.channels} channels, image files have 1 or 3")
-        self.transform = EvalTransform(p.image_size, crop_ratio=p.crop_ratio, channels=p.channels, mean=p.mean, std=p.std,
-                                       interpolation=p.interpolation)  # fmt: skip
+        if preprocessing.channels not in (1, 3):
+            raise UserError(f"the network takes images of {preprocessing.channels} channels, image files have 1 or 3")
+        self.transform = EvalTransform(preprocessing)
         self.upright = upright
 
     def __call__(self, path: Path) -> np.ndarray:
@@ -82,7 +71,7 @@ class ImageReader:
             raise BadImage(f"cannot be read: {error.strerror}") from error
         image = decode_rgb(data)
         if self.upright:
-            image = image if (turn := UPRIGHT.get(_orientation(data))) is None else image.transpose(turn)
+            _turn_upright(image, data)
         image = image if image.mode == self.transform.mode else image.convert(self.transform.mode)
         short, long = sorted(image.size)
         if self.transform.short_side**2 * long / short > MOST_PIXELS:
@@ -91,13 +80,12 @@ class ImageReader:
         return self.transform.normalise(self.transform.resize_crop(as_frame(image)))
 
 
-def _orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 (upright) where there is none; damaged metadata do not spoil an image."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's EXIF parser raises what its input makes it raise
-        return 1
+def _turn_upright(image: Image.Image, data: bytes) -> None:
+    """Turn a decoded image as the EXIF orientation of its file says; damaged metadata do not spoil an image."""
+    with contextlib.suppress(Exception):  # Pillow's EXIF parser raises what its input makes it raise
+        with Image.open(io.BytesIO(data)) as header:
+            image.getexif()[ExifTags.Base.Orientation] = header.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 class Classifier:

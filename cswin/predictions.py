@@ -35,11 +35,11 @@ class Predictions:
 
     @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
-        """All images of the parts, ordered by position, each position once: what pads a device's share is not counted again."""
+        """All images of the parts, ordered by position."""
         columns = zip(*((p.labels, p.top5, p.losses, p.positions) for p in parts), strict=True)
         labels, top5, losses, positions = (np.concatenate(column) for column in columns)
-        positions, first = np.unique(positions, return_index=True)
-        return cls(labels[first], top5[first], losses[first], positions)
+        order = np.argsort(positions, kind="stable")
+        return cls(labels[order], top5[order], losses[order], positions[order])
 
     @property
     def right1(self) -> np.ndarray:

@@ -61,7 +61,7 @@ class Console:
         if log is not None:
             try:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                self._log = log.open("a" if append else "w", encoding="utf-8", buffering=1)
+                self._log = log.open("a" if append else "w", encoding="utf-8", errors="backslashreplace", buffering=1)
             except OSError as error:
                 raise UserError(f"{log}: cannot be written ({error.strerror}); choose another --log") from error
 

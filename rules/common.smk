@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cswin.config.files import read_yaml
 from cswin.config.inputs import missing_inputs
 from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
@@ -18,6 +19,8 @@ from cswin.report.jobs import shorten_output
 
 config = typed_overrides(config, workflow.config_settings.config)
 try:
+    for file in workflow.configfiles:
+        read_yaml(file)  # Snakemake's reader takes the last one of two equal keys
     SETTINGS = parse_settings(config)
 except UserError as error:
     raise WorkflowError(f"The configuration is refused:\n{error}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipes import CARRY
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "rules", "config", "profiles")
@@ -78,8 +79,8 @@ def finished_run(tmp_path_factory) -> Workspace:
         values["schedule"]["warmup_length"] = 1
         values["stages"] = {
             "stage1": {"start_epoch": 0, "epochs": 2},
-            "stage2": {"start_epoch": 2, "epochs": 3, "schedule": {"cool_length": 1}},
-            "stage3": {"start_epoch": 3, "epochs": 4, "schedule": {"cool_length": 1, "tail_length": 1}},
+            "stage2": {"start_epoch": 2, "epochs": 3, **CARRY, "schedule": {"cool_length": 1}},
+            "stage3": {"start_epoch": 3, "epochs": 4, **CARRY, "schedule": {"cool_length": 1, "tail_length": 1}},
         }
 
     workspace.edit("config/config.yaml", shorten)

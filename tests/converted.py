@@ -6,10 +6,10 @@ from pathlib import Path
 
 from image_trees import write_tree
 
-from cswin.data.assemble import write_dataset
-from cswin.data.dataset import Dataset
-from cswin.data.mindrecord import convert_shard
-from cswin.data.scan import write_manifest
+from cswin.data.store.assemble import write_dataset
+from cswin.data.store.dataset import Dataset
+from cswin.data.store.mindrecord import convert_shard
+from cswin.data.store.scan import write_manifest
 from cswin.progress import Console
 
 

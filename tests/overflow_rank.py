@@ -9,8 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
 from networks import begin
+from recipes import optimizer
 
-from cswin.config.settings import Optimizer
 from cswin.model.cswin import CSWin
 from cswin.model.precision import precision
 from cswin.model.variants import variant
@@ -21,7 +21,7 @@ ms.set_device("CPU")
 init()
 rank, size = get_rank(), get_group_size()
 arch = variant("cswin_32_1121_digits_32").replace(num_classes=4)
-step = TrainStep(CSWin(arch, precision("O1")), Optimizer(loss_scale=256.0), np.full(3, 1e-3, np.float32), devices=size)
+step = TrainStep(CSWin(arch, precision("O1")), optimizer(loss_scale=256.0), np.full(3, 1e-3, np.float32), devices=size)
 begin(step, initial_weights(arch, np.random.default_rng(0)))
 rng = np.random.default_rng(rank)
 factors = np.ones((2 * 5, 2), np.float32)

@@ -12,8 +12,9 @@ import numpy as np
 import yaml
 from converted import converted
 from image_trees import image_bytes
+from recipes import stage
 
-from cswin.config.resolve import dump, parse_settings, resolve_stage
+from cswin.config.resolve import dump
 from cswin.train.history import read_history
 
 GLOBAL, PER_EPOCH, CLASSES, VAL = 24, 10, 4, 13  # 13: no number of ranks divides it
@@ -40,23 +41,23 @@ class SmallStage:
 
     def __init__(self, folder: Path, dataset, devices: int = 1, accumulation: int = 1, epochs: int = 2, **runtime):
         self.folder, self.output, self.devices = folder, folder / "stage", devices
-        settings = parse_settings({
-            "data": {"source": "folder", "folder": "images", "classes": CLASSES},
-            "model": {"arch": "cswin_32_1121_digits_32", "drop_path": 0.2},
-            "augment": {"mixup_group": 12},
-            "optimizer": {"global_batch": GLOBAL, "amp_level": "O0"},
-            "schedule": {"warmup_length": 0, "base_lr": LR, "min_lr": LR / 10},
-            "evaluation": {"select": "last"},
-            "stages": {"only": {"start_epoch": 0, "epochs": epochs}},
-            "runtime": {
+        config, settings = stage(
+            data={"source": "folder", "folder": "images", "classes": CLASSES},
+            model={"arch": "cswin_32_1121_digits_32", "drop_path": 0.2},
+            augment={"mixup_group": 12},
+            optimizer={"global_batch": GLOBAL, "amp_level": "O0"},
+            schedule={"warmup_length": 0, "base_lr": LR, "min_lr": LR / 10},
+            evaluation={"select": "last"},
+            stages={"only": {"start_epoch": 0, "epochs": epochs}},
+            runtime={
                 "device_target": "CPU", "devices": devices, "accumulation": accumulation,
                 "batch_size": GLOBAL // (devices * accumulation), "eval_batch_size": 3, "workers": 1, "worker_kind": "thread",
                 "log_every": 2, "agree_every": 2, **runtime,
             },
-        })  # fmt: skip
+        )  # fmt: skip
         folder.mkdir(parents=True)
-        (folder / "stage.yaml").write_text(dump(resolve_stage(settings, "only")))
-        (folder / "runtime.yaml").write_text(dump(settings.runtime))
+        (folder / "stage.yaml").write_text(dump(config))
+        (folder / "runtime.yaml").write_text(dump(settings))
         self.command = [
             sys.executable, "-m", "cswin", "train", "--config", folder / "stage.yaml", "--runtime", folder / "runtime.yaml",
             "--dataset", dataset.path, "--output", self.output, "--log", folder / "logs/train.log",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-import pytest
 from mindspore import Tensor, nn
 from networks import begin
+from recipes import optimizer
 
 from cswin.config.settings import Optimizer
 from cswin.model.weights import Layout, Piece
@@ -57,8 +57,7 @@ def flat(parameters) -> np.ndarray:
 
 def test_update_equals_60_golden_steps():
     assert (GOLDEN["grad_norm"] > 5).any() and (GOLDEN["grad_norm"] < 5).any()  # both sides of the clip
-    settings = Optimizer(weight_decay=0.05, clip_norm=5.0, ema_decay=0.99, amp_level="O0")
-    step = begun(settings)
+    step = begun(optimizer(weight_decay=0.05, clip_norm=5.0, ema_decay=0.99, amp_level="O0"))
     update = compiled_update(step)
     for i, gradients in enumerate(GOLDEN["grads"]):
         figures = dict(zip(TrainStep.OUTPUTS, update(1.5, gradients), strict=True))
@@ -73,8 +72,7 @@ def test_update_equals_60_golden_steps():
 def test_moments_and_bias_correction_equal_the_formula():
     """At rates, betas and an epsilon other than the golden ones; decay on the matrix alone."""
     beta1, beta2, eps, decay, lr = 0.8, 0.95, 1e-3, 0.3, 0.02
-    settings = Optimizer(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, ema_decay=0.9)
-    adam = begun(settings).optimizer
+    adam = begun(optimizer(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay, ema_decay=0.9)).optimizer
     apply = compiled_adam(adam)
     decays = np.concatenate([np.full(np.prod(shape), decay * (len(shape) > 1)) for shape in SHAPES])
     w, m, v = GOLDEN["w0"].astype(np.float32).astype(float), 0.0, 0.0
@@ -87,26 +85,21 @@ def test_moments_and_bias_correction_equal_the_formula():
     np.testing.assert_allclose(flat(adam.moment2), v, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("warmup", [False, True])
-def test_ema_warmup_shortens_the_memory_of_the_first_steps(warmup):
-    """min(decay, (1 + t) / (10 + t)) with t updates done before this one; without it, the decay itself."""
-    adam = begun(Optimizer(ema_decay=0.5, ema_warmup=warmup)).optimizer
-    apply, decays = compiled_adam(adam), []
+def test_ema_decays_alike_from_the_first_step_on():
+    adam = begun(optimizer(ema_decay=0.5)).optimizer
+    apply = compiled_adam(adam)
     ema = flat(adam.ema).astype(float)
-    for t, g in enumerate(GOLDEN["grads"][:12]):
+    for g in GOLDEN["grads"][:12]:
         apply(g, 0.1)
-        decays.append(min(0.5, (1 + t) / (10 + t)) if warmup else 0.5)
-        ema = decays[-1] * ema + (1 - decays[-1]) * flat(adam.weights)
+        ema = 0.5 * ema + 0.5 * flat(adam.weights)
         np.testing.assert_allclose(flat(adam.ema), ema, rtol=0, atol=1e-6)
-    assert decays[0] == (0.1 if warmup else 0.5) and decays[-1] == 0.5
 
 
 def test_without_clipping_gradients_go_in_whole():
     gradients = GOLDEN["grads"][np.argmax(GOLDEN["grad_norm"])]
     moments = {}
     for clip in (None, 5.0):
-        settings = Optimizer(clip_norm=clip, amp_level="O0")
-        step = begun(settings)
+        step = begun(optimizer(clip_norm=clip, amp_level="O0"))
         compiled_update(step)(1.0, gradients)
         moments[clip] = flat(step.optimizer.moment1)
     norm = np.linalg.norm(gradients)

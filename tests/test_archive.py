@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from image_trees import read_tree, small_files, tar_bytes, write_tar, write_tree
 
-import cswin.data.archive as archive_module
-from cswin.data.archive import extract_archive
-from cswin.data.tree_writer import remove_tree
+import cswin.data.sources.archive as archive_module
+from cswin.data.sources.archive import Archive
+from cswin.data.sources.extraction import extract as extract_source
+from cswin.data.sources.tree_writer import remove_tree
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -20,7 +21,7 @@ FILES = small_files()
 
 
 def extract(archive: Path, folder: Path, **options) -> dict:
-    return extract_archive(archive, folder / "images", folder / "receipt.json", Console(), **options)
+    return extract_source(Archive(archive), folder / "images", folder / "receipt.json", Console(), **options)
 
 
 def refused(archive: Path, folder: Path) -> str:
@@ -142,7 +143,8 @@ def test_gzip_with_a_wrong_checksum(tmp_path):
 
 KILLED = """
 import os, signal, sys
-import cswin.data.archive as archive
+import cswin.data.sources.archive as archive
+from cswin.data.sources.extraction import extract
 from cswin.progress import Console
 from pathlib import Path
 
@@ -154,7 +156,7 @@ def read_data(*args):
     return read(*args)
 archive.read_data = read_data
 folder = Path(sys.argv[2])
-archive.extract_archive(Path(sys.argv[1]), folder / "images", folder / "receipt.json", Console(), journal_seconds=0)
+extract(archive.Archive(Path(sys.argv[1])), folder / "images", folder / "receipt.json", Console(), journal_seconds=0)
 """
 
 
@@ -233,7 +235,7 @@ def test_folder_of_somebody_else_is_left_alone(tmp_path):
 def test_disk_too_small(tmp_path, monkeypatch):
     archive = write_tar(tmp_path / "a.tar", FILES)
     usage = type("Usage", (), {"free": archive.stat().st_size})
-    monkeypatch.setattr("cswin.data.tree_writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("cswin.data.sources.tree_writer.shutil.disk_usage", lambda path: usage)
     message = refused(archive, tmp_path)
     assert "free" in message and "extracting a.tar needs" in message
 
@@ -242,14 +244,65 @@ def test_full_disk_is_no_traceback(tmp_path, monkeypatch):
     def write(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cswin.data.tree_writer.os.write", write)
+    monkeypatch.setattr("cswin.data.sources.tree_writer.os.write", write)
     assert "make room" in refused(write_tar(tmp_path / "a.tar", FILES), tmp_path)
 
 
 def test_two_at_once(tmp_path):
-    from cswin.data.tree_writer import exclusive
+    from cswin.data.sources.tree_writer import exclusive
 
     archive = write_tar(tmp_path / "a.tar", FILES)
     with exclusive(tmp_path / "images.partial"):
         assert "another process" in refused(archive, tmp_path)
     extract(archive, tmp_path)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 8, 9, 12, 20, 30])
+def test_gzip_that_lacks_its_last_bytes(tmp_path, missing):
+    """The archive's end mark is there, but the checksum is not, or not whole."""
+    data = gzip.compress(tar_bytes(FILES), mtime=0)
+    (tmp_path / "a.tar.gz").write_bytes(data[:-missing])
+    assert "a.tar.gz: is damaged or cut off" in refused(tmp_path / "a.tar.gz", tmp_path)
+
+
+def test_gzip_of_several_streams(tmp_path):
+    """The size at its end is that of the last stream alone."""
+    data = tar_bytes(FILES)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data[:50_000], mtime=0) + gzip.compress(data[50_000:], mtime=0))
+    extract(tmp_path / "a.tar.gz", tmp_path)
+    assert read_tree(tmp_path / "images") == FILES
+
+
+KAGGLE = {"ILSVRC/Annotations/CLS-LOC/train/n01440764/n01440764_10040.xml": b"x"}
+KAGGLE |= {f"ILSVRC/Data/CLS-LOC/{name}": data for name, data in FILES.items() if name.startswith("train")}
+KAGGLE |= {f"ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_{number:08d}.JPEG": b"x" for number in range(3)}
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (KAGGLE, "Kaggle's layout"),
+        (dict(list(KAGGLE.items())[1:]), "LOC_val_solution.csv"),
+        ({"n01440764.tar": tar_bytes({"n01440764_1.JPEG": b"x"}), **FILES}, "data.source: ilsvrc2012"),
+        ({"ILSVRC2012_val_00000001.JPEG": b"x", **FILES}, "data.source: ilsvrc2012"),
+    ],
+)
+def test_other_layouts_are_recognised_at_their_first_member(tmp_path, monkeypatch, suffix, files, words):
+    seen, members = [], archive_module.files
+    monkeypatch.setattr(
+        archive_module, "files", lambda *args: (seen.append(member.name) or member for member in members(*args))
+    )
+    message = refused(write_tar(tmp_path / f"a.{suffix}", files), tmp_path)
+    assert words in message and seen == [next(iter(files))]
+
+
+def test_validation_images_without_class_folders(tmp_path):
+    files = {"train/a/1.JPEG": b"x", "val/ILSVRC2012_val_00000001.JPEG": b"x"}
+    message = refused(write_tar(tmp_path / "a.tar", files), tmp_path)
+    assert "'val/ILSVRC2012_val_00000001.JPEG'" in message and "LOC_val_solution.csv" in message
+
+
+def test_zip(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04" + bytes(600))
+    assert "is a zip file; unpack it" in refused(tmp_path / "a.zip", tmp_path)

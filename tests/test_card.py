@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from cswin.cli import build_parser, main
 from cswin.config.resolve import load_expectations, load_runtime
-from cswin.data.dataset import Dataset
+from cswin.data.store.dataset import Dataset
 from cswin.report.card import Run, card
 from cswin.report.run import load_run
 

@@ -9,7 +9,7 @@ from image_trees import WNIDS, small_files, write_ilsvrc, write_tar, write_tree
 from PIL import Image
 
 from cswin.cli import main
-from cswin.data.dataset import Dataset, read_rows
+from cswin.data.store.dataset import Dataset, read_rows
 
 
 def data(*arguments: object) -> int:

@@ -7,9 +7,9 @@ import pytest
 import simplejpeg
 from photo import encode, photo
 from PIL import Image
+from pipelines import evaluation, training
 
-from cswin.data.decode import EncodedImage, as_frame, decode_rgb
-from cswin.data.transforms import EvalTransform, TrainTransform
+from cswin.data.images.decode import EncodedImage, as_frame, decode_rgb
 from cswin.errors import BadImage
 
 
@@ -146,7 +146,7 @@ def test_broken_exif_and_orientation_change_nothing():
     ],
 )
 def test_bad_files_are_refused_with_their_reason(data, reason):
-    for use in (decode_rgb, EvalTransform(8), lambda data: TrainTransform(8)(data, np.random.default_rng(0))):
+    for use in (decode_rgb, evaluation(8), lambda data: training(8)(data, np.random.default_rng(0))):
         with pytest.raises(BadImage, match=reason):
             use(data)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cswin.data.digits import digit_images, split_digits, write_digits
+from cswin.data.sources.digits import digit_images, split_digits, write_digits
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from ranks import GLOBAL, LR, PER_EPOCH, VAL, SmallStage, small_dataset
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_runtime, load_stage
-from cswin.data.loader import TrainLoader
-from cswin.data.rng import order_rng
-from cswin.data.shard_reader import read_index
+from cswin.data.loader.batches import TrainLoader
+from cswin.data.loader.rng import order_rng
+from cswin.data.store.shard_reader import read_index
 from cswin.distributed.cluster import free_port
 from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.state import StateFolder

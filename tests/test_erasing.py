@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cswin.data.erasing import Box, RandomErasing
+from cswin.data.augment.erasing import Box, RandomErasing, paste
 from cswin.errors import UserError
 
 DRAWS = 20_000
@@ -72,7 +72,7 @@ def test_ten_failures_leave_the_image_alone():
 def test_pixel_fill_is_standard_normal_in_the_box_alone():
     image = np.full((3, 100, 120), 7, np.float32)
     box = Box(10, 20, 80, 90)
-    result = RandomErasing(1.0, "pixel").apply(image, [box], np.random.default_rng(3))
+    result = paste(image, RandomErasing(1.0, "pixel").fill([box], 3, np.random.default_rng(3)))
     assert result is image
     inside = result[:, 10:90, 20:110]
     assert inside.dtype == np.float32
@@ -85,7 +85,7 @@ def test_rand_fill_is_one_normal_colour_for_each_box():
     erasing, rng = RandomErasing(1.0, "rand"), np.random.default_rng(4)
     colours = []
     for _ in range(7000):
-        image = erasing.apply(np.full((3, 6, 6), 7, np.float32), [Box(0, 0, 2, 3), Box(3, 0, 2, 3)], rng)
+        image = paste(np.full((3, 6, 6), 7, np.float32), erasing.fill([Box(0, 0, 2, 3), Box(3, 0, 2, 3)], 3, rng))
         first, second = image[:, :2, :3], image[:, 3:5, :3]
         assert (first == first[:, :1, :1]).all()
         assert (second == second[:, :1, :1]).all()
@@ -97,7 +97,9 @@ def test_rand_fill_is_one_normal_colour_for_each_box():
 
 
 def test_const_fill_is_the_mean():
-    image = RandomErasing(1.0, "const").apply(np.ones((1, 5, 5), np.float32), [Box(1, 1, 2, 3)], np.random.default_rng(0))
+    image = paste(
+        np.ones((1, 5, 5), np.float32), RandomErasing(1.0, "const").fill([Box(1, 1, 2, 3)], 1, np.random.default_rng(0))
+    )
     assert image.sum() == 25 - 6
     assert (image[0, 1:3, 1:4] == 0).all()
 

@@ -7,7 +7,7 @@ import pytest
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.settings import Runtime
-from cswin.data.sources import open_source
+from cswin.data.loader.labelled import open_labelled
 from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
@@ -25,7 +25,7 @@ def stage(finished_run):
 @pytest.mark.parametrize("place", ["dataset.json", "", "images", "images/val", "digits.tar.gz", "shards/val-00000.mindrecord"])
 def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
-    source = open_source(finished_run.path / "data/digits" / place, "val", checkpoint.record.class_names)
+    source = open_labelled(finished_run.path / "data/digits" / place, "val", checkpoint.record.class_names)
     runtime = Runtime(eval_batch_size=77, workers=1, worker_kind="thread")  # 360 is no multiple of it
     figures = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])[
         "ema"
@@ -38,7 +38,7 @@ def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
 
 def test_an_image_that_was_not_judged_is_noticed(finished_run, stage, monkeypatch):
     checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
-    source = open_source(finished_run.path / "data/digits/dataset.json", "val", checkpoint.record.class_names)
+    source = open_labelled(finished_run.path / "data/digits/dataset.json", "val", checkpoint.record.class_names)
     three = Predictions(np.zeros(3, np.int32), np.zeros((3, 5), np.int32), np.zeros(3), np.arange(3))
     monkeypatch.setattr("cswin.evaluate.Evaluator.run", lambda *_: three)  # as if a device had lost its share
     with pytest.raises(RuntimeError, match="3 of 360 images were judged"):
@@ -56,4 +56,4 @@ def test_strange_classes_are_named(tmp_path):
     for name in ("3", "zebra"):
         (tmp_path / "val" / name).mkdir(parents=True)
     with pytest.raises(UserError, match="zebra"):
-        open_source(tmp_path, "val", tuple("0123456789"))
+        open_labelled(tmp_path, "val", tuple("0123456789"))

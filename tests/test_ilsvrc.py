@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from image_trees import ILSVRC_IDS, WNIDS, meta_mat, read_tree, small_files, tar_bytes, write_ilsvrc, write_tar
 
-import cswin.data.ilsvrc as ilsvrc
-from cswin.data.ilsvrc import extract_ilsvrc, read_devkit
+import cswin.data.sources.ilsvrc as ilsvrc
+from cswin.data.sources.extraction import extract as extract_source
+from cswin.data.sources.ilsvrc import Ilsvrc2012, read_devkit
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -13,7 +14,7 @@ FILES = small_files(5, 3)
 
 
 def extract(train, val, devkit, folder, **options):
-    return extract_ilsvrc(train, val, devkit, folder / "images", folder / "receipt.json", Console(), **options)
+    return extract_source(Ilsvrc2012(train, val, devkit), folder / "images", folder / "receipt.json", Console(), **options)
 
 
 def refused(train, val, devkit, folder) -> str:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from photo import encode, photo, planes
 from PIL import Image
+from pipelines import evaluation, training
 
 import cswin.compiled
-from cswin.data.kernels import affine, normalise, rotate
-from cswin.data.resample import CropBox, resize
-from cswin.data.transforms import EvalTransform, TrainTransform, compile_kernels
-from cswin.data.workers import worker_pool
+from cswin.data.augment.transforms import compile_kernels
+from cswin.data.images.kernels import affine, mix_rounded, normalise, rotate
+from cswin.data.images.resample import CropBox, resize
+from cswin.data.loader.workers import worker_pool
 
 FILTERS = {True: Image.Resampling.BICUBIC, False: Image.Resampling.BILINEAR}
 FILL = (124, 116, 104)
@@ -123,6 +124,16 @@ def test_normalisation_rounds_twice():
     assert out.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("own", [0.5, 0.25, 0.3712, 1 - 1e-7, 0.0])
+def test_mixed_bytes_are_rounded_as_numpy_does(own):
+    """All pairs of values; at 0.5 and 0.25 many sums lie half-way between two whole numbers."""
+    image, partner = (grid.astype(np.uint8)[None] for grid in np.meshgrid(np.arange(256), np.arange(256)))
+    expected = image.astype(np.float32) * np.float32(own) + partner.astype(np.float32) * np.float32(1 - own)
+    mixed = image.copy()
+    mix_rounded(mixed, partner, own, 1 - own)
+    np.testing.assert_array_equal(mixed, np.rint(expected).astype(np.uint8))
+
+
 def test_kernels_compile_without_a_folder_for_their_code(monkeypatch):
     """numba refuses `cache=True` where it can write nowhere."""
     njit = cswin.compiled.njit
@@ -137,14 +148,25 @@ def test_kernels_compile_without_a_folder_for_their_code(monkeypatch):
 
 
 CALLED = {  # from Python; what they call is compiled into them
-    "kernels": ["transposed", "_shift_rows", "_affine", "look_up", "histograms", "_luma", "smooth", "blend", "normalise"],
+    "kernels": [
+        "transposed",
+        "_shift_rows",
+        "_affine",
+        "look_up",
+        "histograms",
+        "_luma",
+        "smooth",
+        "blend",
+        "normalise",
+        "mix_rounded",
+    ],
     "resample": ["_weights", "_resize"],
 }
 
 
 def versions():
     """How often each kernel was compiled, for how many kinds of arguments."""
-    modules = {module: import_module(f"cswin.data.{module}") for module in CALLED}
+    modules = {module: import_module(f"cswin.data.images.{module}") for module in CALLED}
     return {name: len(getattr(modules[module], name).signatures) for module, names in CALLED.items() for name in names}
 
 
@@ -160,8 +182,8 @@ def test_one_version_of_each_kernel_serves_all():
     files = [encode(photo(40, 30)), encode(photo(40, 30), "JPEG"), encode(photo(80, 80), "JPEG"), encode(noise(9, 9, 1))]
     for channels, data in itertools.product((1, 3), files):
         rng = np.random.default_rng(0)
-        transform = TrainTransform(16, channels=channels, rand_augment="rand-m9-n9-p1-inc1", erase_prob=1.0)
+        transform = training(16, channels=channels, rand_augment="rand-m9-n9-p1-inc1", erase_prob=1.0)
         for _ in range(5):
             transform(data, rng)
-        EvalTransform(16, channels=channels, interpolation="bilinear")(data)
+        evaluation(16, channels=channels, interpolation="bilinear")(data)
     assert versions() == before

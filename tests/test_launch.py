@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from recipes import recipe
 
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime
@@ -172,10 +173,7 @@ def test_evaluation_takes_the_devices_of_one_node():
 )
 def test_settings_that_do_not_fit_are_refused(runtime, message):
     with pytest.raises(UserError, match=message):
-        parse_settings({
-            "data": {"source": "folder", "folder": "images"}, "schedule": {"warmup_length": 0},
-            "stages": {"only": {"start_epoch": 0, "epochs": 2}}, "runtime": runtime,
-        })  # fmt: skip
+        parse_settings(recipe(runtime=runtime))
 
 
 class Together(Ranks):

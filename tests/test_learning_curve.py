@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from networks import TwoLayers, begin, cut, named_gradients
+from recipes import optimizer, schedule
 from reference_training import ReferenceTraining
 
-from cswin.config.settings import Optimizer, Schedule
-from cswin.data.mixup import one_hot
+from cswin.config.settings import Optimizer
+from cswin.data.augment.mixup import one_hot
 from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
 from cswin.model.variants import Architecture
@@ -69,9 +70,9 @@ def reference_network():
 
 @pytest.mark.slow
 def test_fifty_steps_agree_with_the_float64_reference():
-    settings = Optimizer(weight_decay=0.05, clip_norm=1.0, ema_decay=0.9, amp_level="O0")
-    schedule = Schedule(base_lr=2e-3, warmup_lr=1e-6, min_lr=1e-5, warmup_length=2, cool_length=1, cool_lr=1e-4)
-    rates = learning_rates(0, STEPS, 5, schedule, epochs=10)
+    settings = optimizer(weight_decay=0.05, clip_norm=1.0, ema_decay=0.9, amp_level="O0")
+    phases = schedule(base_lr=2e-3, warmup_lr=1e-6, min_lr=1e-5, warmup_length=2, cool_length=1, cool_lr=1e-4)
+    rates = learning_rates(0, STEPS, 5, phases, epochs=10)
     step = begin(TrainStep(CSWin(ARCH), settings, rates), start())
     logits, pull_back = reference_network()
     reference = ReferenceTraining(
@@ -116,7 +117,7 @@ def steps_of(accumulation: int, settings: Optimizer, batches: list, count: int =
 def test_accumulated_micro_batches_equal_the_whole_batch(accumulation):
     """At one global batch, up to the order of float32 sums; several steps, so the sums are cleared in between."""
     # With Adam's usual eps, weights whose gradient is hardly more than rounding would move by the rate, either way.
-    settings = Optimizer(weight_decay=0.05, clip_norm=1.0, ema_decay=0.9, eps=1e-3, amp_level="O0")
+    settings = optimizer(weight_decay=0.05, clip_norm=1.0, ema_decay=0.9, eps=1e-3, amp_level="O0")
     batches = fixed_batches()
     start = steps = None
     for ours, whole in zip(steps_of(accumulation, settings, batches), steps_of(1, settings, batches), strict=True):

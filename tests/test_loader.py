@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recipes
 from converted import converted
 from image_trees import image_bytes
 
-from cswin.config.resolve import parse_settings, resolve_stage
-from cswin.data.dataset import read_rows
-from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, train_transform, training_positions
-from cswin.data.mixup import apply_mixup, plan_mixup
-from cswin.data.rng import batch_rng, order_rng, sample_rng
-from cswin.data.workers import in_order, worker_pool
+from cswin.data.augment.mixup import apply_mixup, plan_mixup
+from cswin.data.augment.transforms import TrainTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions
+from cswin.data.loader.rng import batch_rng, order_rng, sample_rng
+from cswin.data.loader.workers import in_order, worker_pool
+from cswin.data.store.dataset import read_rows
 from cswin.errors import BadImage, UserError
 
 IMAGES, CLASSES, GLOBAL = 100, 4, 16
@@ -35,8 +38,7 @@ def dataset(tmp_path_factory):
 
 
 def settings(devices=1, accumulation=1, workers=2, kind="thread", **sections):
-    values = {
-        "seed": 5,
+    changes = {
         "data": {"source": "folder", "folder": "images", "classes": CLASSES},
         "model": {"arch": "cswin_32_1121_digits_32"},
         "augment": {"mixup_group": 8, "erase_prob": 0.5},
@@ -49,9 +51,8 @@ def settings(devices=1, accumulation=1, workers=2, kind="thread", **sections):
         },
     }  # fmt: skip
     for name, keys in sections.items():
-        values[name] = {**values.get(name, {}), **keys}
-    parsed = parse_settings(values)
-    return resolve_stage(parsed, "only"), parsed.runtime
+        changes[name] = {**changes.get(name, {}), **keys}
+    return recipes.stage(seed=5, **changes)
 
 
 def loader(dataset, rank=0, **options) -> TrainLoader:
@@ -105,6 +106,45 @@ def test_batches_do_not_depend_on_the_split(dataset, split, mode):
         np.testing.assert_array_equal(targets, expected_targets)
 
 
+@pytest.mark.parametrize("split", [(2, 1), (1, 2), (8, 1)])
+def test_batches_erased_after_mixing_do_not_depend_on_the_split(dataset, split):
+    augment = {"mixup_group": 8, "erase": "after_mixing", "erase_prob": 1.0}
+    expected = whole_batches(dataset, augment=augment)
+    found = whole_batches(dataset, devices=split[0], accumulation=split[1], augment=augment)
+    for (images, targets), (expected_images, expected_targets) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(targets, expected_targets)
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_erased_after_mixing(dataset, cutmix):
+    """Rounded bytes of both partners, normalised; then each row's own boxes over them."""
+    augment = {"erase": "after_mixing", "erase_prob": 1.0, "switch_prob": 1.0 if cutmix else 0.0, "mixup_group": GLOBAL}
+    config, runtime = settings(augment=augment)
+    loader = TrainLoader(dataset, config, runtime)
+    rows = {position: data for position, _, data in read_rows(dataset, "train", np.arange(IMAGES))}
+    positions = order_rng(5, 1).permutation(IMAGES)[:GLOBAL]
+    drawn = [loader.transform.draw(rows[p], sample_rng(5, 1, int(p))) for p in positions]
+    plan, own = loader.mix_plan(1, 0), np.stack([sample.pixels for sample in drawn]).astype(np.float32)
+    assert plan.is_cutmix.all() == bool(cutmix) and plan.mixes
+    if cutmix:
+        mixed, (top, bottom, left, right) = own.copy(), plan.box[0]
+        mixed[:, :, top:bottom, left:right] = own[::-1, :, top:bottom, left:right]
+    else:
+        mixed = np.rint(own * np.float32(plan.lam[0]) + own[::-1] * np.float32(1 - plan.lam[0]))
+    (batch,) = next(iter(loader.epoch(1)))
+    for image, pixels, sample in zip(batch.images, mixed.astype(np.uint8), drawn, strict=True):
+        expected = loader.transform.normalise(pixels)
+        for box, fill in sample.patches:
+            expected[:, box.top : box.top + box.height, box.left : box.left + box.width] = fill
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_evaluation_is_bicubic_where_training_draws_the_filter():
+    assert EvalTransform(Preprocessing.of_stage(settings(augment={"interpolation": "random"})[0])).bicubic
+    assert not EvalTransform(Preprocessing.of_stage(settings(augment={"interpolation": "bilinear"})[0])).bicubic
+
+
 def test_epochs_and_seeds_differ(dataset):
     config, runtime = settings()
     other = TrainLoader(dataset, config.model_copy(update={"seed": 6}), runtime)
@@ -119,7 +159,7 @@ def test_a_batch_is_its_parts_put_together(dataset):
     config, runtime = settings()
     rows = {position: (label, data) for position, label, data in read_rows(dataset, "train", np.arange(IMAGES))}
     order = order_rng(5, 1).permutation(IMAGES)
-    transform = train_transform(config)
+    transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
     for step, micro_batches in enumerate(TrainLoader(dataset, config, runtime).epoch(1)):
         (batch,) = micro_batches
         positions = order[step * GLOBAL : (step + 1) * GLOBAL]
@@ -155,7 +195,7 @@ def seen_positions(monkeypatch):
         asked.append((split, np.asarray(positions)))
         return read_rows(dataset, split, positions)
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", record)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", record)
     return asked
 
 
@@ -200,7 +240,7 @@ def test_held_out_images_are_never_trained_on(dataset, seen_positions, devices):
 def test_labels_stay_with_their_images(dataset):
     """Without any augmentation each image of a batch is found again among the files, with its label."""
     config, runtime = settings(augment=PLAIN | {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
-    transform = train_transform(config)
+    transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
     known = {}
     for _, label, data in read_rows(dataset, "train", np.arange(IMAGES)):
         known[transform(data, np.random.default_rng(0)).tobytes()] = label
@@ -217,7 +257,7 @@ def test_labels_stay_with_their_images(dataset):
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_evaluation_gives_every_image_once_in_order(dataset, kind):
     config, runtime = settings(kind=kind)
-    transform = eval_transform(config)
+    transform = EvalTransform(Preprocessing.of_stage(config))
     batches = list(eval_batches(read_rows(dataset, "val", np.arange(14)), EvalTask(transform), runtime))
     assert [len(batch.labels) for batch in batches] == [6, 6, 2]
     rows = list(read_rows(dataset, "val", np.arange(14)))
@@ -238,7 +278,7 @@ def test_a_broken_image_is_named_after_the_batches_before_it(dataset, kind, monk
         for position, label, data in read_rows(dataset, split, positions):
             yield position, label, data[:200] if position == bad else data
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", broken)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", broken)
     batches = loader(dataset, kind=kind).epoch(0)
     assert len([next(batches) for _ in range(2)]) == 2
     with pytest.raises(BadImage, match=rf"training image {bad}: .*on_bad_image"):
@@ -247,7 +287,9 @@ def test_a_broken_image_is_named_after_the_batches_before_it(dataset, kind, monk
     with pytest.raises(BadImage, match="validation image 7: image is empty"):
         list(
             eval_batches(
-                ((p, 0, b"" if p == 7 else image_bytes(p)) for p in range(9)), EvalTask(eval_transform(config)), runtime
+                ((p, 0, b"" if p == 7 else image_bytes(p)) for p in range(9)),
+                EvalTask(EvalTransform(Preprocessing.of_stage(config))),
+                runtime,
             )
         )
 
@@ -257,7 +299,7 @@ def test_an_error_while_reading_rows_is_raised(dataset, monkeypatch):
         yield from read_rows(dataset, split, positions[:20])
         raise UserError("train-00000.mindrecord: is damaged")
 
-    monkeypatch.setattr("cswin.data.loader.read_rows", failing)
+    monkeypatch.setattr("cswin.data.loader.batches.read_rows", failing)
     with pytest.raises(UserError, match="is damaged"):
         list(loader(dataset).epoch(0))
 
@@ -296,7 +338,7 @@ def test_workers_live_on_when_a_cluster_signals_all_processes():
 def test_workers_end_with_a_killed_trainer(dataset):
     script = textwrap.dedent("""
         import multiprocessing, sys, time
-        from cswin.data.workers import in_order, worker_pool
+        from cswin.data.loader.workers import in_order, worker_pool
 
         if __name__ == "__main__":
             with worker_pool("process", 2) as pool:
@@ -327,5 +369,5 @@ def alive(pid: int) -> bool:
 
 
 def test_workers_do_not_import_mindspore():
-    code = "import sys, cswin.data.loader; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, cswin.data.loader.batches; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ import pytest
 from image_trees import WNIDS, image_bytes, small_files, write_tree
 from PIL import Image
 
-from cswin.data.manifest import load_summary, read_manifest, shard_rows
-from cswin.data.scan import Expected, check_image, write_manifest
+from cswin.data.store.manifest import load_summary, read_manifest, shard_rows, storage_order
+from cswin.data.store.scan import Expected, check_image, write_manifest
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
@@ -55,14 +55,18 @@ def test_rows_say_what_the_files_are(tmp_path):
     manifest(tmp_path)
     with gzip.open(tmp_path / "manifest.csv.gz", "rt", newline="") as text:
         rows = list(csv.DictReader(text))
-    assert [row["path"] for row in rows] == sorted(files)
+    assert sorted(row["path"] for row in rows) == sorted(files)
+    assert [row["path"].partition("/")[0] for row in rows] == ["train"] * 9 + ["val"] * 3
     for row in rows:
         data = files[row["path"]]
         assert row["class"] == row["path"].split("/")[1]
         assert int(row["label"]) == WNIDS.index(row["class"])
         assert (int(row["width"]), int(row["height"])) == Image.open(io.BytesIO(data)).size
         assert (int(row["bytes"]), row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert (rows[0]["width"], rows[0]["height"]) == ("17", "23")
+    assert [(row["width"], row["height"]) for row in rows if row["path"].endswith("n01440764/n01440764_0.JPEG")][0] == (
+        "17",
+        "23",
+    )
 
 
 def test_summary(tmp_path):
@@ -126,7 +130,7 @@ def test_cut_off_images_are_bad(kind, left):
 
 def test_check_agrees_with_the_decoder_of_the_training():
     """Wherever a JPEG is cut, both find it or both do not."""
-    from cswin.data.decode import decode_rgb
+    from cswin.data.images.decode import decode_rgb
 
     data = image_bytes(3, size=(64, 48), quality=60)
     for end in range(len(data) - 200, len(data) + 1):
@@ -161,7 +165,8 @@ def test_bad_images_skipped_are_reported(tmp_path, capsys):
     summary = manifest(tmp_path, on_bad_image="skip", report=tmp_path / "bad.csv")
     assert summary.skipped == 3 and summary.splits["train"].counts == (3, 4, 3) and summary.splits["val"].counts == (2, 1, 2)
     paths = [row.path for row in read_manifest(tmp_path / "manifest.csv.gz", summary)]
-    assert paths == sorted(set(files) - set(bad))
+    assert sorted(paths) == sorted(set(files) - set(bad))
+    assert len(paths) == 15 and all(path.startswith("train/") for path in paths[:10])
     assert len((tmp_path / "bad.csv").read_text().splitlines()) == 4
     assert "3 bad images left out" in capsys.readouterr().err
 
@@ -218,28 +223,78 @@ def test_hidden_files_are_no_images(tmp_path):
 
 
 def test_names_that_need_quotes(tmp_path):
-    names = ('a "quoted", name.JPEG', "new\nline.JPEG", "größe.JPEG")
-    files = {f"{split}/{label}, b/{name}": image_bytes(1) for split in ("train", "val") for label in "xy" for name in names}
+    names = ('a "quoted", name.JPEG', "new\nline.JPEG", "größe.JPEG", "icon\r", "a\rb\u3000c.JPEG", "latin \udce4.JPEG")
+    classes = ("x, b", "y\r", "\u65e5\u672c\u3000\u8a9e", "a&b <i>'")
+    files = {f"{split}/{label}/{name}": image_bytes(1) for split in ("train", "val") for label in classes for name in names}
     write_tree(tmp_path / "images", files)
     summary = manifest(tmp_path)
     assert sorted(row.path for row in read_manifest(tmp_path / "manifest.csv.gz", summary)) == sorted(files)
+    assert load_summary(tmp_path / "manifest.json").class_names == tuple(sorted(classes))
+
+
+def test_class_name_that_is_not_utf8(tmp_path):
+    write_tree(tmp_path / "images", small_files(1, 1, ("a", "b\udce4")))
+    message = refused(tmp_path)
+    assert "names of classes are not readable as UTF-8: ['b\\udce4']" in message
+
+
+def test_file_name_that_is_not_utf8_in_a_log(tmp_path):
+    write_tree(tmp_path / "images", small_files(2, 1) | {"train/n01440764/x\udce4.JPEG": b"no image"})
+    with Console(tmp_path / "log") as console:
+        files = tmp_path / "manifest.csv.gz", tmp_path / "manifest.json"
+        write_manifest(tmp_path / "images", *files, console, on_bad_image="skip", report=tmp_path / "bad.csv")
+    assert "x\\udce4.JPEG" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["CLS-LOC", "ILSVRC"])
+def test_kaggle_s_layout_as_a_folder(tmp_path, place):
+    files = small_files(1, 0) | {"val/ILSVRC2012_val_00000001.JPEG": b"x"}
+    place = tmp_path / "ILSVRC/Data/CLS-LOC" if place == "CLS-LOC" else tmp_path / "ILSVRC"
+    write_tree(tmp_path / "ILSVRC/Data/CLS-LOC", files)
+    with pytest.raises(UserError, match=r"LOC_val_solution\.csv") as caught:
+        write_manifest(place, tmp_path / "manifest.csv.gz", tmp_path / "manifest.json", Console())
+    assert "move them away" not in str(caught.value)
+
+
+SEED_9 = [
+    31, 19, 22, 25, 36, 2, 13, 39, 42, 18, 27, 21, 17, 15, 29, 6, 7, 12, 9, 43, 40, 20, 38, 14, 3, 37, 34, 44, 16, 35, 26, 41, 28,
+    10, 23, 24, 8, 0, 5, 1, 11, 4, 32, 30, 33,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seed", "split", "order"),
+    [
+        (0, "train", [9, 2, 7, 4, 5, 11, 0, 3, 6, 10, 8, 1]),
+        (0, "val", [0, 7, 1, 11, 3, 10, 4, 6, 9, 8, 2, 5]),
+        (3, "val", [0, 4, 11, 1, 2, 5, 10, 7, 9, 8, 6, 3]),
+        (9, "train", SEED_9),
+    ],
+)
+def test_order_of_storage_is_pinned(seed, split, order):
+    """Another generator, or another NumPy, would train on other batches."""
+    assert storage_order(seed, split, len(order)).tolist() == order
 
 
 def test_shards_are_a_partition_in_the_seeded_order(tmp_path):
     write_tree(tmp_path / "images", small_files(15, 2))
     summary = manifest(tmp_path, seed=9)
     train = dict(summary.splits)["train"]
-    summary = type(summary)(**{**summary.__dict__, "splits": {"train": type(train)(**{**train.__dict__, "shards": 4})}})
-    rows = list(read_manifest(tmp_path / "manifest.csv.gz", summary))[:45]
-    order = summary.order("train")
-    assert sorted(order) == list(range(45)) and list(order) != list(range(45))
+    splits = {"train": type(train)(**{**train.__dict__, "shards": 4}), "val": summary.splits["val"]}
+    summary = type(summary)(**{**summary.__dict__, "splits": splits})
     stored, position = [], 0
     for shard in range(4):
         first, part = shard_rows(tmp_path / "manifest.csv.gz", summary, "train", shard)
         assert first == position and len(part) in (11, 12)
         position += len(part)
         stored += part
-    assert stored == [rows[row] for row in order]
+    assert [row.path for row in stored] == [
+        sorted(f for f in small_files(15, 2) if f.startswith("train"))[row] for row in SEED_9
+    ]
+    assert (
+        shard_rows(tmp_path / "manifest.csv.gz", summary, "val", 0)[1]
+        == list(read_manifest(tmp_path / "manifest.csv.gz", summary))[45:]
+    )
     with pytest.raises(UserError, match="has no shard 4: they go from 0 to 3"):
         summary.shard_range("train", 4)
 
@@ -247,10 +302,11 @@ def test_shards_are_a_partition_in_the_seeded_order(tmp_path):
 def test_order_mixes_classes_and_is_another_for_val(tmp_path):
     write_tree(tmp_path / "images", small_files(30, 30))
     summary = manifest(tmp_path, seed=1)
-    labels = np.repeat([0, 1, 2], 30)[summary.order("train")]
+    rows = list(read_manifest(tmp_path / "manifest.csv.gz", summary))
+    labels, images = [row.label for row in rows[:90]], [row.path.partition("/")[2] for row in rows]
     # 90 rows in runs of one class would change it twice; a random order changes it 60 times (standard deviation 4.4).
     assert 40 < np.count_nonzero(np.diff(labels)) < 80
-    assert not np.array_equal(summary.order("train"), summary.order("val"))
+    assert sorted(images[:90]) == sorted(images[90:]) and images[:90] != images[90:]
 
 
 @pytest.mark.parametrize(("shard_mb", "shards"), [(1, 3), (2, 2), (1024, 1)])

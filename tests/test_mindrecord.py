@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from image_trees import WNIDS, image_bytes, read_tree, small_files, write_tree
 
-import cswin.data.mindrecord as mindrecord
-from cswin.data.assemble import verify_dataset, write_dataset
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.manifest import load_summary, read_manifest
-from cswin.data.mindrecord import convert_shard
-from cswin.data.scan import write_manifest
-from cswin.data.tree_writer import MARKER
+import cswin.data.store.mindrecord as mindrecord
+from cswin.data.sources.tree_writer import MARKER
+from cswin.data.store.assemble import verify_dataset, write_dataset
+from cswin.data.store.dataset import Dataset, read_rows
+from cswin.data.store.manifest import load_summary
+from cswin.data.store.mindrecord import convert_shard
+from cswin.data.store.scan import write_manifest
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -53,11 +53,16 @@ def copied(made, tmp_path):
     return shutil.copytree(made, tmp_path / "copy")
 
 
-def expected_rows(folder, split):
-    """(position, label, bytes) as the manifest and the files have them."""
-    summary = load_summary(folder / "manifest.json")
-    rows = [row for row in read_manifest(folder / "manifest.csv.gz", summary) if row.path.startswith(split)]
-    return [(position, rows[row].label, FILES[rows[row].path]) for position, row in enumerate(summary.order(split))]
+def stored_names(split):
+    """The images of a split by position: sorted by class and name, then permuted by the manifest's seed, 3."""
+    names = sorted(name for name in FILES if name.startswith(split))
+    order = np.random.Generator(np.random.PCG64([3, ("train", "val").index(split)])).permutation(len(names))
+    return [names[row] for row in order]
+
+
+def expected_rows(split):
+    """(position, label, bytes) as the files have them."""
+    return [(n, WNIDS.index(name.split("/")[1]), FILES[name]) for n, name in enumerate(stored_names(split))]
 
 
 def problems(folder) -> dict[str, str]:
@@ -81,7 +86,7 @@ def test_dataset(made):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_rows_are_the_files_in_the_seeded_order(made, split):
     dataset = Dataset.load(made / "dataset.json")
-    expected = expected_rows(made, split)
+    expected = expected_rows(split)
     assert list(read_rows(dataset, split, np.arange(dataset.images(split)))) == expected
     assert sorted(data for _, _, data in expected) == sorted(d for name, d in FILES.items() if name.startswith(split))
 
@@ -93,14 +98,14 @@ def test_mindspore_reads_the_same(made):
     files = [str(path) for path in dataset.shards("train")]
     reader = ds.MindDataset(files, columns_list=["index", "label", "image"], shuffle=False)
     rows = [(int(i), int(n), image.tobytes()) for i, n, image in reader.create_tuple_iterator(num_epochs=1, output_numpy=True)]
-    assert sorted(rows) == expected_rows(made, "train")
+    assert sorted(rows) == expected_rows("train")
     reader = ds.MindDataset(files, columns_list=["index"], sampler=ds.SubsetSampler([5, 100, 3]))
     assert [int(i) for (i,) in reader.create_tuple_iterator(num_epochs=1, output_numpy=True)] == [5, 100, 3]
 
 
 def test_any_order(made):
     dataset = Dataset.load(made / "dataset.json")
-    expected = expected_rows(made, "train")
+    expected = expected_rows("train")
     positions = np.random.default_rng(0).integers(0, 187, 500)
     assert list(read_rows(dataset, "train", positions)) == [expected[position] for position in positions]
     assert list(read_rows(dataset, "train", positions[:0])) == []
@@ -109,13 +114,13 @@ def test_any_order(made):
 def test_reading_may_stop_early_and_go_to_another_process(made):
     dataset = pickle.loads(pickle.dumps(Dataset.load(made / "dataset.json")))
     rows = read_rows(dataset, "train", np.arange(187)[::-1])
-    assert next(rows) == expected_rows(made, "train")[186]
+    assert next(rows) == expected_rows("train")[186]
     rows.close()
-    assert list(read_rows(pickle.loads(pickle.dumps(dataset)), "val", np.array([3]))) == [expected_rows(made, "val")[3]]
+    assert list(read_rows(pickle.loads(pickle.dumps(dataset)), "val", np.array([3]))) == [expected_rows("val")[3]]
 
 
 def test_only_what_is_asked_for_is_read(made, monkeypatch):
-    import cswin.data.dataset as module
+    import cswin.data.store.dataset as module
 
     read, rows = module.read_image, []
     monkeypatch.setattr(module, "read_image", lambda *args: rows.append(args[2]) or read(*args))
@@ -158,7 +163,7 @@ def damage(folder, change) -> dict[str, str]:
 
 def find_image(shard, position) -> tuple[int, bytes]:
     """Offset and bytes of an image in a shard."""
-    data = expected_rows(shard.parents[1], "train")[position][2]
+    data = expected_rows("train")[position][2]
     return shard.read_bytes().index(data), data
 
 
@@ -171,8 +176,7 @@ def flip_a_bit(shard):
 
 def test_damaged_image_is_named(copied):
     found = damage(copied, flip_a_bit)
-    rows = list(read_manifest(copied / "manifest.csv.gz", load_summary(copied / "manifest.json")))
-    name = rows[load_summary(copied / "manifest.json").order("train")[70]].path
+    name = stored_names("train")[70]
     assert list(found) == ["train-00001.mindrecord"]
     assert "content has changed" in found["train-00001.mindrecord"]
     assert f"1 images are not those of the manifest: {name}" in found["train-00001.mindrecord"]

@@ -1,32 +1,29 @@
 """Choosing the epoch on held-out training images: a run that is really made like that."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from recipes import DIGITS, recipe
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_stage, parse_settings, resolve_stage
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import training_positions
-from cswin.data.sources import Source
+from cswin.data.loader.batches import training_positions
+from cswin.data.loader.labelled import Labelled
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
 from cswin.train.history import read_history
 
-ROOT = Path(__file__).parents[1]
 HELD, IMAGES = 137, 1437
 
 
 def settings(**changes) -> dict:
-    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    return values | {"evaluation": {"crop_ratio": 1.0, "select_on": "minival", "minival_images": HELD}} | changes
+    return recipe(DIGITS, evaluation={"select_on": "minival", "minival_images": HELD}) | changes
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def test_held_out_images_choose_and_are_not_trained_on(mini):
     _, held = training_positions(IMAGES, config)
     dataset = Dataset.load(mini.path / "data/digits/dataset.json")
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
-    source = Source(lambda part: read_rows(dataset, "train", held[part]), HELD)
+    source = Labelled(lambda part: read_rows(dataset, "train", held[part]), HELD)
     runtime = Runtime(eval_batch_size=50, workers=1, worker_kind="thread")
     found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])
     record = json.loads((folder / "record.json").read_text())
@@ -114,10 +111,10 @@ def test_no_stage_trains_on_what_another_selects_on(stage, words):
 
 
 def test_something_must_be_left_to_train_on():
-    evaluation = {"crop_ratio": 1.0, "select_on": "minival"}  # 10,000 images
+    too_many = recipe(DIGITS, evaluation={"select_on": "minival", "minival_images": 10000})
     with pytest.raises(UserError, match=r"evaluation.minival_images: 10000 must be less than the 1437 training images"):
-        parse_settings(settings(evaluation=evaluation))
-    unknown = settings(evaluation=evaluation)
+        parse_settings(too_many)
+    unknown = too_many
     unknown["data"].pop("expect_train")  # known when the data are there
     with pytest.raises(UserError, match=r"evaluation.minival_images: 10000 must be less than the 1437 training images"):
         training_positions(IMAGES, resolve_stage(parse_settings(unknown), "stage1"))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.rng import batch_rng
+from cswin.data.augment.erasing import Box, Patch, paste
+from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.images.evaluation import Normalise
+from cswin.data.loader.rng import batch_rng
 from cswin.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "mixup.npz"
@@ -39,6 +41,26 @@ def test_cutmix_equals_golden(golden):
     images, targets = apply_mixup(golden["x"].copy(), golden["y"], plan, int(golden["num_classes"]), float(golden["smoothing"]))
     np.testing.assert_array_equal(images, golden["cutmix_x"])
     np.testing.assert_allclose(targets, golden["cutmix_target"], rtol=0, atol=6e-8)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_the_paper_s_order_equals_golden(kind):
+    """Bytes are mixed and rounded, then normalised, then erased (timm 0.3.4's prefetching loader)."""
+    with np.load(GOLDEN.with_name("paper_batch.npz")) as file:
+        golden = dict(file)
+    size, lam = len(golden["images"]), float(golden[f"{kind}.lam"])
+    box = np.zeros((size, 4), np.int32) if kind == "mixup" else np.tile(golden["cutmix.box_top_bottom_left_right"], (size, 1))
+    plan = MixPlan(np.full(size, lam), box, np.full(size, kind == "cutmix"))
+    mixed, targets = apply_mixup(golden["images"].copy(), golden["labels"], plan, 5, float(golden["label_smoothing"]))
+    np.testing.assert_array_equal(mixed, golden[f"{kind}.mixed_uint8"])
+    np.testing.assert_allclose(targets, golden[f"{kind}.targets"], rtol=0, atol=6e-8)
+    normalise = Normalise(golden["mean"], golden["std"], 3)
+    result = np.stack([normalise(image) for image in mixed])
+    np.testing.assert_allclose(result, golden[f"{kind}.normalised"], rtol=0, atol=1e-6)
+    row, top, left = golden[f"{kind}.erase_row_top_left"]
+    noise = golden[f"{kind}.erase_noise"]
+    paste(result[row], [Patch(Box(int(top), int(left), *noise.shape[1:]), noise)])
+    np.testing.assert_allclose(result, golden[f"{kind}.erased"], rtol=0, atol=1e-6)
 
 
 def test_golden_loss(golden):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cswin.checkpoint import load_checkpoint
-from cswin.data.digits import write_digits
+from cswin.data.sources.digits import write_digits
 from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.history import read_history
 

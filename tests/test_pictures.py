@@ -11,8 +11,9 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 from cswin.config.resolve import load_settings, resolve_stage
-from cswin.data.mixup import apply_mixup, one_hot, plan_mixup
-from cswin.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from cswin.data.augment.mixup import apply_mixup, one_hot, plan_mixup
+from cswin.data.images.evaluation import Normalise
+from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from cswin.errors import UserError
 from cswin.predictions import Predictions
 from cswin.report.classes import accuracy_with_mistakes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipes import recipe
 
 from cswin.cli import main
 from cswin.config.resolve import load_settings, parse_settings, resolve_stage
@@ -31,20 +32,15 @@ def test_report_on_paper():
 
 
 def test_validation_is_counted_as_it_is_done():
-    values = yaml.safe_load(Path(REPORT).read_text()) | {
-        "evaluation": {"every": 7, "select_on": "minival", "minival_images": 5000}
-    }
-    settings = parse_settings(values)
+    settings = parse_settings(recipe(evaluation={"every": 7, "select_on": "minival", "minival_images": 5000}))
     stage = plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
     assert stage.validated == (45 + 1) * 2 * 5000  # after epochs 7, 14, …, 315 and after the last, 320
     assert stage.steps == 320 * (1_276_167 // 1024)
 
 
 def test_accumulation_and_batch_change_memory():
-    values = yaml.safe_load(Path(REPORT).read_text())
-
     def memory(**runtime):
-        settings = parse_settings(values | {"runtime": runtime})
+        settings = parse_settings(recipe(runtime=runtime))
         return plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data)).memory
 
     whole, half = memory(), memory(batch_size=64, accumulation=2)
@@ -88,9 +84,8 @@ def test_archive_tells_the_size(tmp_path):
     archive = tmp_path / "imagenet.tar.gz"
     with archive.open("wb") as file:
         os.truncate(file.fileno(), 150 * 10**9)  # sparse
-    values = yaml.safe_load(Path(REPORT).read_text())
-    values["data"]["archive"] = str(archive)
-    assert f"images 150.0 GB (size of {archive})" in plan_report(parse_settings(values), None)
+    settings = parse_settings(recipe(data={"archive": str(archive)}))
+    assert f"images 150.0 GB (size of {archive})" in plan_report(settings, None)
 
 
 def test_unknown_number_of_images_is_refused(tmp_path, capsys):
@@ -108,9 +103,7 @@ def test_bad_rate_is_refused(rate, capsys):
 
 
 def test_too_few_images_are_refused():
-    values = yaml.safe_load(Path(REPORT).read_text())
-    values["data"]["expect_train"] = 1000
-    settings = parse_settings(values)
+    settings = parse_settings(recipe(data={"expect_train": 1000}))
     with pytest.raises(UserError, match="global_batch: 1024 is more than the 1000"):
         plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
 

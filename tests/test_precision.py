@@ -5,15 +5,15 @@ import math
 import mindspore as ms
 import numpy as np
 import pytest
+import recipes
 from converted import converted
 from image_trees import small_files
 from mindspore import Tensor
 from networks import TwoLayers, begin, initialised
 
-from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.config.settings import Optimizer
-from cswin.data.loader import TrainLoader
-from cswin.data.mixup import one_hot
+from cswin.data.augment.mixup import one_hot
+from cswin.data.loader.batches import TrainLoader
 from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin
@@ -88,7 +88,7 @@ def check_scaled_steps(step: TrainStep, count: int, start: float, window: int) -
 
 def test_overflow_halves_the_loss_scale_and_changes_nothing_else():
     start, window = 2.0**24, 3
-    settings = Optimizer(amp_level="O1", loss_scale=start, loss_scale_window=window, ema_decay=0.9)
+    settings = recipes.optimizer(amp_level="O1", loss_scale=start, loss_scale_window=window, ema_decay=0.9)
     figures = check_scaled_steps(two_layers(settings), 24, start, window)
     skipped = [now["skipped"] for now in figures]
     assert skipped[:2] == [1, 1]
@@ -100,7 +100,7 @@ def test_overflow_halves_the_loss_scale_and_changes_nothing_else():
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_the_network_in_float16_recovers_from_an_overflow(level):
     start, window = 2.0**22, 4
-    settings = Optimizer(amp_level=level, loss_scale=start, loss_scale_window=window, ema_decay=0.9)
+    settings = recipes.optimizer(amp_level=level, loss_scale=start, loss_scale_window=window, ema_decay=0.9)
     step = TrainStep(CSWin(ARCH, precision(level)), settings, RATES)
     figures = check_scaled_steps(begin(step, initial_weights(ARCH, np.random.default_rng(3))), 16, start, window)
     skipped = [now["skipped"] for now in figures]
@@ -111,7 +111,7 @@ def test_loss_scale_leaves_the_update_as_it_is():
     """Gradients are unscaled before clipping: figures and weights do not depend on a (power of two) scale that fits."""
     results = []
     for scale in (1.0, 1024.0):
-        settings = Optimizer(amp_level="O1", loss_scale=scale, clip_norm=0.1, ema_decay=0.9)
+        settings = recipes.optimizer(amp_level="O1", loss_scale=scale, clip_norm=0.1, ema_decay=0.9)
         step = two_layers(settings)
         figures = [run(step, *batch(i)) for i in range(3)]
         results.append(([f["grad_norm"] for f in figures], [p.asnumpy() for p in step.weights]))
@@ -125,7 +125,7 @@ def test_loss_scale_leaves_the_update_as_it_is():
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_values_that_are_not_finite_are_skipped_without_a_loss_scale(value):
     """Level O0: a bad batch changes nothing, the next one goes on; the loss scale stays 1."""
-    step = two_layers(Optimizer(amp_level="O0"))
+    step = two_layers(recipes.optimizer(amp_level="O0"))
     run(step, *batch(0))
     images, targets, factors = batch(1)
     bad, before = np.full_like(images, value), state(step)
@@ -140,7 +140,7 @@ def test_values_that_are_not_finite_are_skipped_without_a_loss_scale(value):
 
 
 def test_an_overflow_in_one_micro_batch_skips_the_whole_step_and_leaves_no_trace():
-    settings = Optimizer(amp_level="O1", loss_scale=8.0)
+    settings = recipes.optimizer(amp_level="O1", loss_scale=8.0)
     step = two_layers(settings, accumulation=2)
     clean = two_layers(settings.model_copy(update={"loss_scale": 4.0}), accumulation=2)
     images, targets, factors = batch(1)
@@ -204,19 +204,18 @@ def dataset(tmp_path_factory):
 
 
 def stage(**optimizer):
-    settings = parse_settings({
-        "data": {"source": "folder", "folder": "images", "classes": 3},
-        "model": {"arch": "cswin_32_1121_digits_32", "drop_path": 0.1},
-        "augment": {"mixup_group": 4, "rand_augment": None},
-        "optimizer": {"global_batch": 4, "amp_level": "O0", **optimizer},
-        "schedule": {"warmup_length": 0},
-        "stages": {"only": {"start_epoch": 0, "epochs": 2}},
-        "runtime": {
+    return recipes.stage(
+        data={"source": "folder", "folder": "images", "classes": 3},
+        model={"arch": "cswin_32_1121_digits_32", "drop_path": 0.1},
+        augment={"mixup_group": 4, "rand_augment": None},
+        optimizer={"global_batch": 4, "amp_level": "O0", **optimizer},
+        schedule={"warmup_length": 0},
+        stages={"only": {"start_epoch": 0, "epochs": 2}},
+        runtime={
             "device_target": "CPU", "devices": 1, "batch_size": 4, "eval_batch_size": 6, "workers": 1, "worker_kind": "thread",
             "log_every": 5,
         },
-    })  # fmt: skip
-    return resolve_stage(settings, "only"), settings.runtime
+    )  # fmt: skip
 
 
 class Silent:

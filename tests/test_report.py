@@ -12,8 +12,8 @@ from browser import browser, requested, require_browser
 from test_pictures import check_picture
 
 from cswin.config.resolve import load_runtime, load_stage
-from cswin.data.dataset import Dataset
-from cswin.data.loader import TrainLoader
+from cswin.data.loader.batches import TrainLoader
+from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
 from cswin.predictions import Predictions
 from cswin.report.pages import attempts, configuration_page, data_page

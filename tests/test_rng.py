@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cswin.data.rng import Stream, batch_rng, drop_path_rng, holdout_rng, init_rng, order_rng, sample_rng
+from cswin.data.loader.rng import Stream, batch_rng, drop_path_rng, holdout_rng, init_rng, order_rng, sample_rng
 from cswin.errors import UserError
 
 MASK = (1 << 64) - 1

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, Workspace
+from recipes import CARRY
 from slurm_cluster import PREFIX, Cluster, Run, install, wait_for
 
 from cswin.checkpoint import load_checkpoint
@@ -59,7 +60,7 @@ def finished(cluster, tmp_path_factory) -> Workspace:
         values["schedule"]["warmup_length"] = 1
         values["stages"] = {
             "stage1": {"start_epoch": 0, "epochs": 2},
-            "stage2": {"start_epoch": 2, "epochs": 6, "schedule": {"cool_length": 4}},
+            "stage2": {"start_epoch": 2, "epochs": 6, **CARRY, "schedule": {"cool_length": 4}},
         }
 
     workspace.edit("config/config.yaml", shorten)

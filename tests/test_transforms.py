@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 from photo import encode, photo, planes
 from PIL import Image
+from pipelines import evaluation, training
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from cswin.data.decode import EncodedImage, decode_rgb
-from cswin.data.resample import CropBox
-from cswin.data.rng import sample_rng
-from cswin.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    EvalTransform,
-    Normalise,
-    RandomResizedCrop,
-    TrainTransform,
-    dct_scale,
-    resize_shrunk,
-)
+from cswin.data.augment.transforms import RandomResizedCrop, dct_scale, resize_shrunk
+from cswin.data.images.decode import EncodedImage, decode_rgb
+from cswin.data.images.evaluation import Normalise
+from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from cswin.data.images.resample import CropBox
+from cswin.data.loader.rng import sample_rng
 from cswin.errors import UserError
 
 DRAWS = 20_000
@@ -112,7 +106,7 @@ def bicubic_weights(length: int, size: int) -> np.ndarray:
 def test_crop_and_resize_equals_the_formula(box, kind, monkeypatch):
     """The filter must not see beyond the crop."""
     data = encode(photo(100, 80), kind)
-    transform = TrainTransform(48, hflip=0.0)
+    transform = training(48, hflip=0.0)
     monkeypatch.setattr(transform.crop, "draw", lambda rng, width, height: box)
     result = transform.decode_crop(data, np.random.default_rng(0)).transpose(1, 2, 0).astype(np.int64)
     part = pixels(decode_rgb(data))[box.top : box.top + box.height, box.left : box.left + box.width]
@@ -120,10 +114,10 @@ def test_crop_and_resize_equals_the_formula(box, kind, monkeypatch):
     assert np.abs(result - np.clip(expected, 0, 255)).max() <= 1.5  # 8 bits after each of the two passes
 
 
-def crop_and_resize(image: Image.Image, box: CropBox, size: int) -> Image.Image:
+def crop_and_resize(image: Image.Image, box: CropBox, size: int, name: str = "BICUBIC") -> Image.Image:
     """Rows first; in one call Pillow 13 begins with the columns of a tall image."""
     part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return part.resize((size, box.height), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+    return part.resize((size, box.height), Image.Resampling[name]).resize((size, size), Image.Resampling[name])
 
 
 # Decoding at a reduced scale
@@ -167,7 +161,7 @@ def test_reduced_decoding_stays_within_its_tolerance(name, shrunk):
 
 
 def test_training_decodes_large_jpegs_reduced_and_others_in_full(monkeypatch):
-    transform, scales = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0)), []
+    transform, scales = training(16, scale=(1.0, 1.0), ratio=(1.0, 1.0)), []
     frame = EncodedImage.frame
     monkeypatch.setattr(EncodedImage, "frame", lambda self, mode, scale: scales.append(scale) or frame(self, mode, scale))
     image = photo(160, 160)
@@ -198,9 +192,9 @@ def test_greyscale_normalisation():
 
 
 def test_fill_is_the_mean_colour():
-    assert TrainTransform(8, rand_augment="rand-m9").augment.fill == (124, 116, 104)
-    assert TrainTransform(8, rand_augment="rand-m9", mean=(1.0, 0.5, 0.0)).augment.fill == (255, 128, 0)
-    assert TrainTransform(8, rand_augment="rand-m9", channels=1).augment.fill == (117,)
+    assert training(8, rand_augment="rand-m9").augment.fill == (124, 116, 104)
+    assert training(8, rand_augment="rand-m9", mean=(1.0, 0.5, 0.0)).augment.fill == (255, 128, 0)
+    assert training(8, rand_augment="rand-m9", channels=1).augment.fill == (117,)
 
 
 # Evaluation
@@ -220,7 +214,7 @@ def test_evaluation_is_resize_and_centre_crop(size, ratio, shape, resized, corne
     image = photo(*shape)
     left, top = corner
     expected = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    result = EvalTransform(size, crop_ratio=ratio, **NO_NORM)(encode(image))
+    result = evaluation(size, crop_ratio=ratio, **NO_NORM)(encode(image))
     assert result.flags.c_contiguous
     np.testing.assert_allclose(result, pixels(expected).transpose(2, 0, 1), atol=1e-4)
 
@@ -228,7 +222,7 @@ def test_evaluation_is_resize_and_centre_crop(size, ratio, shape, resized, corne
 def test_evaluation_in_greyscale_and_bilinear():
     image = photo(50, 40)
     expected = image.convert("L").resize((40, 32), Image.Resampling.BILINEAR).crop((4, 0, 36, 32))
-    transform = EvalTransform(32, crop_ratio=1.0, channels=1, interpolation="bilinear", mean=(0.0,), std=(1 / 255,))
+    transform = evaluation(32, crop_ratio=1.0, channels=1, interpolation="bilinear", mean=(0.0,), std=(1 / 255,))
     np.testing.assert_allclose(transform(encode(image)), pixels(expected)[None], atol=1e-4)
 
 
@@ -237,17 +231,17 @@ def test_evaluation_in_greyscale_and_bilinear():
 
 def test_training_without_randomness_is_resize():
     image = photo(48, 48)
-    transform = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, **NO_NORM)
+    transform = training(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, **NO_NORM)
     expected = pixels(image.resize((16, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     np.testing.assert_allclose(transform(encode(image), np.random.default_rng(0)), expected, atol=1e-4)
-    flipped = TrainTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=1.0, **NO_NORM)
+    flipped = training(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=1.0, **NO_NORM)
     np.testing.assert_allclose(flipped(encode(image), np.random.default_rng(0)), expected[..., ::-1], atol=1e-4)
 
 
 def test_flip_rate():
     ramp = encode(Image.fromarray(np.array([[0, 255]], np.uint8).repeat(2, axis=0)))
     transform, rng = (
-        TrainTransform(2, channels=1, hflip=0.3, scale=(1.0, 1.0), ratio=(1.0, 1.0)),
+        training(2, channels=1, hflip=0.3, scale=(1.0, 1.0), ratio=(1.0, 1.0)),
         np.random.default_rng(0),
     )
     results = Counter(transform.decode_crop(ramp, rng).tobytes() for _ in range(DRAWS))
@@ -257,7 +251,7 @@ def test_flip_rate():
 
 def test_training_is_its_steps_in_order():
     """Crop, flip, RandAugment, normalise, erase, all from one stream."""
-    transform = TrainTransform(24, rand_augment="rand-m9-mstd0.5-inc1-p1", erase_prob=1.0)
+    transform = training(24, rand_augment="rand-m9-mstd0.5-inc1-p1", erase_prob=1.0)
     data = encode(photo(50, 40))
     for index in range(10):
         rng = sample_rng(1, 2, index)
@@ -269,9 +263,25 @@ def test_training_is_its_steps_in_order():
         assert transform(data, sample_rng(1, 2, index)).tobytes() == expected.tobytes()
 
 
+def test_random_interpolation_draws_a_filter_for_each_crop():
+    """After the crop and before the flip, both filters equally often; RandAugment's geometric operations draw for themselves."""
+    transform, data, seen = training(24, interpolation="random", hflip=0.0), encode(photo(50, 40)), Counter()
+    for index in range(200):
+        rng = sample_rng(1, 2, index)
+        box = transform.crop.draw(rng, 50, 40)
+        name = ("bilinear", "bicubic")[int(rng.integers(2))]
+        wanted = crop_and_resize(photo(50, 40), box, 24, name.upper())
+        np.testing.assert_array_equal(transform.decode_crop(data, sample_rng(1, 2, index)), planes(wanted))
+        seen[name] += 1
+    assert min(seen.values()) > 70  # 100 expected, standard deviation 7
+    augment = training(24, interpolation="random", rand_augment="rand-m9-mstd0.5-inc1").augment
+    drawn = [augment.draw(np.random.default_rng(seed)) for seed in range(100)]
+    assert {operation.resample for operations in drawn for operation in operations} == {None, "bilinear", "bicubic"}
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_same_numbers_same_result_after_pickling(channels):
-    transform = TrainTransform(20, channels=channels, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5)
+    transform = training(20, channels=channels, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5)
     again = pickle.loads(pickle.dumps(transform))
     seen = set()
     for index in range(8):
@@ -286,7 +296,7 @@ def test_same_numbers_same_result_after_pickling(channels):
 def test_drawn_and_finished_elsewhere_is_the_same():
     """As the loader does it: drawn in one process, sent, finished into a batch."""
     transform, data = (
-        TrainTransform(20, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5, erase_count=2),
+        training(20, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.5, erase_count=2),
         encode(photo(50, 40)),
     )
     batch = np.full((6, 3, 20, 20), np.nan, np.float32)
@@ -298,26 +308,28 @@ def test_drawn_and_finished_elsewhere_is_the_same():
 
 
 def test_pipelines_describe_themselves():
-    text = str(TrainTransform(224, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.25))
+    text = str(training(224, rand_augment="rand-m9-mstd0.5-inc1", erase_prob=0.25))
     for part in ("0.08 to 1 of the area", "224 x 224", "flip at probability 0.5", "RandAugment: 2 of 15", "probability 0.25"):
         assert part in text
-    assert "shorter side to 248" in str(EvalTransform(224))
+    assert "shorter side to 248" in str(evaluation(224))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainTransform(8, hflip=2.0), "hflip is 2.0"),
-        (lambda: TrainTransform(8, scale=(0.0, 1.0)), "scale is"),
-        (lambda: TrainTransform(8, scale=(0.5, 1.1)), "scale is"),
-        (lambda: TrainTransform(8, ratio=(2.0, 1.0)), "ratio is"),
-        (lambda: TrainTransform(8, interpolation="nearest"), "interpolation is 'nearest'"),
-        (lambda: TrainTransform(8, channels=4), "in_channels is 4"),
-        (lambda: TrainTransform(8, rand_augment="rand-q3"), "rand-q3"),
-        (lambda: TrainTransform(8, mean=(0.5, 0.5)), "mean has 2 values for 3 channels"),
-        (lambda: EvalTransform(8, std=(1.0, 0.0, 1.0)), "std is"),
-        (lambda: EvalTransform(8, crop_ratio=1.2), "crop_ratio is 1.2"),
-        (lambda: EvalTransform(8, crop_ratio=0.0), "crop_ratio is 0.0"),
+        (lambda: training(8, hflip=2.0), "hflip is 2.0"),
+        (lambda: training(8, scale=(0.0, 1.0)), "scale is"),
+        (lambda: training(8, scale=(0.5, 1.1)), "scale is"),
+        (lambda: training(8, ratio=(2.0, 1.0)), "ratio is"),
+        (lambda: training(8, interpolation="nearest"), "interpolation is 'nearest'"),
+        (lambda: training(8, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), "in_channels is 4"),
+        (lambda: training(8, rand_augment="rand-q3"), "rand-q3"),
+        (lambda: training(8, mean=(0.5, 0.5)), r"preprocessing\.mean: \[0\.5, 0\.5\] must be 3 finite numbers"),
+        (lambda: evaluation(8, std=(1.0, 0.0, 1.0)), r"preprocessing\.std: .* must be positive"),
+        (lambda: Normalise((0.0,), (0.0,), 1), "std is"),
+        (lambda: Normalise((0.5, 0.5), (1.0,) * 3, 3), "mean has 2 values for 3 channels"),
+        (lambda: evaluation(8, crop_ratio=1.2), r"preprocessing\.crop_ratio: 1\.2 must"),
+        (lambda: evaluation(8, crop_ratio=0.0), r"preprocessing\.crop_ratio: 0\.0 must"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

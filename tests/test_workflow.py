@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import recipes
 import yaml
 
 from cswin.config.resolve import load_stage
@@ -147,7 +148,8 @@ def test_other_run_has_its_own_folder(run):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_any_number_of_stages(workspace, count):
-    stages = {f"part{i}": {"start_epoch": 4 * i, "epochs": 4 * i + 4, "schedule": {"cool_length": 4 * i}} for i in range(count)}
+    lengths = [(f"part{i}", 4 * i) for i in range(count)]
+    stages = {name: {"start_epoch": n, "epochs": n + 4, **recipes.CARRY, "schedule": {"cool_length": n}} for name, n in lengths}
     workspace.edit("config/config.yaml", lambda v: v.update(stages=stages))
     planned = workspace.planned()
     assert [rule for rule in planned if rule.startswith("train_")] == [f"train_part{i}" for i in range(count)]
@@ -182,6 +184,23 @@ def test_bad_configuration_is_refused_before_any_job(workspace, override, named)
     for words in named:
         assert words in done.stdout
     assert "Job stats" not in done.stdout and "Traceback" not in done.stdout
+
+
+def test_a_key_given_twice_is_refused_before_any_job(workspace):
+    with (workspace.path / "config/config.yaml").open("a") as file:
+        file.write("seed: 7\n")
+    done = workspace.snakemake("-n", check=False)
+    assert done.returncode != 0 and "config/config.yaml: line" in done.stdout and "'seed' is given twice" in done.stdout
+    assert "Job stats" not in done.stdout and "Traceback" not in done.stdout
+
+
+def test_an_override_changes_its_key_alone(workspace):
+    before, _ = recipes.stage(recipes.DIGITS)
+    workspace.snakemake(
+        "results/digits/config/stage1.yaml", "--config", "schedule={base_lr: 0.002}", "stages={stage1: {epochs: 15}}"
+    )
+    found = load_stage(workspace.path / "results/digits/config/stage1.yaml")
+    assert found == before.model_copy(update={"schedule": before.schedule.model_copy(update={"base_lr": 0.002})})
 
 
 def test_dag_lint_and_format(workspace):

@@ -16,7 +16,7 @@ def configure(parser):
 def run(args):
     from cswin.atomic import atomic_path
     from cswin.config.resolve import load_expectations, load_runtime
-    from cswin.data.dataset import Dataset
+    from cswin.data.store.dataset import Dataset
     from cswin.errors import UserError
     from cswin.report.card import Run, card
     from cswin.report.run import load_run

@@ -1,4 +1,4 @@
-"""Check a configuration file, or print what is generated from the typed settings."""
+"""Check a configuration file, compare two, or print what is generated from the typed settings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from pathlib import Path
 def configure(parser):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", metavar="FILE", type=Path, help="check a configuration file and print it resolved by stage")
+    what.add_argument(
+        "--diff", metavar=("A", "B"), nargs=2, type=Path, help="print what differs between two configuration files"
+    )
     what.add_argument("--schema", action="store_true", help="print the JSON schema (config/schema.json)")
     what.add_argument("--reference", action="store_true", help="print the reference page (config/README.md)")
 
 
 def run(args):
-    from cswin.config import reference, resolve
+    from cswin.config import compare, reference, resolve
 
     if args.schema:
         print(reference.schema_text(), end="")
     elif args.reference:
         print(reference.reference_text(), end="")
+    elif args.diff:
+        print(compare.differences_table(*args.diff), end="")
     else:
         settings = resolve.load_settings(args.check)
         for name in settings.stages:

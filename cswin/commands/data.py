@@ -111,28 +111,30 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _digits(args, console) -> None:
-    from cswin.data.digits import write_digits
+    from cswin.data.sources.digits import write_digits
 
     write_digits(args.output)
     console.say(f"digits: wrote {args.output}")
 
 
 def _extract(args, console) -> None:
-    from cswin.data.archive import extract_archive
+    from cswin.data.sources.archive import Archive
+    from cswin.data.sources.extraction import extract
 
-    extract_archive(args.archive, args.output, args.receipt, console)
+    extract(Archive(args.archive), args.output, args.receipt, console)
 
 
 def _extract_ilsvrc(args, console) -> None:
-    from cswin.data.ilsvrc import extract_ilsvrc
+    from cswin.data.sources.extraction import extract
+    from cswin.data.sources.ilsvrc import Ilsvrc2012
 
-    extract_ilsvrc(args.train_archive, args.val_archive, args.devkit, args.output, args.receipt, console)
+    extract(Ilsvrc2012(args.train_archive, args.val_archive, args.devkit), args.output, args.receipt, console)
 
 
 def _manifest(args, console) -> None:
     import warnings
 
-    from cswin.data.scan import Expected, write_manifest
+    from cswin.data.store.scan import Expected, write_manifest
     from cswin.distributed.cores import usable_cores
 
     # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
@@ -154,7 +156,7 @@ def _manifest(args, console) -> None:
 
 
 def _plan(args, console) -> None:
-    from cswin.data.manifest import load_summary
+    from cswin.data.store.manifest import load_summary
     from cswin.errors import UserError
 
     if args.output.absolute().parent != args.summary.absolute().parent:
@@ -165,21 +167,21 @@ def _plan(args, console) -> None:
 
 
 def _convert(args, console) -> None:
-    from cswin.data.mindrecord import convert_shard, keep_freed_memory
+    from cswin.data.store.mindrecord import convert_shard, keep_freed_memory
 
     keep_freed_memory()
     convert_shard(args.images, args.manifest, args.summary, args.split, args.shard, args.output, console)
 
 
 def _dataset(args, console) -> None:
-    from cswin.data.assemble import write_dataset
+    from cswin.data.store.assemble import write_dataset
 
     dataset = write_dataset(args.summary, args.shards_dir, args.output, args.remove_images)
     console.say(f"dataset: {dataset.name}: " + ", ".join(f"{name} {dataset.images(name):,}" for name in dataset.splits))
 
 
 def _verify(args, console) -> int:
-    from cswin.data.assemble import verify_dataset
+    from cswin.data.store.assemble import verify_dataset
 
     bad = []
     for check in verify_dataset(args.dataset, console):
@@ -192,8 +194,8 @@ def _verify(args, console) -> int:
 
 
 def _inspect(args, console) -> None:
-    from cswin.data.dataset import Dataset
-    from cswin.data.inspect import contact_sheet, describe
+    from cswin.data.store.dataset import Dataset
+    from cswin.data.store.inspect import contact_sheet, describe
 
     dataset = Dataset.load(args.dataset)
     for line in describe(dataset):

@@ -77,7 +77,7 @@ def _classes(args) -> None:
 
 
 def _predictions(args) -> None:
-    from cswin.data.dataset import Dataset
+    from cswin.data.store.dataset import Dataset
     from cswin.report.pictures.predictions import draw_predictions
 
     config, predictions, _, weights = _evaluated(args)
@@ -101,7 +101,7 @@ _WEIGHTS = {"raw": "raw weights", "ema": "moving average of the weights"}
 
 def _samples(args) -> None:
     from cswin.config.resolve import load_stage
-    from cswin.data.dataset import Dataset
+    from cswin.data.store.dataset import Dataset
     from cswin.report.pictures.samples import draw_samples
 
     config = load_stage(args.config)

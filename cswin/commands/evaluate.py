@@ -46,10 +46,10 @@ def run(args):
 def _inputs(args):
     """The checkpoint and the images."""
     from cswin.checkpoint import load_checkpoint
-    from cswin.data.sources import open_source
+    from cswin.data.loader.labelled import open_labelled
 
     checkpoint = load_checkpoint(args.checkpoint)
-    return checkpoint, open_source(args.data, args.split, checkpoint.record.class_names)
+    return checkpoint, open_labelled(args.data, args.split, checkpoint.record.class_names)
 
 
 def _evaluate(args, runtime, ranks) -> int:

@@ -81,7 +81,7 @@ def _stages(args):
 def _data(args) -> str:
     import json
 
-    from cswin.data.dataset import Dataset
+    from cswin.data.store.dataset import Dataset
     from cswin.errors import UserError
     from cswin.report.pages import data_page
 

@@ -5,19 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cswin.config.settings import Settings
-
-# data.source -> the keys of the data section that it needs, and what lies there.
-SOURCES = {
-    "archive": {"archive": "one tar or tar.gz with train/<class>/ and val/<class>/ (the report's imagenet.tar.gz)"},
-    "ilsvrc2012": {
-        "train_archive": "the official ILSVRC2012_img_train.tar",
-        "val_archive": "the official ILSVRC2012_img_val.tar",
-        "devkit": "the official ILSVRC2012_devkit_t12.tar.gz",
-    },
-    "folder": {"folder": "a folder with train/<class>/ and val/<class>/"},
-    "digits": {},
-}
-SOURCE_KEYS = tuple(key for keys in SOURCES.values() for key in keys)
+from cswin.data.sources.registry import SOURCES
 
 
 def missing_inputs(settings: Settings) -> list[str]:
@@ -27,7 +15,7 @@ def missing_inputs(settings: Settings) -> list[str]:
     """
     data, lines = settings.data, []
     if not Path(data.directory, data.name, "manifest.json").exists():
-        for key, what in SOURCES[data.source].items():
+        for key, what in SOURCES[data.source].inputs.items():
             path = getattr(data, key)
             if not Path(path).exists():
                 lines.append(

@@ -14,11 +14,14 @@ def json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a configuration file, for Snakemake's `validate` and for editors."""
     schema = Settings.model_json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-    for field in schema["$defs"]["Stage"]["properties"].values():
+    definitions = schema["$defs"]
+    for field in definitions["Stage"]["properties"].values():
         section = field.pop("x-section", None)
         if section:
             field.pop("type")
             field["$ref"] = f"#/$defs/{section}"
+            # A stage gives some of a section's keys, so all of them are asked for where the section itself stands.
+            schema["properties"][section.lower()]["required"] = definitions[section].pop("required")
     return schema
 
 
@@ -34,7 +37,8 @@ def reference_text() -> str:
         "",
         "Generated from `cswin/config/settings.py` by `cswin config --reference`; do not edit.",
         "",
-        "Keys without a default must be given. A section can be changed in part from the command line, as in",
+        "Keys without a default must be given; the usual value is that of config/imagenet/report_small_224.yaml. A section can be",
+        "changed in part from the command line, as in",
         "`snakemake --config 'schedule={base_lr: 0.0005}'`, with the same checks.",
         "",
     ]
@@ -54,15 +58,16 @@ def _table(title: str, kind: type[BaseModel], schema: dict) -> list[str]:
         "",
         " ".join((kind.__doc__ or "").split()),
         "",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
+        "| key | type | usual | default | meaning |",
+        "|---|---|---|---|---|",
     ]
     for name, field in kind.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             continue
+        usual = f"`{json.dumps(field.examples[0])}`" if field.examples else ""
         default = "" if field.is_required() else f"`{json.dumps(_plain(field.default))}`"
-        rows.append(f"| `{name}` | {_type(schema['properties'][name])} | {default} | {field.description} |")
+        rows.append(f"| `{name}` | {_type(schema['properties'][name])} | {usual} | {default} | {field.description} |")
     return [*rows, ""]
 
 

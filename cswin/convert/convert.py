@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from cswin import checkpoint as ckpt
-from cswin.checkpoint import Checkpoint, CheckpointRecord, Preprocessing
+from cswin.checkpoint import Checkpoint, CheckpointRecord
 from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.pickle_reader import TensorReference
 from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
-from cswin.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.model.weights import Layout

@@ -1,1 +1,1 @@
-"""From archives to batches: everything here works without MindSpore, except mindrecord.py and loader.py."""
+"""From archives to batches: sources, store, images, augmentation, loader. Only `store.mindrecord` needs MindSpore."""

@@ -10,19 +10,15 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.checkpoint import SUFFIXES
-from cswin.data.tree_writer import check_space
+from cswin.data.sources.archive import SUFFIXES as ARCHIVES
+from cswin.data.sources.ilsvrc import OFFICIAL
+from cswin.data.sources.source import SPLITS
+from cswin.data.sources.tree_writer import check_space
 from cswin.errors import UserError
 from cswin.openi.storage import Folder, Storage, join, storage_for
 from cswin.progress import size_text
 
 INPUTS = "inputs"  # below the work folder
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
-OFFICIAL = {
-    "ILSVRC2012_img_train.tar": "train_archive",
-    "ILSVRC2012_img_val.tar": "val_archive",
-    "ILSVRC2012_devkit_t12.tar.gz": "devkit",
-}
-SPLITS = {"train", "val"}
 
 
 @dataclass(frozen=True)

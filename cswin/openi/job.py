@@ -20,7 +20,6 @@ from pathlib import Path
 import yaml
 
 from cswin.atomic import atomic_path
-from cswin.config.inputs import SOURCE_KEYS
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Settings
 from cswin.distributed.group import ProcessGroup
@@ -148,7 +147,7 @@ class Job:
         """Bring the inputs in and write the configuration that names them. Returns it, checked."""
         given, values = self.parameters, self.parameters.values
         if given.data:
-            kept = {key: value for key, value in values.get("data", {}).items() if key not in SOURCE_KEYS}
+            kept = {key: value for key, value in values.get("data", {}).items() if key not in INPUTS}
             values["data"] = kept | bring_data(given.data, self.work, say)
         elif values.get("data", {}).get("source") != "digits":
             raise UserError(

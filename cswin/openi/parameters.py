@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from cswin.config.settings import Optimizer, Runtime, Settings
+from cswin.config.files import read_yaml
+from cswin.config.settings import Runtime, Settings
 from cswin.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,10 +104,7 @@ def _configuration(known: argparse.Namespace, rest: Sequence[str]) -> dict[str, 
         )
     name = ARCHITECTURES.get(known.arch, next(iter(ARCHITECTURES.values())))
     file = known.config or ROOT / "config" / "imagenet" / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: is no readable configuration ({error})") from error
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: is no mapping of keys to values")
     if known.config and known.arch:
@@ -155,14 +152,13 @@ def _set_devices(values: dict[str, Any], devices: int) -> None:
     if devices < 1:
         raise UserError(f"device_num: {devices} must be 1 or more")
     _set(values, "runtime.devices", devices)
-    try:
-        per_pass = Runtime.model_validate(values["runtime"]).batch_size * devices
-        batch = Optimizer.model_validate(values.get("optimizer", {})).global_batch
-    except ValidationError:  # explained when the whole configuration is checked
-        return
-    if batch % per_pass:
+    optimizer, batch_size = values.get("optimizer"), values["runtime"].get("batch_size", Runtime().batch_size)
+    batch = optimizer.get("global_batch") if isinstance(optimizer, dict) else None
+    if not all(isinstance(size, int) and size > 0 for size in (batch, batch_size)):
+        return  # the check of the whole configuration says so
+    if batch % (per_pass := batch_size * devices):
         raise UserError(
-            f"device_num: {devices} devices with {per_pass // devices} images each make {per_pass}, which does not divide "
+            f"device_num: {devices} devices with {batch_size} images each make {per_pass}, which does not divide "
             f"optimizer.global_batch {batch}; change --runtime.batch_size (speed) or --optimizer.global_batch (results)"
         )
     values["runtime"]["accumulation"] = batch // per_pass

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cswin.config.resolve import Expectations, StageConfig, cosine_length
+from cswin.config.resolve import Expectations, StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
+from cswin.data.store.dataset import Dataset
 from cswin.distributed.backend import backend_text
 from cswin.profile import profile
 from cswin.progress import duration_text
@@ -227,7 +227,7 @@ def _start(stage: StageResult) -> str:
 
 def _learning_rate(config: StageConfig) -> str:
     schedule, phases = config.schedule, []
-    begin = cosine_length(schedule, config.epochs)
+    begin = schedule.cosine_length(config.epochs)
     if config.start_epoch < begin:
         warmup = f"warm-up {schedule.warmup_length} epochs to {schedule.base_lr:g}, " if schedule.warmup_length else ""
         phases.append(f"{warmup}cosine to {schedule.min_lr:g} at epoch {begin}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cswin.config.compare import flat
 from cswin.config.settings import Section
 from cswin.progress import size_text
 from cswin.report import headline
@@ -37,7 +38,7 @@ def table_page(run: str, table: pd.DataFrame, curves: bytes) -> str:
 
 def configuration_page(run: str, stages: list[StageResult], runtime: Section) -> str:
     """The resolved configuration of each stage, first what differs between them, and the settings of speed."""
-    columns = [_flat(stage.config.model_dump(mode="json")) for stage in stages]
+    columns = [flat(stage.config.model_dump(mode="json")) for stage in stages]
     rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
     differing = [number for number, row in enumerate(rows) if len(set(map(str, row[1:]))) > 1]
     return render(
@@ -47,7 +48,7 @@ def configuration_page(run: str, stages: list[StageResult], runtime: Section) ->
         settings=rows,
         differing=differing,
         differs=[rows[number] for number in differing],
-        runtime=list(_flat(runtime.model_dump(mode="json")).items()),
+        runtime=list(flat(runtime.model_dump(mode="json")).items()),
     )
 
 
@@ -103,13 +104,5 @@ def attempts(stage: StageResult) -> list[dict[str, Any]]:
         }
         began = {} if one.from_step is None else {"resumed from step" if one.resumed else "from step": one.from_step}
         end = {"ended": one.ended, "reason": one.reason, "last step": one.step} if one.ended else {}
-        found.append({"started": one.start["time"], **_flat(start), **began, **end})
+        found.append({"started": one.start["time"], **flat(start), **began, **end})
     return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from cswin.config.resolve import cosine_length
 from cswin.config.settings import Schedule
 
 
@@ -25,7 +24,7 @@ def learning_rate(step: int, steps_per_epoch: int, schedule: Schedule, epochs: i
     epoch = step / steps_per_epoch if schedule.per == "step" else step // steps_per_epoch
     if epoch < schedule.warmup_length:
         return schedule.warmup_lr + (schedule.base_lr - schedule.warmup_lr) * epoch / schedule.warmup_length
-    end = cosine_length(schedule, epochs)
+    end = schedule.cosine_length(epochs)
     if epoch < end:
         start = schedule.warmup_length if schedule.cosine_from == "warmup" else 0
         t = (epoch - start) / (end - start)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
-from cswin.checkpoint import CheckpointRecord, Preprocessing, file_sha256, save_checkpoint
+from cswin.checkpoint import CheckpointRecord, file_sha256, save_checkpoint
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
-from cswin.data.loader import normalisation
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.store.dataset import Dataset
 from cswin.distributed.backend import Backend, backend_of
 from cswin.distributed.ranks import Ranks
 from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
@@ -193,14 +193,6 @@ def _graph_cache(files: StageFiles, runtime: Runtime, identity: dict[str, Any], 
 
 
 def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str, Any], best, made_by) -> CheckpointRecord:
-    arch = config.architecture
-    preprocessing = Preprocessing(
-        arch.image_size,
-        config.evaluation.crop_ratio,
-        interpolation=config.augment.interpolation,
-        channels=arch.in_channels,
-        **normalisation(config.augment, arch.in_channels),
-    )
     provenance = {
         "config": config.model_dump(mode="json"),
         "stage": config.stage,
@@ -210,7 +202,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
         "input_checkpoint": identity["input_checkpoint"],
         **made_by,
     }
-    return CheckpointRecord(arch, dataset.class_names, preprocessing, provenance)
+    return CheckpointRecord(config.architecture, dataset.class_names, Preprocessing.of_stage(config), provenance)
 
 
 def retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:

@@ -34,7 +34,7 @@ class State:
 
     Attributes:
         step: optimizer steps done on the whole schedule; with `meta["epochs_done"]` the place in the schedule. It is the random
-            state too: every random number is a function of (seed, epoch, step or sample), see `cswin.data.rng`.
+            state too: every random number is a function of (seed, epoch, step or sample), see `cswin.data.loader.rng`.
         arrays: the training step's parameters by name (weights, `moment1.`, `moment2.`, `ema.`, loss scale, counters), and the
             best weights so far behind `best.`.
         meta: fingerprint, position in the history, best-so-far, epochs done, seconds that saving takes; plain JSON values.

@@ -22,6 +22,7 @@ from cswin.train.loss import soft_cross_entropy
 
 PREFIXES = ("", "moment1.", "moment2.", "ema.")  # of a parameter's name in a state
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+SCALE_FACTOR = 2.0  # the loss scale is halved and doubled: a power of two changes no digit of a gradient
 
 
 class AdamW(nn.Cell):
@@ -45,7 +46,7 @@ class AdamW(nn.Cell):
         self.weight_decay, self.eps = settings.weight_decay, settings.eps
         self.beta1, self.beta2 = settings.beta1, settings.beta2
         self.log_beta1, self.log_beta2 = math.log(settings.beta1), math.log(settings.beta2)
-        self.ema_decay, self.ema_warmup = settings.ema_decay, settings.ema_warmup
+        self.ema_decay = settings.ema_decay
         self.adam = ops.Adam()
 
     def construct(self, gradients, lr):
@@ -53,8 +54,6 @@ class AdamW(nn.Cell):
         root = ops.sqrt(-ops.expm1(t * self.log_beta2))
         rate = lr * root / -ops.expm1(t * self.log_beta1)
         ema_rate = 1.0 - self.ema_decay
-        if self.ema_warmup:
-            ema_rate = ops.maximum(ema_rate, 1.0 - t / (9.0 + t))
         matrices = self.weights[0]
         done = ops.assign(matrices, matrices * (1.0 - lr * self.weight_decay))
         for i in range(2):
@@ -110,7 +109,7 @@ class TrainStep(nn.Cell):
         self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the loss scale last moved
         self.bad_steps = _scalar(0.0, "bad_steps")  # steps in a row that were skipped
         self.schedule_step = _scalar(0.0, "schedule_step")  # updates done in this stage
-        self.scale_factor, self.scale_window = settings.loss_scale_factor, settings.loss_scale_window
+        self.scale_window = settings.loss_scale_window
         self.clip_norm = settings.clip_norm
         self.accumulation = accumulation
         if accumulation > 1:
@@ -218,9 +217,9 @@ class TrainStep(nn.Cell):
         bad = ops.select(finite, ops.zeros((), ms.float32), self.bad_steps + 1.0)
         if self.scaled:
             grow = good >= self.scale_window
-            smaller = ops.maximum(self.loss_scale / self.scale_factor, ops.ones((), ms.float32))
+            smaller = ops.maximum(self.loss_scale / SCALE_FACTOR, ops.ones((), ms.float32))
             scale = ops.select(finite, self.loss_scale.value(), smaller)
-            scale = ops.select(grow, scale * self.scale_factor, scale)
+            scale = ops.select(grow, scale * SCALE_FACTOR, scale)
             good = ops.select(grow, ops.zeros((), ms.float32), good)
             ops.assign(self.loss_scale, scale)
         ops.assign(self.good_steps, good)

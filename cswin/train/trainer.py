@@ -15,9 +15,11 @@ import numpy as np
 from cswin.checkpoint import Checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import EvalTask, TrainLoader, eval_batches, eval_transform, training_positions
-from cswin.data.rng import drop_path_rng, init_rng
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions
+from cswin.data.loader.rng import drop_path_rng, init_rng
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.distributed.backend import backend_of
 from cswin.distributed.ranks import ALONE, Ranks
 from cswin.distributed.stopping import Stopping
@@ -207,7 +209,7 @@ class Trainer:
         weights = {which: self.train_step.named_weights(which) for which in WEIGHT_SETS}
         rows = read_rows(self.dataset, split, positions[self.ranks.part])
         rounds = math.ceil(math.ceil(len(positions) / self.ranks.size) / self.runtime.eval_batch_size)
-        batches = eval_batches(rows, EvalTask(eval_transform(self.config)), self.runtime)
+        batches = eval_batches(rows, EvalTask(EvalTransform(Preprocessing.of_stage(self.config))), self.runtime)
         judged = judge(self.predictor, weights, self._unless_stopped(batches, rounds, (epoch + 1) * self.per_epoch))
         figures = {which: gathered(predictions, self.ranks).figures() for which, predictions in judged.items()}
         compared = self._compare_ranks(epoch)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.loader import eval_transform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import UserError
 from cswin.predictions import Predictions
 from cswin.report.pictures.style import RIGHT, WRONG, picture
@@ -42,7 +43,7 @@ def draw_predictions(
         Block("Right, but least sure", []),
         Block("Right, drawn at random", []),
     ]
-    transform = eval_transform(config)
+    transform = EvalTransform(Preprocessing.of_stage(config))
     for block, positions in zip(blocks, chosen.values(), strict=True):
         for position, label, data in read_rows(dataset, "val", positions):
             block.tiles.append(prediction_tile(predictions, dataset.class_names, position, label, transform.pixels(data)))

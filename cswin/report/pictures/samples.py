@@ -10,10 +10,10 @@ import numpy as np
 
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
-from cswin.data.dataset import Dataset
-from cswin.data.loader import Batch, TrainLoader
-from cswin.data.mixup import MixPlan
-from cswin.data.transforms import Normalise
+from cswin.data.augment.mixup import MixPlan
+from cswin.data.images.evaluation import Normalise
+from cswin.data.loader.batches import Batch, TrainLoader
+from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
 from cswin.report.pictures.style import picture
 from cswin.report.pictures.tiles import COLUMNS, Block, Tile, blocks_height, draw_blocks, percent, shortened
@@ -107,5 +107,5 @@ def _recipe(config: StageConfig) -> str:
     mixing = f"mixup {augment.mixup:g}, cutmix {augment.cutmix:g}, probability {augment.mixup_prob:g}"
     return (
         f"crop {augment.scale[0]:g} to {augment.scale[1]:g}, flip {augment.hflip:g}, {augment.rand_augment or 'no RandAugment'}, "
-        f"erasing {augment.erase_prob:g}, {mixing}, label smoothing {augment.label_smoothing:g}"
+        f"erasing {augment.erase_prob:g} {augment.erase.replace('_', ' ')}, {mixing}, label smoothing {augment.label_smoothing:g}"
     )

@@ -32,7 +32,7 @@ def worker_pool(kind: str, count: int) -> Iterator[Executor]:
     else:  # not fork: MindSpore's threads do not survive it
         use_short_socket_folder()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["cswin.data.preload"])
+        context.set_forkserver_preload(["cswin.data.loader.preload"])
         executor = ProcessPoolExecutor(count, context, _prepare_process)
     try:
         yield executor

@@ -12,11 +12,13 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from cswin.atomic import atomic_path
+from cswin.data.sources.archive import Archive
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SIDE = 32
 VAL_IMAGES = 360
@@ -26,8 +28,18 @@ _LEVELS = 16  # the source's largest grey level
 _JPEG_QUALITY = 98
 
 
+class Digits(Archive):
+    """The archive that `write_digits` makes: a source without inputs."""
+
+    kind = "digits"
+    inputs = {}
+    classes = 10
+
+
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
     """All digits: (1797, 32, 32) uint8 images, enlarged from 8 x 8 by bicubic interpolation, and (1797,) int64 labels."""
+    import numpy as np
+    from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -38,6 +50,7 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
 
 def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training (1,437) and for validation (360), stratified by class, always the same; sorted."""
+    import numpy as np
     from sklearn.model_selection import train_test_split
 
     rows = np.arange(len(labels))
@@ -47,6 +60,8 @@ def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def digit_files() -> Iterator[tuple[str, bytes]]:
     """(path in the archive, JPEG bytes) in the archive's order."""
+    from PIL import Image
+
     images, labels = digit_images()
     for split, rows in zip(("train", "val"), split_digits(labels), strict=True):
         for label in range(10):

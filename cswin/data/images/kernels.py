@@ -296,3 +296,17 @@ def normalise(pixels, factor, offset, out):
             row, result = pixels[c, y], out[c, y]
             for x in range(width):
                 result[x] = float32(row[x]) * factor[c] + offset[c]
+
+
+@compiled
+def mix_rounded(image, partner, own, other):
+    """image = own * image + other * partner in float32, rounded to whole numbers, halves to even; all (C, H, W) uint8."""
+    channels, height, width = image.shape
+    own, other = float32(own), float32(other)
+    for c in range(channels):
+        for y in range(height):
+            row, second = image[c, y], partner[c, y]
+            for x in range(width):
+                # The sum of both with 1.5 x 2^23 has no digits left after the point: that rounds it.
+                value = float32(row[x]) * own + float32(second[x]) * other
+                row[x] = int32((value + float32(12582912.0)) - float32(12582912.0))

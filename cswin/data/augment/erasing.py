@@ -106,10 +106,6 @@ class RandomErasing:
         """All that is random about the erasing of an image of that shape."""
         return self.fill(self.draw(rng, height, width), channels, rng)
 
-    def apply(self, image: np.ndarray, boxes: list[Box], rng: np.random.Generator) -> np.ndarray:
-        """Fills `boxes` of `image` (C, H, W) float32 in place, later boxes over earlier ones, and returns it."""
-        return paste(image, self.fill(boxes, image.shape[0], rng))
-
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draws and fills; `image` (C, H, W) float32 is changed in place and returned."""
         return paste(image, self.patches(rng, *image.shape))

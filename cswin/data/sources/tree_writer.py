@@ -26,7 +26,7 @@ from cswin.errors import UserError
 from cswin.progress import size_text
 
 MARKER = ".cswin-extracted.json"
-_JOURNAL, _LOCK = ".journal.json", ".lock"
+_JOURNAL, _LOCK = ".journal-2.json", ".lock"  # the number changes with the content of cursors
 _BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
 JOURNAL_SECONDS = 30.0
 _MOST_THREADS = 16
@@ -80,12 +80,12 @@ class TreeWriter:
         self._write_json(_JOURNAL, {"source": self.source, "cursor": cursor, "written": self.written})
         self._journal_due = time.monotonic() + self.journal_seconds
 
-    def complete(self, facts: dict[str, Any], check: Callable[[dict[str, int]], None] | None = None) -> dict[str, Any]:
+    def complete(self, check: Callable[[dict[str, int]], dict[str, Any]]) -> dict[str, Any]:
         """Put the whole tree in its place.
 
         Args:
-            facts: what the receipt is to say beside the counts.
-            check: looks at the number of files by folder and raises UserError if the tree is not to be used.
+            check: looks at the number of files by folder, and raises UserError if the tree is not to be used; what it returns
+                stands in the marker beside the counts.
 
         Returns:
             What the marker in the tree says: source, facts, and the number of files by folder.
@@ -100,9 +100,7 @@ class TreeWriter:
                 f"{self.output}: {self.written} files were extracted but {sum(counts.values())} are there: the archive holds "
                 f"duplicate names. Remove {self.partial} and run again to see the first of them"
             )
-        if check is not None:
-            check(counts)
-        marker = {"source": self.source, **facts, "files": counts}
+        marker = {"source": self.source, **check(counts), "files": counts}
         with self._writing():
             _flush_file_system(self.partial)
             self._write_json(MARKER, marker)

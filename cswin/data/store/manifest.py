@@ -1,8 +1,8 @@
 """The manifest: one row per image, and a small summary that everything after it depends on.
 
-Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, classes sorted by name, images sorted
-by name. A label is the position of its class in the sorted names of the classes of train. A shard is a contiguous slice of a
-seeded permutation of the rows of its split.
+Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, each in the order in which its images are
+stored: a seeded permutation of classes and images sorted by name. A label is the position of its class in the sorted names of the
+classes of train. A shard is a slice of the rows of its split.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -20,10 +22,10 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from cswin.atomic import atomic_path
+from cswin.data.sources.source import SPLITS
 from cswin.errors import UserError
 
-FORMAT = "cswin-manifest-1"
-SPLITS = ("train", "val")
+FORMAT = "cswin-manifest-2"
 COLUMNS = ("path", "class", "label", "bytes", "width", "height", "sha256")
 _MB = 1 << 20
 _SHARD_ROWS = 100_000  # a conversion holds the rows of its shard: this bounds its memory where images are tiny
@@ -103,12 +105,6 @@ class Summary:
         """SHA-256 over what decides which image has which position and label: the rows and the seed."""
         return hashlib.sha256(f"{FORMAT}\n{self.rows_sha256}\n{self.seed}\n".encode()).hexdigest()
 
-    def order(self, split: str) -> np.ndarray:
-        """(images,) int64: the row (counted within its split) that is stored at each position."""
-        # PCG64's permutation has been the same since NumPy 1.17; the second number keeps the splits apart.
-        generator = np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(split)]))
-        return generator.permutation(self.splits[split].images)
-
     def shard_range(self, split: str, shard: int) -> tuple[int, int]:
         """First position of a shard and the one after its last; shards differ by one row at most.
 
@@ -154,33 +150,50 @@ def load_summary(path: Path) -> Summary:
     return summary
 
 
-class RowWriter:
-    """Writes the rows' file and knows the hash of its text."""
+def storage_order(seed: int, split: str, images: int) -> np.ndarray:
+    """(images,) int64: which of a split's images, sorted by class and name, is stored at each position."""
+    # PCG64's permutation has been the same since NumPy 1.17; the second number keeps the splits apart.
+    return np.random.Generator(np.random.PCG64([seed, SPLITS.index(split)])).permutation(images)
 
-    def __init__(self, raw: io.BufferedIOBase):
-        # Level 1: most of a row is its hash, which no level makes smaller than half.
-        self._packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0)
-        self._sha, self._buffer = hashlib.sha256(), io.StringIO(newline="")
+
+class SplitRows:
+    """The rows of a split as text, sorted by class and name: about 200 bytes of memory for each."""
+
+    def __init__(self):
+        self._text, self._ends = bytearray(), array("q", [0])
+        self._buffer = io.StringIO(newline="")
         self._csv = csv.writer(self._buffer, lineterminator="\n")
-        self._csv.writerow(COLUMNS)
+        # A carriage return ends a line for the reader, but the writer leaves it without quotes.
+        self._quoting = csv.writer(self._buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
-    def write(self, rows: list[Row]) -> None:
-        """Append rows."""
-        self._csv.writerows(rows)
-        self._flush()
-
-    def close(self) -> str:
-        """Finish the file; the SHA-256 of its text."""
-        self._flush()
-        self._packed.close()
-        return self._sha.hexdigest()
-
-    def _flush(self) -> None:
-        text = self._buffer.getvalue().encode("utf-8", "surrogateescape")
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        (self._quoting if "\r" in row.path else self._csv).writerow(row)
+        self._text += self._buffer.getvalue().encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._text))
         self._buffer.seek(0)
         self._buffer.truncate()
-        self._sha.update(text)
-        self._packed.write(text)
+
+    def stored(self, split: str, seed: int) -> Iterator[memoryview]:
+        """The rows' text in the order in which the images are stored."""
+        text = memoryview(self._text)
+        for row in storage_order(seed, split, len(self._ends) - 1).tolist():
+            yield text[self._ends[row] : self._ends[row + 1]]
+
+
+def write_rows(raw: io.BufferedIOBase, splits: Mapping[str, SplitRows], seed: int) -> str:
+    """Write the rows' file; the SHA-256 of its text."""
+    sha = hashlib.sha256()
+    # Level 1: most of a row is its hash, which no level makes smaller than half.
+    with (
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
+        io.BufferedWriter(packed, 1 << 18) as buffered,
+    ):
+        header = ",".join(COLUMNS).encode() + b"\n"
+        for text in itertools.chain([header], *(rows.stored(split, seed) for split, rows in splits.items())):
+            sha.update(text)
+            buffered.write(text)
+    return sha.hexdigest()
 
 
 class _Hashing(io.RawIOBase):
@@ -237,14 +250,5 @@ def shard_rows(path: Path, summary: Summary, split: str, shard: int) -> tuple[in
         UserError: as `read_manifest` and `Summary.shard_range`.
     """
     first, last = summary.shard_range(split, shard)
-    wanted = summary.order(split)[first:last]
-    slot = np.full(summary.splits[split].images, -1, np.int64)
-    slot[wanted] = np.arange(len(wanted))
-    rows: list[Row | None] = [None] * len(wanted)
-    prefix, number = f"{split}/", 0
-    for row in read_manifest(path, summary):
-        if row.path.startswith(prefix):
-            if slot[number] >= 0:
-                rows[slot[number]] = row
-            number += 1
-    return first, rows
+    before = sum(summary.splits[name].images for name in SPLITS[: SPLITS.index(split)])
+    return first, [row for number, row in enumerate(read_manifest(path, summary), -before) if first <= number < last]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cswin.data.shard_reader import damaged, index_path, read_image, read_index
+from cswin.data.store.shard_reader import damaged, index_path, read_image, read_index
 from cswin.errors import UserError
 
 FORMAT = "cswin-dataset-1"
@@ -34,7 +34,8 @@ class ShardFacts:
         rows: number of rows.
         first: position of its first row.
         bytes, index_bytes: sizes of the MindRecord file and of its index.
-        labels, content: hashes, see `cswin.data.mindrecord.Receipt`.
+        labels: SHA-256 of the histogram of the labels.
+        content: SHA-256 over position, label and SHA-256 of every image, see `mindrecord.content_hash`.
     """
 
     file: str

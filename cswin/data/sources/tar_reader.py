@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
+import os
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ from cswin.errors import UserError
 _BUFFER = 1 << 20
 _MOST_DECODERS = 8
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_MAGIC = b"PK\x03\x04"
 _TAR_MAGIC_AT, _TAR_MAGIC = 257, b"ustar"
 _RAPIDGZIP = "import sys, rapidgzip; sys.exit(rapidgzip.cli())"
 _KINDS = (
@@ -100,6 +104,8 @@ def is_gzip(path: Path) -> bool:
     # A tar of before 1988 has no magic; an empty one is zeros.
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC or (len(head) == 512 and not any(head)):
         return False
+    if head.startswith(_ZIP_MAGIC):
+        raise UserError(f"{path}: is a zip file; unpack it, and set data.source: folder")
     raise UserError(f"{path}: is neither a tar nor a tar.gz file; is the download complete, is it the right file?")
 
 
@@ -148,6 +154,25 @@ def _finish(path: Path, process: subprocess.Popen, stream: Forward) -> None:
     complaint = _complaint(process)
     if process.wait() != 0:
         raise UserError(damage(path, complaint or f"rapidgzip ended with code {process.returncode}"))
+    _check_end(path, stream.tell())
+
+
+def _check_end(path: Path, size: int) -> None:
+    """Refuse a file that is cut off in its last bytes, where the checksum is: rapidgzip takes that for a good end.
+
+    The last four bytes give the size. Where they do not, the file may still be good (several gzip streams one after the other),
+    and Python's decompressor decides; it is slow.
+    """
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(4), "little") == size % (1 << 32):
+            return
+    try:
+        with gzip.open(path) as file:
+            while file.read(_BUFFER):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(damage(path, str(error))) from error
 
 
 def _complaint(process: subprocess.Popen) -> str:

@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) by timm's definition and string syntax, such as `rand-m9-mstd0.5-inc1`.
 
 A draw (which operations, with which arguments) is made without an image, so that its distribution can be tested by itself. The
-operations are Pillow's to the bit (`cswin.data.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
+operations are Pillow's to the bit (`cswin.data.images.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cswin.data.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
+from cswin.data.images.kernels import affine, blend, histograms, look_up, luma, rotate, smooth
+from cswin.data.images.preprocessing import FILTERS
 from cswin.errors import UserError
 
 FULL = 10.0
@@ -22,7 +23,7 @@ _SYNTAX = (
     "write rand-m9-mstd0.5-inc1, with any of m (magnitude), n (operations), p (probability of each), mstd (noise of the "
     "magnitude; above 100: uniform from 0), mmax (largest magnitude), inc (1: all operations grow with the magnitude)"
 )
-FILTERS = ("bilinear", "bicubic")
+RANDOM = "random"
 
 Fill = tuple[int, ...]
 Argument = Callable[[float, int], tuple[float, ...]]
@@ -248,13 +249,11 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str, *, mean_fill: Fill, interpolation: str = "bicubic") -> RandAugment:
-        """Reads timm's string syntax; `interpolation` is bicubic, bilinear, or random (one of the two for each operation).
+        """Reads timm's string syntax; `interpolation` as for `filters_of`, drawn for each geometric operation.
 
         `inc0` means what it says. (timm reads it as `inc1`, because it asks whether the text "0" is empty.)
         Raises UserError, naming the string, for anything that timm does not define or would pass over in silence.
         """
-        if interpolation != "random" and interpolation not in FILTERS:
-            raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}, random")
         head, *sections = text.split("-")
         if head != "rand":
             raise UserError(f"rand_augment is {text!r}, which does not start with rand: {_SYNTAX}")
@@ -273,7 +272,7 @@ class RandAugment:
             magnitude_max=float(values.get("mmax", FULL)),
             operations=INCREASING if values.get("inc", 0) else PLAIN,
             fill=tuple(mean_fill),
-            filters=FILTERS if interpolation == "random" else (interpolation,),
+            filters=filters_of(interpolation),
         )
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
@@ -311,6 +310,19 @@ class RandAugment:
             f"RandAugment: {self.layers} of {len(self.operations)} operations, each at probability {self.prob:g}, "
             f"magnitude {spread} {self.magnitude} up to {self.magnitude_max:g}"
         )
+
+
+def filters_of(interpolation: str) -> tuple[str, ...]:
+    """The filters that are drawn from: one for `bicubic` and `bilinear`, both for `random`.
+
+    Raises:
+        UserError: for another name.
+    """
+    if interpolation == RANDOM:
+        return FILTERS
+    if interpolation not in FILTERS:
+        raise UserError(f"interpolation is {interpolation!r}: choose one of {', '.join(FILTERS)}, {RANDOM}")
+    return (interpolation,)
 
 
 _NUMBER = {"m": r"\d+", "n": r"\d+", "p": r"\d*\.?\d+", "mstd": r"\d*\.?\d+", "mmax": r"\d+", "inc": r"[01]"}

@@ -10,26 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cswin.data.archive import place
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.scan import image_names
-from cswin.data.shard_reader import read_image, read_index
-from cswin.data.tar_reader import files, open_archive, read_data
-from cswin.distributed.cores import usable_cores
+from cswin.data.sources.archive import Archive
+from cswin.data.sources.folder import class_folders, class_images, read_file
+from cswin.data.sources.source import LISTED, listed
+from cswin.data.store.dataset import Dataset, read_rows
+from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
 
-LISTED = 10
-Row = tuple[int, int, bytes]  # index, label, file content
+Row = tuple[int, int, bytes] | tuple[int, int, bytes, str]  # position, label, file content; the file, where it has a name
 
 
 @dataclass(frozen=True)
-class Source:
+class Labelled:
     """Labelled images.
 
     Attributes:
         rows: starts reading a part of them (a slice of all); can be called again.
         images: how many, None where only reading tells.
-        manifest: hash of the dataset's manifest, None for other sources.
+        manifest: hash of the dataset's manifest, None for others.
     """
 
     rows: Callable[[slice], Iterator[Row]]
@@ -37,7 +35,7 @@ class Source:
     manifest: str | None = None
 
 
-def open_source(path: Path, split: str, class_names: Sequence[str]) -> Source:
+def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
     """What lies at `path`, labelled by the position of its class in `class_names`.
 
     Args:
@@ -64,20 +62,20 @@ def open_source(path: Path, split: str, class_names: Sequence[str]) -> Source:
     def archive_rows(part: slice) -> Iterator[Row]:
         return islice(_archive_rows(path, split, class_names), part.start, part.stop, part.step)
 
-    return Source(archive_rows)
+    return Labelled(archive_rows)
 
 
-def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Source:
+def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
     dataset = Dataset.load(path)
     if tuple(dataset.class_names) != tuple(class_names):
         _refuse_classes(path, dataset.class_names, class_names)
         raise UserError(f"{path}: holds {len(dataset.class_names)} classes, the checkpoint knows {len(class_names)}; evaluate on the "
                         "data that it was trained for, or on a folder or archive with a part of its classes")  # fmt: skip
     images = dataset.images(split)
-    return Source(lambda part: read_rows(dataset, split, np.arange(images)[part]), images, dataset.manifest_hash)
+    return Labelled(lambda part: read_rows(dataset, split, np.arange(images)[part]), images, dataset.manifest_hash)
 
 
-def _shard(path: Path, class_names: Sequence[str]) -> Source:
+def _shard(path: Path, class_names: Sequence[str]) -> Labelled:
     index = read_index(path)
     if len(index.labels) and index.labels.max() >= len(class_names):
         raise UserError(f"{path}: holds the label {index.labels.max()}, the checkpoint knows {len(class_names)} classes")
@@ -94,44 +92,33 @@ def _shard(path: Path, class_names: Sequence[str]) -> Source:
         finally:
             os.close(descriptor)
 
-    return Source(rows, len(index.labels))
+    return Labelled(rows, len(index.labels))
 
 
-def _folder(folder: Path, class_names: Sequence[str]) -> Source:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(f"{folder}: holds no folder per class")
-    _refuse_classes(folder, classes, class_names)
+def _folder(folder: Path, class_names: Sequence[str]) -> Labelled:
+    _refuse_classes(folder, class_folders(folder), class_names)
     labels = {name: label for label, name in enumerate(class_names)}
-    found = [(labels[name], folder / name / file) for name in classes for file in image_names(folder / name)[0]]
-    if not found:
-        raise UserError(f"{folder}: holds no image")
-    numbered = list(enumerate(found))
-    return Source(lambda part: ((i, label, file.read_bytes()) for i, (label, file) in numbered[part]), len(found))
+    found = list(enumerate(class_images(folder)))
+
+    def rows(part: slice) -> Iterator[Row]:
+        for position, file in found[part]:
+            yield position, labels[file.parent.name], read_file(file), str(file)
+
+    return Labelled(rows, len(found))
 
 
 def _archive_rows(path: Path, split: str, class_names: Sequence[str]) -> Iterator[Row]:
     labels = {name: label for label, name in enumerate(class_names)}
-    top, index = None, 0
-    with open_archive(path, usable_cores()) as stream:
-        for member in files(path, stream):
-            placed = place(path, member, top)
-            if placed is None:
-                continue
-            folder, _, top = placed
-            found, class_name = folder.split("/")
-            if found != split:
-                continue
-            _refuse_classes(path, [class_name], class_names)
-            yield index, labels[class_name], read_data(path, stream, member)
-            index += 1
-    if not index:
+    position = None
+    for position, entry in enumerate(Archive(path).entries(splits=[split])):
+        _refuse_classes(path, [entry.class_name], class_names)
+        yield position, labels[entry.class_name], entry.data, entry.place
+    if position is None:
         raise UserError(f"{path}: holds no image under {split}/<class>/")
 
 
 def _refuse_classes(path: Path, found: Sequence[str], known: Sequence[str]) -> None:
     strange = sorted(set(found) - set(known))
     if strange:
-        more = f" and {len(strange) - LISTED} more" if len(strange) > LISTED else ""
-        raise UserError(f"{path}: holds classes that the checkpoint does not know: {', '.join(strange[:LISTED])}{more}; it knows "
+        raise UserError(f"{path}: holds classes that the checkpoint does not know: {listed(strange)}; it knows "
                         f"{', '.join(known[:LISTED])}{' …' if len(known) > LISTED else ''}")  # fmt: skip

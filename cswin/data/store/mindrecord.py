@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.manifest import Row, Summary, load_summary, shard_rows
-from cswin.data.shard_reader import index_path, read_image, read_index
-from cswin.data.tree_writer import check_space, exclusive, write_error
+from cswin.data.sources.tree_writer import check_space, exclusive, write_error
+from cswin.data.store.dataset import ShardFacts
+from cswin.data.store.manifest import Row, Summary, load_summary, shard_rows
+from cswin.data.store.shard_reader import index_path, read_image, read_index
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 
@@ -35,30 +36,17 @@ _HEADER_PER_PAGE = 1 << 10  # a page's entry in the header is below 200 bytes, t
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What a shard holds; written last, so that a shard without it is not there.
+class Receipt(ShardFacts):
+    """What lies beside a shard: written last, so that a shard without it is not there. `file` is a name, without a folder.
 
     Attributes:
-        file: name of the MindRecord file, beside the receipt.
         split, shard: which one it is.
         manifest_hash: of the manifest that it was made from.
-        rows: number of rows.
-        first: position of the first row in the split's order.
-        bytes, index_bytes: sizes of the MindRecord file and of its index.
-        labels: SHA-256 of the histogram of the labels.
-        content: SHA-256 over position, label and SHA-256 of every image, see `content_hash`.
     """
 
-    file: str
     split: str
     shard: int
     manifest_hash: str
-    rows: int
-    first: int
-    bytes: int
-    index_bytes: int
-    labels: str
-    content: str
 
 
 class Layout(NamedTuple):
@@ -161,7 +149,8 @@ def convert_shard(
             shutil.rmtree(aside, ignore_errors=True)
         sizes = output.stat().st_size, index_path(output).stat().st_size
         labels = label_hash(np.array([row.label for row in rows]), len(summary.class_names))
-        receipt = Receipt(output.name, split, shard, summary.manifest_hash, len(rows), first, *sizes, labels, content)
+        facts = (output.name, len(rows), first, *sizes, labels, content)
+        receipt = Receipt(*facts, split, shard, summary.manifest_hash)
         with atomic_path(receipt_path) as temporary:
             temporary.write_text(json.dumps({"format": RECEIPT_FORMAT, **asdict(receipt)}, indent=1) + "\n")
     return receipt

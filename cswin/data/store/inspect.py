@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cswin.atomic import atomic_path
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.decode import decode_rgb
+from cswin.data.images.decode import decode_rgb
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.progress import size_text
 
 _TILE, _CAPTION, _GAP, _COLUMNS = 112, 14, 4, 8

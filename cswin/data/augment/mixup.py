@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cswin.data.images.kernels import mix_rounded
 from cswin.errors import UserError
 
 MODES = ("batch", "pair", "elem")
@@ -178,9 +179,10 @@ def one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarra
 def apply_mixup(
     images: np.ndarray, labels: np.ndarray, plan: MixPlan, num_classes: int, smoothing: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 **in place**, labels (B,) integers, plan of B rows.
+    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,) integers, plan of B rows.
 
-    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; its target is
+    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32 and
+    rounded, halves to even (`np.rint`, as timm's collate function does). Its target is
     lam * y_j + (1 - lam) * y_{B-1-j} with smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
 
     Raises UserError where lengths differ or where the middle sample of an odd batch is to be mixed.
@@ -208,6 +210,8 @@ def _mix(image: np.ndarray, partner: np.ndarray, plan: MixPlan, row: int, weight
     if plan.is_cutmix[row]:
         top, bottom, left, right = plan.box[row]
         image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    elif plan.lam[row] != 1 and image.dtype == np.uint8:
+        mix_rounded(image, partner, plan.lam[row], 1 - plan.lam[row])
     elif plan.lam[row] != 1:
         image *= np.float32(plan.lam[row])
         image += np.multiply(partner, np.float32(1 - plan.lam[row]), out=weighted)

@@ -1,4 +1,4 @@
-"""Extraction of the official ILSVRC2012 files to train/<WNID>/ and val/<WNID>/.
+"""The official ILSVRC2012 files.
 
 `ILSVRC2012_img_train.tar` is a tar of one tar per class, `ILSVRC2012_img_val.tar` is flat, and the labels of the latter are in
 `ILSVRC2012_devkit_t12.tar.gz`: line k of the ground truth is the ILSVRC2012_ID of image k, and `meta.mat` gives the WNID of each
@@ -11,25 +11,26 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cswin.data.archive import identify, write_receipt
-from cswin.data.tar_reader import Member, damage, files, is_gzip, open_archive, read_data
-from cswin.data.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
+from cswin.data.sources.source import LISTED, SPLITS, Entry, Source, identify
+from cswin.data.sources.tar_reader import Member, damage, files, is_gzip, open_archive, read_data
 from cswin.distributed.cores import usable_cores
 from cswin.errors import UserError
-from cswin.progress import Console
 
+OFFICIAL = {  # name of a file -> its key in the configuration
+    "ILSVRC2012_img_train.tar": "train_archive",
+    "ILSVRC2012_img_val.tar": "val_archive",
+    "ILSVRC2012_devkit_t12.tar.gz": "devkit",
+}
 _META = "meta.mat"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,14 @@ def read_devkit(path: Path) -> Devkit:
     if wrong:
         raise UserError(
             f"{path}: {_GROUND_TRUTH} has {len(wrong)} labels that are no ILSVRC2012_ID of a class in {_META} "
-            f"(1 to {max(wnids)}): {', '.join(wrong[:_LISTED])}"
+            f"(1 to {max(wnids)}): {', '.join(wrong[:LISTED])}"
         )
     return Devkit(train_images, tuple(wnids[int(text)] for text in lines))
 
 
 def _read_synsets(path: Path, data: bytes) -> tuple[dict[int, str], dict[str, int | None]]:
     """WNID by ID, and number of training images by WNID, of the leaves of the hierarchy in meta.mat."""
+    import numpy as np
     from scipy.io import loadmat
 
     try:
@@ -86,94 +88,76 @@ def _read_synsets(path: Path, data: bytes) -> tuple[dict[int, str], dict[str, in
     for what, values in (("ILSVRC2012_ID", [e[0] for e in entries]), ("WNID", [e[1] for e in entries])):
         repeated = [str(value) for value, count in Counter(values).items() if count > 1]
         if repeated:
-            raise UserError(f"{path}: {_META} has a {what} twice: {', '.join(repeated[:_LISTED])}")
+            raise UserError(f"{path}: {_META} has a {what} twice: {', '.join(repeated[:LISTED])}")
     if not entries:
         raise UserError(f"{path}: {_META} holds no classes")
     return {number: wnid for number, wnid, _ in entries}, {wnid: images for _, wnid, images in entries}
 
 
-def extract_ilsvrc(
-    train: Path,
-    val: Path,
-    devkit: Path,
-    output: Path,
-    receipt: Path,
-    console: Console,
-    journal_seconds: float = JOURNAL_SECONDS,
-) -> dict[str, Any]:
-    """Extract the official files to `output`, then write `receipt`.
+class Ilsvrc2012(Source):
+    """The three official files. The inner tars are read in place, so nothing is written twice."""
 
-    The inner tars are read in place, so nothing is written twice; an interrupted extraction goes on at the image where it stood.
+    kind = "ilsvrc2012"
+    inputs = {key: f"the official {name}" for name, key in OFFICIAL.items()}
+    title = "ILSVRC2012"
 
-    Args:
-        train: ILSVRC2012_img_train.tar.
-        val: ILSVRC2012_img_val.tar.
-        devkit: ILSVRC2012_devkit_t12.tar.gz.
-        output: folder that gets train/ and val/.
-        receipt: JSON file, written last.
-        console: for progress.
-        journal_seconds: how often the place is written down.
+    def __init__(self, train: Path, val: Path, devkit: Path):
+        self.train, self.val, self.devkit = train, val, devkit
 
-    Returns:
-        The receipt's content.
+    @cached_property
+    def truth(self) -> Devkit:
+        """What the devkit says; read once."""
+        return read_devkit(self.devkit)
 
-    Raises:
-        UserError: damaged archives, members that do not belong there, another number of images than the devkit says, disk full.
-    """
-    source = {"train": identify(train), "val": identify(val), "devkit": identify(devkit)}
-    marker = existing_tree(output, source)
-    if marker is None:
-        for path in (train, val):
+    def identity(self) -> dict[str, dict[str, Any]]:
+        return {"train": identify(self.train), "val": identify(self.val), "devkit": identify(self.devkit)}
+
+    def entries(self, cursor: dict[str, Any] | None = None, splits: Sequence[str] = SPLITS) -> Iterator[Entry]:
+        for path in (self.train, self.val):
             if is_gzip(path):
                 raise UserError(f"{path}: is compressed, the official file is a plain tar; decompress it first")
-        truth = read_devkit(devkit)
-        with open_tree(output, source, journal_seconds) as tree:
-            _extract(train, val, truth, tree, console)
-            marker = tree.complete({}, lambda counts: _check_counts(train, val, truth, counts))
-    else:
-        console.say(f"extract: {output} is there already and whole")
-    write_receipt(receipt, marker)
-    return marker
+        cursor = cursor or {"part": "train", "outer": 0, "inner": None}
+        if cursor["part"] == "train" and "train" in splits:
+            yield from self._train_images(cursor)
+        if "val" in splits:
+            yield from self._val_images(cursor["next"] if cursor["part"] == "val" else 0)
+
+    def complete(self, counts: dict[str, int]) -> dict[str, Any]:
+        _check_counts(self.train, self.val, self.truth, counts)
+        return {}
+
+    def _train_images(self, cursor: dict[str, Any]) -> Iterator[Entry]:
+        train, classes = self.train, self.truth.train_images
+        header, resume = cursor["outer"], cursor["inner"]
+        with open_archive(train, usable_cores()) as stream:
+            for class_tar in files(train, stream, header):
+                match = _CLASS_TAR.fullmatch(class_tar.parts[-1])
+                if match is None or match[1] not in classes:
+                    raise UserError(
+                        f"{train}: member {class_tar.name!r} is no class of the devkit; is it ILSVRC2012_img_train.tar?"
+                    )
+                for member in files(train, stream, resume or class_tar.start):
+                    if member.next > class_tar.start + class_tar.size:
+                        raise UserError(damage(train, f"{class_tar.name!r} has no end mark"))
+                    if len(member.parts) != 1:
+                        raise UserError(
+                            f"{train}: {class_tar.name!r} holds {member.name!r} in a folder; is it the official file?"
+                        )
+                    after = {"part": "train", "outer": header, "inner": member.next, "position": member.next}
+                    yield _entry("train", match[1], train, stream, member, after)
+                header, resume = class_tar.next, None
+
+    def _val_images(self, start: int) -> Iterator[Entry]:
+        before = self.train.stat().st_size
+        with open_archive(self.val, usable_cores()) as stream:
+            for member in files(self.val, stream, start):
+                after = {"part": "val", "next": member.next, "position": before + member.next}
+                yield _entry("val", _val_wnid(self.val, member, self.truth), self.val, stream, member, after)
 
 
-def _extract(train: Path, val: Path, truth: Devkit, tree: TreeWriter, console: Console) -> None:
-    cursor = tree.cursor or {"part": "train", "outer": 0, "inner": None}
-    train_size, val_size = train.stat().st_size, val.stat().st_size
-    done = (cursor["inner"] or cursor["outer"]) if cursor["part"] == "train" else train_size + cursor["next"]
-    check_space(tree.output, train_size + val_size - done, "extracting ILSVRC2012")
-    if tree.cursor is not None:
-        console.say(f"extract: going on after {tree.written:,} files")
-    with console.progress("extract ILSVRC2012", train_size + val_size, "B", done) as progress:
-        if cursor["part"] == "train":
-            with open_archive(train, usable_cores()) as stream:
-                for wnid, outer, member in _train_images(train, stream, truth, cursor):
-                    tree.add(f"train/{wnid}", member.parts[-1], read_data(train, stream, member))
-                    tree.reached({"part": "train", "outer": outer, "inner": member.next})
-                    progress.update(member.next - progress.done, files=f"{tree.written:,}")
-            progress.update(train_size - progress.done)
-        start = cursor["next"] if cursor["part"] == "val" else 0
-        with open_archive(val, usable_cores()) as stream:
-            for member in files(val, stream, start):
-                tree.add(f"val/{_val_wnid(val, member, truth)}", member.parts[-1], read_data(val, stream, member))
-                tree.reached({"part": "val", "next": member.next})
-                progress.update(train_size + member.next - progress.done, files=f"{tree.written:,}")
-        progress.update(train_size + val_size - progress.done)
-
-
-def _train_images(train: Path, stream, truth: Devkit, cursor: dict[str, Any]) -> Iterator[tuple[str, int, Member]]:
-    """(WNID, where the class's header is, image), from the cursor on."""
-    header, resume = cursor["outer"], cursor["inner"]
-    for class_tar in files(train, stream, header):
-        match = _CLASS_TAR.fullmatch(class_tar.parts[-1])
-        if match is None or match[1] not in truth.train_images:
-            raise UserError(f"{train}: member {class_tar.name!r} is no class of the devkit; is it ILSVRC2012_img_train.tar?")
-        for member in files(train, stream, resume or class_tar.start):
-            if member.next > class_tar.start + class_tar.size:
-                raise UserError(damage(train, f"{class_tar.name!r} has no end mark"))
-            if len(member.parts) != 1:
-                raise UserError(f"{train}: {class_tar.name!r} holds {member.name!r} in a folder; is it the official file?")
-            yield match[1], header, member
-        header, resume = class_tar.next, None
+def _entry(split: str, class_name: str, path: Path, stream, member: Member, cursor: dict[str, Any]) -> Entry:
+    place = f"{path}: {member.name!r}"
+    return Entry(split, class_name, member.parts[-1], place, read_data(path, stream, member), cursor)
 
 
 def _val_wnid(val: Path, member: Member, truth: Devkit) -> str:
@@ -196,7 +180,7 @@ def _check_counts(train: Path, val: Path, truth: Devkit, counts: dict[str, int])
             wrong.append(f"{wnid} {there} of {promised if promised is not None else 'some'}")
     if wrong:
         raise UserError(
-            f"{train}: {len(wrong)} classes have other numbers of images than the devkit says: {', '.join(wrong[:_LISTED])}; "
+            f"{train}: {len(wrong)} classes have other numbers of images than the devkit says: {', '.join(wrong[:LISTED])}; "
             "fetch the archive again"
         )
     images = sum(count for folder, count in counts.items() if folder.startswith("val/"))

@@ -15,12 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.config.settings import Augment, Runtime
-from cswin.data.dataset import Dataset, read_rows
-from cswin.data.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
-from cswin.data.rng import batch_rng, holdout_rng, order_rng, sample_rng
-from cswin.data.transforms import Drawn, EvalTransform, TrainTransform
-from cswin.data.workers import CHUNK, in_order, prefetched, worker_pool
+from cswin.config.settings import Runtime
+from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.augment.transforms import Drawn, TrainTransform
+from cswin.data.images.evaluation import EvalTransform
+from cswin.data.images.preprocessing import Preprocessing
+from cswin.data.loader.labelled import Row
+from cswin.data.loader.rng import batch_rng, holdout_rng, order_rng, sample_rng
+from cswin.data.loader.workers import CHUNK, in_order, prefetched, worker_pool
+from cswin.data.store.dataset import Dataset, read_rows
 from cswin.errors import BadImage, UserError
 
 
@@ -37,42 +40,6 @@ class Batch:
     images: np.ndarray
     targets: np.ndarray
     columns: np.ndarray
-
-
-def normalisation(augment: Augment, channels: int) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation per channel; a grey image takes the average of the three."""
-    pick = (lambda v: tuple(v)) if channels == 3 else (lambda v: (sum(v) / len(v),))
-    return {"mean": pick(augment.mean), "std": pick(augment.std)}
-
-
-def train_transform(config: StageConfig) -> TrainTransform:
-    """The augmentation that a stage asks for."""
-    arch, augment = config.architecture, config.augment
-    return TrainTransform(
-        arch.image_size,
-        channels=arch.in_channels,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
-        interpolation=augment.interpolation,
-        hflip=augment.hflip,
-        rand_augment=augment.rand_augment,
-        erase_prob=augment.erase_prob,
-        erase_mode=augment.erase_mode,
-        erase_count=augment.erase_count,
-        **normalisation(augment, arch.in_channels),
-    )
-
-
-def eval_transform(config: StageConfig) -> EvalTransform:
-    """The preprocessing of a stage's validation."""
-    arch, augment = config.architecture, config.augment
-    return EvalTransform(
-        arch.image_size,
-        crop_ratio=config.evaluation.crop_ratio,
-        channels=arch.in_channels,
-        interpolation=augment.interpolation,
-        **normalisation(augment, arch.in_channels),
-    )
 
 
 def training_positions(images: int, config: StageConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +79,7 @@ class TrainLoader:
         parts = runtime.devices * runtime.accumulation
         rows = local_rows(self.global_batch, self.group, parts, mixed=self.mixes)
         self.micro_rows = list(rows)[rank * runtime.accumulation : (rank + 1) * runtime.accumulation]
-        self.transform = train_transform(config)
+        self.transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The optimizer steps of an epoch from `first_step` on: a list of micro-batches for each. Earlier rows are not read."""
@@ -133,16 +100,26 @@ class TrainLoader:
         return [self._micro_batch(samples, rows, epoch, step) for rows in self.micro_rows]
 
     def _micro_batch(self, samples: Iterator, rows: np.ndarray, epoch: int, step: int) -> Batch:
-        arch, labels = self.config.architecture, np.empty(len(rows), np.int64)
-        images = np.empty((len(rows), arch.in_channels, arch.image_size, arch.image_size), np.float32)
-        for i, (drawn, label) in enumerate(islice(samples, len(rows))):
-            self.transform.finish(drawn, images[i])
+        arch, augment, size = self.config.architecture, self.config.augment, len(rows)
+        images, labels = (
+            np.empty((size, arch.in_channels, arch.image_size, arch.image_size), np.float32),
+            np.empty(size, np.int64),
+        )
+        mixed_first = self.mixes and augment.erase == "after_mixing"
+        drawn = []
+        for i, (sample, label) in enumerate(islice(samples, size)):
             labels[i] = label
-        augment, classes = self.config.augment, self.config.num_classes
+            if mixed_first:
+                drawn.append(sample)
+            else:
+                self.transform.finish(sample, images[i])
         if not self.mixes:
-            return Batch(images, one_hot(labels, classes, augment.label_smoothing), rows)
+            return Batch(images, one_hot(labels, self.config.num_classes, augment.label_smoothing), rows)
+        unmixed = np.stack([sample.pixels for sample in drawn]) if mixed_first else images
         plan = self.mix_plan(epoch, step).rows(rows)
-        images, targets = apply_mixup(images, labels, plan, classes, augment.label_smoothing)
+        mixed, targets = apply_mixup(unmixed, labels, plan, self.config.num_classes, augment.label_smoothing)
+        for i, sample in enumerate(drawn):
+            self.transform.finish(Drawn(mixed[i], sample.patches), images[i])
         return Batch(images, targets, rows)
 
     def mix_plan(self, epoch: int, step: int) -> MixPlan:
@@ -196,15 +173,17 @@ class EvalBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalTask:
-    """One validation sample: (position, label, bytes) -> ((C, H, W) uint8, label, position)."""
+    """One validation sample: (position, label, bytes, name of the file if it has one) -> ((C, H, W) uint8, label, position)."""
 
     transform: EvalTransform
 
-    def __call__(self, row: tuple[int, int, bytes]) -> tuple[np.ndarray, int, int]:
-        position, label, data = row
+    def __call__(self, row: Row) -> tuple[np.ndarray, int, int]:
+        position, label, data, *name = row
         try:
             return self.transform.pixels(data), label, position
         except BadImage as error:
+            if name:
+                raise BadImage(f"{name[0]}: {error}; replace or remove it") from error
             raise BadImage(f"validation image {position}: {error}; {_REMEDY}") from error
 
 
@@ -214,7 +193,7 @@ _REMEDY = (
 )
 
 
-def eval_batches(rows: Iterable[tuple[int, int, bytes]], task: EvalTask, runtime: Runtime) -> Iterator[EvalBatch]:
+def eval_batches(rows: Iterable[Row], task: EvalTask, runtime: Runtime) -> Iterator[EvalBatch]:
     """Batches in the order of `rows`; the last one may be shorter."""
     size = runtime.eval_batch_size
     with worker_pool(runtime.worker_kind, runtime.workers) as pool:

@@ -6,17 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.dataset import FORMAT, Dataset, ShardFacts, file_problem
-from cswin.data.manifest import Summary, load_summary, read_manifest
-from cswin.data.mindrecord import Receipt, content_hash, label_hash, load_receipt
-from cswin.data.shard_reader import ShardIndex, damaged, read_image, read_index
-from cswin.data.tree_writer import remove_tree
+from cswin.data.sources.tree_writer import remove_tree
+from cswin.data.store.dataset import FORMAT, Dataset, ShardFacts, file_problem
+from cswin.data.store.manifest import Summary, load_summary, read_manifest
+from cswin.data.store.mindrecord import Receipt, content_hash, label_hash, load_receipt
+from cswin.data.store.shard_reader import ShardIndex, damaged, read_image, read_index
 from cswin.errors import UserError
 from cswin.progress import Console, Progress
 
@@ -73,9 +73,7 @@ def _shard_entry(summary: Summary, split: str, shard: int, shards: Path, output:
 
 
 def _facts(receipt: Receipt, file: str) -> ShardFacts:
-    return ShardFacts(
-        file, receipt.rows, receipt.first, receipt.bytes, receipt.index_bytes, receipt.labels, receipt.content
-    )  # fmt: skip
+    return ShardFacts(**{field.name: getattr(receipt, field.name) for field in fields(ShardFacts)} | {"file": file})
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,6 @@ class _Expected:
     split: str
     labels: np.ndarray
     hashes: np.ndarray
-    order: np.ndarray
 
     @classmethod
     def load(cls, summary_path: Path, summary: Summary, split: str) -> _Expected | None:
@@ -140,12 +137,11 @@ class _Expected:
             if row.path.startswith(f"{split}/"):
                 labels[number], hashes[number] = row.label, np.frombuffer(bytes.fromhex(row.sha256), np.uint8)
                 number += 1
-        return cls(manifest, summary, split, labels, hashes, summary.order(split))
+        return cls(manifest, summary, split, labels, hashes)
 
     def names(self, positions: list[int]) -> list[str]:
         """Paths of the images at these positions."""
-        wanted = {int(self.order[position]) for position in positions}
-        prefix = f"{self.split}/"
+        prefix, wanted = f"{self.split}/", set(positions)
         rows = (row.path for row in read_manifest(self.manifest, self.summary) if row.path.startswith(prefix))
         return [name for number, name in enumerate(rows) if number in wanted]
 
@@ -196,8 +192,8 @@ def _hash_rows(shard: Path, index: ShardIndex, progress: Progress) -> tuple[list
 
 
 def _compare(labels: np.ndarray, hashes: list[str], first: int, expected: _Expected) -> list[str]:
-    rows = expected.order[first : first + len(labels)]
-    same = np.array([sha == expected.hashes[row].tobytes().hex() for sha, row in zip(hashes, rows.tolist(), strict=True)])
+    rows = slice(first, first + len(labels))
+    same = np.array([sha == row.tobytes().hex() for sha, row in zip(hashes, expected.hashes[rows], strict=True)])
     wrong = np.flatnonzero(~same | (labels != expected.labels[rows]))
     if not len(wrong):
         return []

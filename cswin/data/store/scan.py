@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,14 @@ from typing import NamedTuple
 from PIL import Image
 
 from cswin.atomic import atomic_path
-from cswin.data.decode import decode_rgb
-from cswin.data.manifest import SPLITS, Row, RowWriter, Split, Summary, shard_count
+from cswin.data.images.decode import decode_rgb
+from cswin.data.sources.folder import check_class_folders, class_folders, image_names
+from cswin.data.sources.source import LISTED, listed
+from cswin.data.store.manifest import SPLITS, Row, Split, SplitRows, Summary, shard_count, write_rows
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
 _CHUNK = 32  # files handed to a thread at once
-_LISTED = 10
 
 
 class Expected(NamedTuple):
@@ -59,9 +59,10 @@ class Checked(NamedTuple):
 
 @dataclass
 class _Tally:
-    """Counts of one split while it is read."""
+    """Rows and counts of one split while it is read."""
 
     counts: list[int]
+    rows: SplitRows = field(default_factory=SplitRows)
     bytes: int = 0
     largest: int = 0
 
@@ -111,7 +112,7 @@ def write_manifest(
 ) -> Summary:
     """Read all images and write the rows and the summary.
 
-    Memory holds the names of one class at a time and the list of bad images, whatever the size of the dataset.
+    Memory holds the rows, about 200 bytes each (0.3 GB for ImageNet), because they are written in the order of storage.
 
     Args:
         images: folder with train/<class>/ and val/<class>/.
@@ -131,18 +132,16 @@ def write_manifest(
     """
     if output.parent.resolve() != summary_path.parent.resolve():
         raise UserError(f"{output} and {summary_path} are in different folders: put the rows beside their summary")
-    classes = find_classes(images, expected.classes)
-    total = check_counts(images, expected)
+    found = find_classes(images, expected.classes)
+    classes, total = found["train"], check_counts(images, found, expected)
     output.parent.mkdir(parents=True, exist_ok=True)
     scan = _Scan(classes)
     with atomic_path(output) as temporary:
         with temporary.open("wb") as raw, console.progress("manifest", total, "images") as progress:
-            writer = RowWriter(raw)
             with ThreadPoolExecutor(workers, thread_name_prefix="manifest") as pool:
-                for rows, files in _scan_images(images, scan, pool, 2 * workers):
-                    writer.write(rows)
+                for files in _scan_images(images, scan, pool, 2 * workers):
                     progress.update(files)
-            rows_sha256 = writer.close()
+            rows_sha256 = write_rows(raw, {split: tally.rows for split, tally in scan.tallies.items()}, seed)
         _judge_bad_images(images, scan, on_bad_image, report, console)
     splits = {name: _split(tally, shard_mb) for name, tally in scan.tallies.items()}
     kinds = dict(sorted(scan.kinds.items()))
@@ -156,41 +155,28 @@ def _split(tally: _Tally, shard_mb: int) -> Split:
     return Split(images, tally.bytes, tally.largest, shard_count(images, tally.bytes, shard_mb), tuple(tally.counts))
 
 
-def find_classes(images: Path, promised: int | None = None) -> list[str]:
-    """Sorted names of the classes of train.
+def find_classes(images: Path, promised: int | None = None) -> dict[str, list[str]]:
+    """Sorted names of the classes by split.
 
     Raises:
         UserError: if train/ or val/ is missing or empty, has files instead of class folders, if val has a class that train
             lacks, or there is another number of classes than promised.
     """
-    found = {}
-    for split in SPLITS:
-        entries = [entry for entry in _entries(images / split) if not entry.name.startswith(".")]
-        strays = sorted(entry.name for entry in entries if not entry.is_dir())
-        if strays:
-            raise UserError(f"{images / split}: has files beside its class folders: {_listed(strays)}; move them away")
-        garbled = [name for name in (entry.name for entry in entries) if not name.isprintable()]
-        if garbled:
-            raise UserError(f"{images / split}: names of classes are not readable as UTF-8: {garbled!r}; rename the folders")
-        found[split] = sorted(entry.name for entry in entries)
-        if not entries:
-            raise UserError(
-                f"{images / split}: has no class folders; the layout is train/<class>/<image> and val/<class>/<image>"
-            )
+    found = {split: class_folders(images / split) for split in SPLITS}
     unknown = sorted(set(found["val"]) - set(found["train"]))
     if unknown:
         raise UserError(
-            f"{images / 'val'}: has classes that train lacks: {_listed(unknown)}; remove them or add training images"
+            f"{images / 'val'}: has classes that train lacks: {listed(unknown)}; remove them or add training images"
         )
     if promised is not None and len(found["train"]) != promised:
         raise UserError(
-            f"{images / 'train'}: has {len(found['train'])} classes ({_listed(found['train'])}), promised are {promised} "
+            f"{images / 'train'}: has {len(found['train'])} classes ({listed(found['train'])}), promised are {promised} "
             "(data.classes): labels would be out of range; check the folder or the setting"
         )
-    return found["train"]
+    return found
 
 
-def check_counts(images: Path, expected: Expected) -> int:
+def check_counts(images: Path, classes: dict[str, list[str]], expected: Expected) -> int:
     """Count the files before any of them is read.
 
     Returns:
@@ -199,18 +185,7 @@ def check_counts(images: Path, expected: Expected) -> int:
     Raises:
         UserError: if a class is empty, holds folders, or a split has another number of files than promised.
     """
-    totals, empty, nested = {}, [], []
-    for split in SPLITS:
-        totals[split] = 0
-        for folder in sorted(entry.name for entry in _entries(images / split) if entry.is_dir() and entry.name[0] != "."):
-            names, folders = image_names(images / split / folder)
-            totals[split] += len(names)
-            empty += [] if names else [f"{split}/{folder}"]
-            nested += [f"{split}/{folder}/{name}" for name in folders]
-    if nested:
-        raise UserError(f"{images}: folders inside of class folders: {_listed(nested)}; put all images into the class folder")
-    if empty:
-        raise UserError(f"{images}: classes without images: {_listed(empty)}; add images or remove the folders")
+    totals = check_class_folders(images, classes)
     for split, promised in (("train", expected.train), ("val", expected.val)):
         if promised is not None and totals[split] != promised:
             raise UserError(
@@ -220,25 +195,8 @@ def check_counts(images: Path, expected: Expected) -> int:
     return sum(totals.values())
 
 
-def image_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the files and of the folders in a class folder; hidden ones are left out."""
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in entries if not entry.is_dir())
-    return names, sorted(entry.name for entry in entries if entry.is_dir())
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror}); the layout is train/<class>/ and val/<class>/"
-        ) from error
-
-
-def _scan_images(images: Path, scan: _Scan, pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[list[Row], int]]:
-    """Rows and number of files of one chunk after the other, in the manifest's order."""
+def _scan_images(images: Path, scan: _Scan, pool: ThreadPoolExecutor, ahead: int) -> Iterator[int]:
+    """Read all files, sorted by class and name; the number of files of one chunk after the other."""
     pending: deque = deque()
     labels = {name: label for label, name in enumerate(scan.classes)}
     for split in SPLITS:
@@ -274,18 +232,18 @@ def _check_files(images: Path, paths: list[str]) -> list[Checked | Bad]:
     return results
 
 
-def _count(scan: _Scan, labels: dict[str, int], split: str, class_name: str, paths: list[str], future) -> tuple[list[Row], int]:
-    tally, label, rows = scan.tallies[split], labels[class_name], []
+def _count(scan: _Scan, labels: dict[str, int], split: str, class_name: str, paths: list[str], future) -> int:
+    tally, label = scan.tallies[split], labels[class_name]
     for path, result in zip(paths, future.result(), strict=True):
         if isinstance(result, Bad):
             scan.bad.append(result)
             continue
-        rows.append(Row(path, class_name, label, *result[1:]))
+        tally.rows.add(Row(path, class_name, label, *result[1:]))
         scan.kinds[result.kind] += 1
         tally.counts[label] += 1
         tally.bytes += result.bytes
         tally.largest = max(tally.largest, result.bytes)
-    return rows, len(paths)
+    return len(paths)
 
 
 def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path | None, console: Console) -> None:
@@ -300,7 +258,7 @@ def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path
     if not scan.bad:
         return
     where = f"; all of them are in {report}" if report else ""
-    first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:_LISTED])
+    first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:LISTED])
     if on_bad_image == "fail":
         raise UserError(
             f"{images}: {len(scan.bad)} bad images: {first}{where}. Replace them, or leave them out with on_bad_image: skip"
@@ -313,9 +271,4 @@ def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path
         if count == 0 and (images / split / name).is_dir()
     ]
     if gone:
-        raise UserError(f"{images}: classes with bad images alone: {_listed(gone)}; replace the images or remove the folders")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+        raise UserError(f"{images}: classes with bad images alone: {listed(gone)}; replace the images or remove the folders")

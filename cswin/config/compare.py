@@ -1,0 +1,36 @@
+"""What differs between two configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cswin.config.resolve import load_settings
+
+ABSENT = "-"  # of a key that only the other file has
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def differences_table(first: Path, second: Path) -> str:
+    """A line for each key whose value differs, with both values as JSON; keys that were left out have their defaults.
+
+    Raises:
+        UserError: if one of the two is no valid configuration.
+    """
+    columns = [flat(load_settings(path).model_dump(mode="json")) for path in (first, second)]
+    rows = [["key", str(first), str(second)]]
+    for key in dict.fromkeys([*columns[0], *columns[1]]):
+        if columns[0].get(key) != columns[1].get(key):
+            rows.append([key, *(json.dumps(c[key], ensure_ascii=False) if key in c else ABSENT for c in columns)])
+    if len(rows) == 1:
+        return f"{first} and {second} say the same\n"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)

@@ -1,0 +1,41 @@
+"""Configuration files as plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cswin.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; YAML's usual loader takes the last one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        first: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if isinstance(key, str) and key in first and key_node.tag != "tag:yaml.org,2002:merge":
+                raise UserError(f"line {line}: {key!r} is given twice, first in line {first[key]}; keep one of the two")
+            first[key if isinstance(key, str) else id(key_node)] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file.
+
+    Raises:
+        UserError: if the file cannot be read, is no YAML, or gives a key twice; the message names the file and the line.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,1 @@
+"""Batches from rows: order, random streams, workers."""

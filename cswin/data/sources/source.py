@@ -1,0 +1,104 @@
+"""What every source of images offers, whatever its layout: entries of (split, class, name, bytes) from a cursor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from cswin.errors import UserError
+
+SPLITS = ("train", "val")
+LISTED = 10  # names in one message
+LAYOUT = "the layout is train/<class>/<image> and val/<class>/<image>"
+FLAT_VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+SORT_VALIDATION = (
+    "the validation images have no class folders, as in Kaggle's layout and in the official archive: move each into a folder named "
+    "after its class (Kaggle's LOC_val_solution.csv names it), or use the official files with data.source: ilsvrc2012"
+)
+
+
+class Entry(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        split: train or val.
+        class_name, name: of its class and its file.
+        place: the file, for messages.
+        data: its bytes.
+        cursor: where the next entry begins: values that JSON holds, `position` among them: bytes of the source read so far.
+    """
+
+    split: str
+    class_name: str
+    name: str
+    place: str
+    data: bytes
+    cursor: dict[str, Any]
+
+
+class Source:
+    """A set of images in one layout. A new layout is a subclass in a file of its own and a line in `registry`.
+
+    Class attributes:
+        kind: its name in the configuration (data.source).
+        inputs: the keys of the data section that it needs, and what lies there. The constructor takes the paths in this order.
+        extracts: whether the images have to be copied to a folder before they are converted.
+        classes: their number, where the source fixes it.
+    """
+
+    kind: ClassVar[str]
+    inputs: ClassVar[dict[str, str]]
+    extracts: ClassVar[bool] = True
+    classes: ClassVar[int | None] = None
+
+    @property
+    def title(self) -> str:
+        """A name for messages."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Name, size and time of modification of each file by its role: what tells the source from another without reading it."""
+        raise NotImplementedError
+
+    def entries(self, cursor: dict[str, Any] | None = None, splits: Sequence[str] = SPLITS) -> Iterator[Entry]:
+        """The images of these splits from a cursor on, or from the start.
+
+        Raises:
+            UserError: damaged or refused files, another layout.
+        """
+        raise NotImplementedError
+
+    def complete(self, counts: dict[str, int]) -> dict[str, Any]:
+        """Called when all entries were read.
+
+        Args:
+            counts: number of images by folder ("train/n01440764").
+
+        Returns:
+            What the receipt says beside the counts.
+
+        Raises:
+            UserError: if the images are not all there.
+        """
+        return {}
+
+
+def identify(path: Path) -> dict[str, Any]:
+    """Name, size and time of modification of a file.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path of the archive") from error
+    return {"name": path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
