@@ -143,7 +143,7 @@ def _affine(pixels, matrix, fill, bicubic):
                     place, word = places[k], found[k]
                     for x in range(begin, end):
                         word[x] = words[place[x]]
-                _interpolate_packed(found[:, begin:end], x_shares[begin:end], y_shares[begin:end], out[begin:end], bicubic)
+                _interpolate_packed(found, x_shares, y_shares, out, (begin, end), bicubic)
     return result
 
 
@@ -157,8 +157,11 @@ def _pack(row, line, words):
 
 
 @compiled
-def _interpolate_packed(words, x_shares, y_shares, out, bicubic):
-    w1, w2, w3, w4 = words[0], words[1], words[2], words[3]
+def _interpolate_packed(words, x_shares, y_shares, out, span, bicubic):
+    begin, end = span
+    # Sliced row by row: a slice of all rows at once would not be known to be contiguous.
+    w1, w2, w3, w4 = words[0][begin:end], words[1][begin:end], words[2][begin:end], words[3][begin:end]
+    x_shares, y_shares, out = x_shares[begin:end], y_shares[begin:end], out[begin:end]
     for i in range(len(out)):
         if bicubic:
             upper, lower = _cubic_of(w1[i], x_shares[i]), _cubic_of(w4[i], x_shares[i])
