@@ -59,10 +59,10 @@ def extract(folder: Path, archive: str) -> Callable[[], object]:
 
 
 def manifest(folder: Path, workers: int) -> Callable[[], object]:
-    from cswin.data.store.scan import write_manifest
+    from cswin.data.store.scan import ManifestOptions, write_manifest
 
     files = folder / "images", folder / "manifest.csv.gz", folder / "manifest.json"
-    return lambda: write_manifest(*files, quiet_console(), workers=workers, shard_mb=4096)
+    return lambda: write_manifest(*files, quiet_console(), ManifestOptions(workers=workers, shard_mb=4096))
 
 
 def convert(folder: Path, split: str) -> Callable[[], object]:

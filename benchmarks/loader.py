@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import statistics
 import sys
@@ -40,6 +41,8 @@ RECIPE = Path(__file__).parents[1] / "config/imagenet/report_small_224.yaml"
 WIDTH, HEIGHT, BYTES, SPREAD = 500, 375, 110_000, 25_000
 GRAIN = 4.0  # standard deviation of the noise, of 255
 CLASSES = 4
+# Filters and erasing as in the report, and as in the paper's code.
+ORDERS = {"report": {}, "paper": {"interpolation": "random", "erase": "after_mixing"}}
 
 
 def photographs(count: int) -> Iterator[bytes]:
@@ -97,11 +100,11 @@ def dataset(folder: Path, images: int) -> Dataset:
     return Dataset.load(result)
 
 
-def stage(kind: str, workers: int, batch: int):
-    """The report's recipe on one device."""
+def stage(kind: str, workers: int, batch: int, order: str = "report"):
+    """The report's recipe on one device, with the order of one of ORDERS."""
     values = yaml.safe_load(RECIPE.read_text())
     values["data"] |= {"classes": CLASSES}
-    values["augment"] |= {"mixup_group": batch}
+    values["augment"] |= {"mixup_group": batch, **ORDERS[order]}
     values["optimizer"] |= {"global_batch": batch}
     values["runtime"] |= {"devices": 1, "batch_size": batch, "workers": workers, "worker_kind": kind}
     settings = parse_settings(values)
@@ -127,9 +130,10 @@ def cpu_seconds() -> float:
     return times.user + times.system
 
 
-def pipeline_rate(data: Dataset, kind: str, workers: int, batch: int, batches: int) -> Rate:
+def pipeline_rate(data: Dataset, kind: str, workers: int, args: argparse.Namespace, order: str) -> Rate:
     """The loader; the start of the workers is part of it."""
-    loader = TrainLoader(data, *stage(kind, workers, batch))
+    batch, batches = args.batch, args.batches
+    loader = TrainLoader(data, *stage(kind, workers, batch, order))
     loader.positions = np.tile(loader.positions, -(-batches * batch // len(loader.positions)))  # a long epoch, not several
     loader.steps_per_epoch = batches
     return measured(batches * batch, lambda: deque(loader.epoch(0), maxlen=0))
@@ -198,6 +202,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=400, help="different images (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, cores, 2 * cores}), help="numbers of workers")
     parser.add_argument("--kind", nargs="+", choices=("thread", "process"), default=("thread", "process"))
+    parser.add_argument("--order", nargs="+", choices=ORDERS, default=("report",), help="of augmentation (default: report)")
     parser.add_argument("--batch", type=int, default=128, help="images per batch (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=12, help="batches per measurement (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds (default: %(default)s)")
@@ -217,11 +222,10 @@ def main(argv: list[str] | None = None) -> int:
     for _ in range(args.repeat):
         limit = decode_rate(rows, cores)
         rates[f"decoding alone, {cores} threads"].append(limit)
-        for kind in args.kind:
-            for workers in args.workers:
-                name = f"pipeline, {workers} {kind}{'s' if kind == 'thread' else 'es'}"
-                rates[name].append(pipeline_rate(data, kind, workers, args.batch, args.batches))
-                shares[name].append(rates[name][-1].images / limit.images)
+        for order, kind, workers in itertools.product(args.order, args.kind, args.workers):
+            name = f"{order}'s order, {workers} {kind}{'s' if kind == 'thread' else 'es'}"
+            rates[name].append(pipeline_rate(data, kind, workers, args, order))
+            shares[name].append(rates[name][-1].images / limit.images)
     for name, values in rates.items():
         images, cpu = ([getattr(rate, key) for rate in values] for key in Rate._fields)
         share = f"   {statistics.median(shares[name]):.2f} of decoding alone" if name in shares else ""

@@ -171,11 +171,7 @@ def test_a_batch_is_its_parts_put_together(dataset):
                 batch_rng(5, 1, step, group),
                 8,
                 (32, 32),
-                mixup_alpha=0.8,
-                cutmix_alpha=1.0,
-                prob=1.0,
-                switch_prob=0.5,
-                mode="batch",
+                config.augment,
             )
             images, targets = apply_mixup(images, labels, plan, CLASSES, 0.1)
             where = [list(batch.columns).index(8 * group + i) for i in range(8)]

@@ -12,7 +12,7 @@ from image_trees import WNIDS, image_bytes, small_files, write_tree
 from PIL import Image
 
 from cswin.data.store.manifest import load_summary, read_manifest, shard_rows, storage_order
-from cswin.data.store.scan import Expected, check_image, write_manifest
+from cswin.data.store.scan import Expected, ManifestOptions, check_image, write_manifest
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
@@ -20,7 +20,7 @@ from cswin.progress import Console
 def manifest(folder, **options):
     """Write the manifest of folder/images; its summary."""
     return write_manifest(
-        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", Console(), **options
+        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", Console(), ManifestOptions(**options)
     )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_file_name_that_is_not_utf8_in_a_log(tmp_path):
     write_tree(tmp_path / "images", small_files(2, 1) | {"train/n01440764/x\udce4.JPEG": b"no image"})
     with Console(tmp_path / "log") as console:
         files = tmp_path / "manifest.csv.gz", tmp_path / "manifest.json"
-        write_manifest(tmp_path / "images", *files, console, on_bad_image="skip", report=tmp_path / "bad.csv")
+        write_manifest(tmp_path / "images", *files, console, ManifestOptions(on_bad_image="skip", report=tmp_path / "bad.csv"))
     assert "x\\udce4.JPEG" in (tmp_path / "log").read_text(encoding="utf-8")
 
 

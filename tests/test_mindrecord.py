@@ -16,7 +16,7 @@ from cswin.data.store.assemble import verify_dataset, write_dataset
 from cswin.data.store.dataset import Dataset, read_rows
 from cswin.data.store.manifest import load_summary
 from cswin.data.store.mindrecord import convert_shard
-from cswin.data.store.scan import write_manifest
+from cswin.data.store.scan import ManifestOptions, write_manifest
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset") / "flowers"
     write_tree(folder / "images", FILES)
     summary = write_manifest(
-        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", Console(), shard_mb=2, seed=3
+        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", Console(), ManifestOptions(shard_mb=2, seed=3)
     )  # fmt: skip
     for split, facts in summary.splits.items():
         for shard in range(facts.shards):
@@ -255,7 +255,9 @@ def test_reading_a_damaged_shard_is_an_error(copied):
 
 
 def test_dataset_of_another_manifest(copied):
-    write_manifest(copied / "images", copied / "manifest.csv.gz", copied / "manifest.json", Console(), shard_mb=2, seed=4)
+    write_manifest(
+        copied / "images", copied / "manifest.csv.gz", copied / "manifest.json", Console(), ManifestOptions(shard_mb=2, seed=4)
+    )
     with pytest.raises(UserError, match="another manifest"):
         problems(copied)
     with pytest.raises(UserError, match="another manifest"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cswin.config.settings import Augment
 from cswin.data.augment.erasing import Box, Patch, paste
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
 from cswin.data.images.evaluation import Normalise
@@ -15,11 +16,11 @@ from cswin.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "mixup.npz"
 DRAWS = 20_000
-RECIPE = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "elem"}
+RECIPE = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "switch_prob": 0.5, "mixup_mode": "elem"}
 
 
 def draw(count=DRAWS, size=(224, 224), seed=0, **changes):
-    return plan_mixup(np.random.default_rng(seed), count, size, **{**RECIPE, **changes})
+    return plan_mixup(np.random.default_rng(seed), count, size, Augment.model_construct(**{**RECIPE, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_smoothed_one_hot(smoothing, classes):
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 2.0])
 def test_mixup_lam_is_beta(alpha):
-    plan = draw(mixup_alpha=alpha, cutmix_alpha=0.0)
+    plan = draw(mixup=alpha, cutmix=0.0)
     assert not plan.is_cutmix.any()
     assert not plan.box.any()
     assert stats.kstest(plan.lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
@@ -104,7 +105,7 @@ def box_side_probabilities(length: int, alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_cutmix_boxes_follow_their_formula(alpha):
     size = (20, 32)
-    plan = draw(50_000, size, mixup_alpha=0.0, cutmix_alpha=alpha)
+    plan = draw(50_000, size, mixup=0.0, cutmix=alpha)
     assert plan.is_cutmix.all()
     top, bottom, left, right = plan.box.T
     assert plan.box.dtype == np.int32
@@ -123,7 +124,7 @@ def test_cutmix_boxes_follow_their_formula(alpha):
 
 def test_cutmix_box_places_are_uniform():
     """Boxes that are not clipped, of a single size, have uniform corners."""
-    plan = draw(200_000, (32, 32), mixup_alpha=0.0)
+    plan = draw(200_000, (32, 32), mixup=0.0)
     top, bottom, left, right = plan.box.T
     small = (bottom - top == 8) & (right - left == 8) & (top > 0) & (left > 0) & (bottom < 32) & (right < 32)
     for corner in (top[small], left[small]):
@@ -131,7 +132,7 @@ def test_cutmix_box_places_are_uniform():
 
 
 def test_switch_and_mix_probabilities():
-    plan = draw(prob=0.7, switch_prob=0.3)
+    plan = draw(mixup_prob=0.7, switch_prob=0.3)
     mixed = (plan.lam != 1) | plan.is_cutmix
     assert stats.binomtest(int(mixed.sum()), DRAWS, 0.7).pvalue > 1e-3
     assert stats.binomtest(int(plan.is_cutmix.sum()), int(mixed.sum()), 0.3).pvalue > 1e-3
@@ -140,7 +141,7 @@ def test_switch_and_mix_probabilities():
     assert stats.kstest(plan.lam[blend], stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{"prob": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}])
+@pytest.mark.parametrize("changes", [{"mixup_prob": 0.0}, {"mixup": 0.0, "cutmix": 0.0}])
 def test_nothing_is_mixed(changes):
     plan = draw(7, **changes)  # an odd group is allowed here
     assert not plan.mixes
@@ -150,16 +151,16 @@ def test_nothing_is_mixed(changes):
 
 
 def test_modes_share_their_draws():
-    batch = draw(8, mode="batch", seed=1)
+    batch = draw(8, mixup_mode="batch", seed=1)
     assert len(np.unique(batch.lam)) == 1
-    pair = draw(8, mode="pair", seed=1)
+    pair = draw(8, mixup_mode="pair", seed=1)
     assert len(np.unique(pair.lam)) == 4
     np.testing.assert_array_equal(pair.lam, pair.lam[::-1])
     np.testing.assert_array_equal(pair.box, pair.box[::-1])
-    elem = draw(8, mode="elem", seed=1)
+    elem = draw(8, mixup_mode="elem", seed=1)
     assert len(np.unique(elem.lam)) == 8
     # One draw per batch is as often cutmix as one per element.
-    plans = [draw(2, mode="batch", seed=seed, prob=0.5) for seed in range(3000)]
+    plans = [draw(2, mixup_mode="batch", seed=seed, mixup_prob=0.5) for seed in range(3000)]
     assert stats.binomtest(sum(bool(plan.is_cutmix[0]) for plan in plans), 3000, 0.25).pvalue > 1e-3
 
 
@@ -179,7 +180,7 @@ def test_application_equals_the_formula(mode):
     rng = np.random.default_rng(2)
     for seed in range(10):
         images, labels = rng.normal(size=(12, 3, 9, 8)).astype(np.float32), rng.integers(0, 6, 12)
-        plan = draw(12, (9, 8), mode=mode, seed=seed, prob=0.8)
+        plan = draw(12, (9, 8), mixup_mode=mode, seed=seed, mixup_prob=0.8)
         expected = reference_mix(images, labels, plan, 6, 0.1)
         for actual, wanted in zip(apply_mixup(images, labels, plan, 6, 0.1), expected, strict=True):
             assert actual.dtype == np.float32
@@ -206,7 +207,7 @@ def test_every_split_gives_the_same_batch(global_batch, group, parts, mode):
     rng = np.random.default_rng(3)
     images, labels = rng.normal(size=(global_batch, 3, 8, 8)).astype(np.float32), rng.integers(0, 9, global_batch)
     plans = [
-        plan_mixup(batch_rng(1, 2, 3, number), group, (8, 8), **{**RECIPE, "mode": mode})
+        plan_mixup(batch_rng(1, 2, 3, number), group, (8, 8), Augment.model_construct(**{**RECIPE, "mixup_mode": mode}))
         for number in range(global_batch // group)
     ]
     plan = MixPlan.concatenate(plans)
@@ -260,10 +261,10 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "half"}, "mixup_mode is 'half'"),
-        ({"prob": 1.2}, "mixup_prob is 1.2"),
+        ({"mixup_mode": "half"}, "mixup_mode is 'half'"),
+        ({"mixup_prob": 1.2}, "mixup_prob is 1.2"),
         ({"switch_prob": -0.1}, "switch_prob is -0.1"),
-        ({"mixup_alpha": -1.0}, "mixup is -1.0"),
+        ({"mixup": -1.0}, "mixup is -1.0"),
         ({"count": 7}, "mixup_group is 7"),
     ],
 )

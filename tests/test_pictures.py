@@ -11,6 +11,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 from cswin.config.resolve import load_settings, resolve_stage
+from cswin.config.settings import Augment
 from cswin.data.augment.mixup import apply_mixup, one_hot, plan_mixup
 from cswin.data.images.evaluation import Normalise
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -185,7 +186,8 @@ def test_soft_label_names_the_two_that_were_mixed():
     names = tuple("abcdefghij")
     plain = one_hot(np.array([2]), 10, 0.1)[0]
     assert soft_label(plain, names) == ("c: 91 %",)  # 1 - 0.1 + 0.1 / 10; the others' 1 % is smoothing, no second class
-    plan = plan_mixup(np.random.default_rng(2), 2, (4, 4), mixup_alpha=0.8, cutmix_alpha=0, prob=1, switch_prob=0, mode="batch")
+    augment = Augment.model_construct(mixup=0.8, cutmix=0, mixup_prob=1, switch_prob=0, mixup_mode="batch")
+    plan = plan_mixup(np.random.default_rng(2), 2, (4, 4), augment)
     _, targets = apply_mixup(np.zeros((2, 1, 4, 4), np.float32), np.array([2, 5]), plan, 10, 0.1)
     share = max(plan.lam[0], 1 - plan.lam[0])
     expected = [percent(0.9 * part + 0.01) for part in (share, 1 - share)]

@@ -12,7 +12,8 @@ from photo import photo, planes
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from cswin.data.augment.randaugment import INCREASING, OPERATIONS, PLAIN, Operation, RandAugment
+from cswin.data.augment.operations import OPERATIONS
+from cswin.data.augment.randaugment import INCREASING, PLAIN, Operation, RandAugment
 from cswin.errors import UserError
 
 MEAN_FILL = (124, 116, 104)

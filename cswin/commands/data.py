@@ -134,23 +134,20 @@ def _extract_ilsvrc(args, console) -> None:
 def _manifest(args, console) -> None:
     import warnings
 
-    from cswin.data.store.scan import Expected, write_manifest
+    from cswin.data.store.scan import Expected, ManifestOptions, write_manifest
     from cswin.distributed.cores import usable_cores
 
     # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
     warnings.filterwarnings("ignore", module="PIL")
-    summary = write_manifest(
-        args.images,
-        args.output,
-        args.summary,
-        console,
-        expected=Expected(args.expect_train, args.expect_val, args.expect_classes),
-        on_bad_image=args.on_bad_image,
-        report=args.report,
-        shard_mb=args.shard_mb,
-        seed=args.seed,
-        workers=args.workers or usable_cores(),
+    options = ManifestOptions(
+        Expected(args.expect_train, args.expect_val, args.expect_classes),
+        args.on_bad_image,
+        args.report,
+        args.shard_mb,
+        args.seed,
+        args.workers or usable_cores(),
     )
+    summary = write_manifest(args.images, args.output, args.summary, console, options)
     for name, split in summary.splits.items():
         console.say(f"manifest: {name}: {split.images:,} images, {split.bytes / 1e9:.2f} GB, {split.shards} shards")
 

@@ -22,6 +22,7 @@ import yaml
 from cswin.atomic import atomic_path
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Settings
+from cswin.data.sources.registry import INPUTS
 from cswin.distributed.group import ProcessGroup
 from cswin.distributed.stopping import EXIT_INTERRUPTED, EXIT_USER
 from cswin.errors import UserError

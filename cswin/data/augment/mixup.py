@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cswin.data.images.kernels import mix_rounded
 from cswin.errors import UserError
+
+if TYPE_CHECKING:
+    from cswin.config.settings import Augment
 
 MODES = ("batch", "pair", "elem")
 
@@ -54,39 +58,30 @@ class MixPlan:
         return MixPlan(*(np.concatenate([getattr(plan, name) for plan in plans]) for name in ("lam", "box", "is_cutmix")))
 
 
-def plan_mixup(
-    rng: np.random.Generator,
-    group: int,
-    image_size: tuple[int, int],
-    *,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    prob: float,
-    switch_prob: float,
-    mode: str,
-) -> MixPlan:
+def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
     """Draws how a group of `group` samples is mixed; the partner of sample i is sample group - 1 - i.
 
-    lam ~ Beta(alpha, alpha). Where both alphas are positive, cutmix is taken with `switch_prob`; an alpha of 0 turns its method
-    off. With probability 1 - `prob` nothing is mixed. One draw serves the group (`batch`), a pair of partners (`pair`) or a
-    sample (`elem`). `image_size` is (height, width) in pixels.
+    lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. Where both are positive, cutmix is taken with `switch_prob`; an
+    alpha of 0 turns its method off. With probability 1 - `mixup_prob` nothing is mixed. `mixup_mode`: one draw serves the group
+    (`batch`), a pair of partners (`pair`) or a sample (`elem`). `image_size` is (height, width) in pixels.
 
     Raises UserError for an odd group that could be mixed, an unknown mode, or numbers out of range.
     """
+    mode = augment.mixup_mode
     if mode not in MODES:
         raise UserError(f"mixup_mode is {mode!r}: choose one of {', '.join(MODES)}")
-    for name, value in (("mixup_prob", prob), ("switch_prob", switch_prob)):
-        if not 0 <= value <= 1:
+    for name in ("mixup_prob", "switch_prob"):
+        if not 0 <= (value := getattr(augment, name)) <= 1:
             raise UserError(f"{name} is {value}: give a probability from 0 to 1")
-    for name, value in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)):
-        if value < 0:
+    for name in ("mixup", "cutmix"):
+        if (value := getattr(augment, name)) < 0:
             raise UserError(f"{name} is {value}: give the alpha of its Beta distribution, or 0 to turn it off")
-    if prob == 0 or (mixup_alpha == 0 and cutmix_alpha == 0):
+    if augment.mixup_prob == 0 or augment.mixup == augment.cutmix == 0:
         return MixPlan.identity(group)
     _require_even(group)
 
     draws = {"batch": 1, "pair": group // 2, "elem": group}[mode]
-    plan = _draw(rng, draws, image_size, mixup_alpha, cutmix_alpha, prob, switch_prob)
+    plan = _draw(rng, draws, image_size, augment)
     if mode == "batch":
         return plan.rows(np.zeros(group, np.intp))
     if mode == "pair":
@@ -95,23 +90,15 @@ def plan_mixup(
     return plan
 
 
-def _draw(
-    rng: np.random.Generator,
-    count: int,
-    image_size: tuple[int, int],
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    prob: float,
-    switch_prob: float,
-) -> MixPlan:
-    both = mixup_alpha > 0 and cutmix_alpha > 0
-    is_cutmix = rng.random(count) < switch_prob if both else np.full(count, cutmix_alpha > 0)
-    # Beta is undefined at 0: the method that is off borrows the other's alpha for numbers that nobody reads.
-    blend = rng.beta(mixup_alpha or cutmix_alpha, mixup_alpha or cutmix_alpha, count)
-    cut = rng.beta(cutmix_alpha or mixup_alpha, cutmix_alpha or mixup_alpha, count)
+def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
+    mixup, cutmix = augment.mixup, augment.cutmix
+    is_cutmix = rng.random(count) < augment.switch_prob if mixup > 0 and cutmix > 0 else np.full(count, cutmix > 0)
+    # Beta is undefined at 0: the method that is off takes the other's alpha, for numbers that are not used.
+    blend = rng.beta(mixup or cutmix, mixup or cutmix, count)
+    cut = rng.beta(cutmix or mixup, cutmix or mixup, count)
     boxes = _boxes(rng, cut, image_size)
 
-    is_mixed = rng.random(count) < prob
+    is_mixed = rng.random(count) < augment.mixup_prob
     is_cutmix &= is_mixed
     boxes[~is_cutmix] = 0
     outside = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (image_size[0] * image_size[1])

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cswin.data.augment.erasing import Patch, RandomErasing, paste
-from cswin.data.augment.randaugment import FILTERS, OPERATIONS, Operation, RandAugment, filters_of
+from cswin.data.augment.operations import OPERATIONS
+from cswin.data.augment.randaugment import Operation, RandAugment, filters_of
 from cswin.data.images import kernels
 from cswin.data.images.decode import EncodedImage
 from cswin.data.images.evaluation import Normalise, image_mode
-from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cswin.data.images.preprocessing import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.data.images.resample import CropBox, resize
 from cswin.errors import UserError
 

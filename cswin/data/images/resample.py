@@ -54,14 +54,15 @@ def resize(
     crop = crop or CropBox(0, 0, image.shape[1], image.shape[0])
     left, top, right, bottom = (float(np.float32(edge)) for edge in region or (0, 0, crop.width, crop.height))
     window = window or CropBox(0, 0, *size)
-    across = _weights(crop.width, left, right, size[0], window.left, window.width, bicubic)
-    down = _weights(crop.height, top, bottom, size[1], window.top, window.height, bicubic)
-    return _resize(image, crop.left, crop.top, crop.width, crop.height, across, down, mirrored)
+    across = _weights(crop.width, (left, right), size[0], (window.left, window.width), bicubic)
+    down = _weights(crop.height, (top, bottom), size[1], (window.top, window.height), bicubic)
+    return _resize(image, tuple(crop), across, down, mirrored)
 
 
 @compiled
-def _weights(length, start, stop, size, first, count, bicubic):
+def _weights(length, edges, size, window, bicubic):
     """For outputs first .. first + count - 1 of `size`: the first input of each, and its weights (count, taps) int32."""
+    (start, stop), (first, count) = edges, window
     scale = float64(float32(stop - start)) / size
     stretch = max(scale, 1.0)
     reach = (2.0 if bicubic else 1.0) * stretch
@@ -136,9 +137,9 @@ def _filter(inputs, starts, weights, results):
 
 
 @compiled
-def _resize(image, left, top, width, height, across, down, mirrored):
+def _resize(image, crop, across, down, mirrored):
     """Both passes. Weights of zero may look beyond the crop's end, at memory that is there but means nothing."""
-    channels = image.shape[2]
+    channels, (left, top, width, height) = image.shape[2], crop
     (x_starts, x_weights), (y_starts, y_weights) = across, down
     columns, x_taps = x_weights.shape
     rows, y_taps = y_weights.shape

@@ -126,16 +126,7 @@ class TrainLoader:
         """The draws of all groups of the global batch, one after the other."""
         augment, size = self.config.augment, self.config.image_size
         plans = [
-            plan_mixup(
-                batch_rng(self.config.seed, epoch, step, group),
-                self.group,
-                (size, size),
-                mixup_alpha=augment.mixup,
-                cutmix_alpha=augment.cutmix,
-                prob=augment.mixup_prob,
-                switch_prob=augment.switch_prob,
-                mode=augment.mixup_mode,
-            )
+            plan_mixup(batch_rng(self.config.seed, epoch, step, group), self.group, (size, size), augment)
             for group in range(self.global_batch // self.group)
         ]
         return MixPlan.concatenate(plans)

@@ -37,7 +37,28 @@ class Expected(NamedTuple):
     classes: int | None = None
 
 
-ANYTHING = Expected()
+@dataclass(frozen=True)
+class ManifestOptions:
+    """How a manifest is made.
+
+    Attributes:
+        expected: numbers of images (bad ones included) and classes that are promised.
+        on_bad_image: "fail" lists all bad images and stops, "skip" leaves them out.
+        report: CSV of the bad images with reasons (path, reason); written in both cases.
+        shard_mb: target size of a shard, MiB.
+        seed: of the order in which rows are stored.
+        workers: threads.
+    """
+
+    expected: Expected = Expected()
+    on_bad_image: str = "fail"
+    report: Path | None = None
+    shard_mb: int = 1024
+    seed: int = 0
+    workers: int = 1
+
+
+USUAL = ManifestOptions()
 
 
 class Bad(NamedTuple):
@@ -98,17 +119,7 @@ def check_image(data: bytes) -> tuple[str, int, int]:
 
 
 def write_manifest(
-    images: Path,
-    output: Path,
-    summary_path: Path,
-    console: Console,
-    *,
-    expected: Expected = ANYTHING,
-    on_bad_image: str = "fail",
-    report: Path | None = None,
-    shard_mb: int = 1024,
-    seed: int = 0,
-    workers: int = 1,
+    images: Path, output: Path, summary_path: Path, console: Console, options: ManifestOptions = USUAL
 ) -> Summary:
     """Read all images and write the rows and the summary.
 
@@ -119,12 +130,7 @@ def write_manifest(
         output: rows' file (.csv.gz), in the summary's folder.
         summary_path: manifest.json, written last.
         console: for progress.
-        expected: numbers of images (bad ones included) and classes that are promised.
-        on_bad_image: "fail" lists all bad images and stops, "skip" leaves them out.
-        report: CSV of the bad images with reasons (path, reason); written in both cases.
-        shard_mb: target size of a shard, MiB.
-        seed: of the order in which rows are stored.
-        workers: threads.
+        options: what is promised, what to do with bad images, seed and size of shards.
 
     Raises:
         UserError: a layout that is not as described, empty classes, classes of val that train lacks, other numbers than
@@ -132,20 +138,20 @@ def write_manifest(
     """
     if output.parent.resolve() != summary_path.parent.resolve():
         raise UserError(f"{output} and {summary_path} are in different folders: put the rows beside their summary")
-    found = find_classes(images, expected.classes)
-    classes, total = found["train"], check_counts(images, found, expected)
+    found = find_classes(images, options.expected.classes)
+    classes, total = found["train"], check_counts(images, found, options.expected)
     output.parent.mkdir(parents=True, exist_ok=True)
     scan = _Scan(classes)
     with atomic_path(output) as temporary:
         with temporary.open("wb") as raw, console.progress("manifest", total, "images") as progress:
-            with ThreadPoolExecutor(workers, thread_name_prefix="manifest") as pool:
-                for files in _scan_images(images, scan, pool, 2 * workers):
+            with ThreadPoolExecutor(options.workers, thread_name_prefix="manifest") as pool:
+                for files in _scan_images(images, scan, pool, 2 * options.workers):
                     progress.update(files)
-            rows_sha256 = write_rows(raw, {split: tally.rows for split, tally in scan.tallies.items()}, seed)
-        _judge_bad_images(images, scan, on_bad_image, report, console)
-    splits = {name: _split(tally, shard_mb) for name, tally in scan.tallies.items()}
+            rows_sha256 = write_rows(raw, {split: tally.rows for split, tally in scan.tallies.items()}, options.seed)
+        _judge_bad_images(images, scan, options, console)
+    splits = {name: _split(tally, options.shard_mb) for name, tally in scan.tallies.items()}
     kinds = dict(sorted(scan.kinds.items()))
-    summary = Summary(output.name, rows_sha256, seed, shard_mb, tuple(classes), splits, kinds, len(scan.bad))
+    summary = Summary(output.name, rows_sha256, options.seed, options.shard_mb, tuple(classes), splits, kinds, len(scan.bad))
     summary.save(summary_path)
     return summary
 
@@ -246,8 +252,9 @@ def _count(scan: _Scan, labels: dict[str, int], split: str, class_name: str, pat
     return len(paths)
 
 
-def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path | None, console: Console) -> None:
+def _judge_bad_images(images: Path, scan: _Scan, options: ManifestOptions, console: Console) -> None:
     """Report the bad images; refuse them, or a class that has no others."""
+    report = options.report
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -259,7 +266,7 @@ def _judge_bad_images(images: Path, scan: _Scan, on_bad_image: str, report: Path
         return
     where = f"; all of them are in {report}" if report else ""
     first = "; ".join(f"{bad.path}: {bad.reason}" for bad in scan.bad[:LISTED])
-    if on_bad_image == "fail":
+    if options.on_bad_image == "fail":
         raise UserError(
             f"{images}: {len(scan.bad)} bad images: {first}{where}. Replace them, or leave them out with on_bad_image: skip"
         )
