@@ -27,7 +27,7 @@ localrules:
     final_acc,
     stage_config,
     expectations_config,
-    shard_plan,
+    stages_config,
     table,
     card,
     curves,
@@ -45,6 +45,7 @@ rule all:
     default_target: True
     input:
         "results/final_acc.csv",
+        expand(f"{RUN}/{{stage}}/checkpoint.safetensors", stage=STAGES),
         run_pictures(),
         run_pages(),
 
@@ -60,6 +61,7 @@ include: "rules/pages.smk"
 onstart:
     print(guide())
     write_runtime()
+    ask_for_repetitions()
 
 
 onsuccess:

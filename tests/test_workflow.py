@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cswin.config.resolve import load_stage
+from cswin.data.dataset import Dataset
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
@@ -64,7 +65,7 @@ def test_second_run_does_nothing(finished_run):
     "file",
     [
         "data/digits/digits.tar.gz", "data/digits/extracted.json", "data/digits/manifest.json", "data/digits/manifest.csv.gz",
-        "data/digits/dataset.json", "data/digits/shards/train-00000.mindrecord", "results/digits/config/stage2.yaml",
+        "data/digits/dataset.json", "data/digits/converted.json", "data/digits/shards/1MiB/train-00000.mindrecord", "results/digits/config/stage2.yaml",
         "results/digits/stage1/record.json", "results/digits/stage1/checkpoint.safetensors", "results/digits/stage2/evaluation.json",
         "config/config.yaml",
     ],
@@ -107,9 +108,11 @@ def test_expected_accuracy_redraws_only(run):
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
     run.edit("config/config.yaml", lambda v: v["data"].update(shard_mb=2))
-    # The page shows the shards. The conversions are known once the plan is made.
-    assert set(run.planned()) == {"shard_plan", "dataset", "data_page"}
-    run.snakemake("data/digits/dataset.json")
+    assert run.planned() == {"shard_plan": 1, "data_page": 1}  # the page shows the shards
+    run.snakemake("data/digits/plan.json")
+    assert [shard.name for shard in Dataset.load(run.path / "data/digits/dataset.json").shards("train")] == [
+        "train-00000.mindrecord"
+    ]
     assert run.planned() == {"data_page": 1}
 
 
@@ -142,7 +145,7 @@ def test_new_content_of_a_small_input_is_noticed(run):
 def test_other_run_has_its_own_folder(run):
     planned = run.planned("--config", "run=second")
     assert planned["train_stage1"] == planned["train_stage3"] == 1
-    assert "extract" not in planned and "convert" not in planned  # the dataset is shared
+    assert not {"extract", "dataset", "shard_plan", "convert"} & planned.keys()  # the dataset is shared
 
 
 @pytest.mark.parametrize("count", [1, 5])
