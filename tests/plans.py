@@ -127,7 +127,7 @@ class Snakemake:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PATH": path},
+            env=os.environ | {"PATH": path, "CSWIN": str(TESTS.parent)},
         )
 
     def __call__(self, folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
