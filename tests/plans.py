@@ -147,6 +147,12 @@ def jobs(output: str) -> Counter:
     return Counter((match[1], match[2]) for match in re.finditer(pattern, output, re.MULTILINE))
 
 
+def reasons(output: str) -> tuple[str, ...]:
+    """The planned jobs with all that is said of them, their reasons among it, without times, numbers and order."""
+    plan = re.sub(r"^\[.*\]$|^    jobid: .*$", "", "".join(output.split("Job stats:")[1:2]), flags=re.MULTILINE)
+    return tuple(sorted(" ".join(sorted(re.split(r"[\s,;]+", job))) for job in plan.split("\n\n")))
+
+
 def copy_tree(source: Path, target: Path) -> Path:
     """An independent copy with the same dates."""
     shutil.copytree(source, target, symlinks=True)

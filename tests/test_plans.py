@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Workspace
-from plans import Snakemake, all_keys, changed, copy_tree, jobs
+from plans import Snakemake, all_keys, changed, copy_tree, jobs, reasons
 from stub_cswin import digest
 
 from cswin.config.resolve import dump, parse_settings, resolve_stage
@@ -123,7 +123,7 @@ def test_every_key(situation, request, snakemake, tmp_path):
         edit(planning, lambda values, key=key: changed(values, key))
         code, said = snakemake(planning, "-n")
         assert code == 0, f"{key}: {said}"
-        plan = re.sub(r"^\[.*\]$", "", said.split("Building DAG of jobs...")[1], flags=re.MULTILINE)  # without the times
+        plan = reasons(said)
         if plan in seen:
             continue
         seen[plan] = key
