@@ -28,7 +28,7 @@ localrules:
     final_acc,
     stage_config,
     expectations_config,
-    shard_plan,
+    stages_config,
     table,
     card,
     curves,
@@ -46,6 +46,7 @@ rule all:
     default_target: True
     input:
         "results/final_acc.csv",
+        expand(f"{RUN}/{{stage}}/checkpoint.safetensors", stage=STAGES),
         run_pictures(),
         run_pages(),
 
@@ -61,6 +62,7 @@ include: "rules/pages.smk"
 onstart:
     print(guide())
     write_runtime()
+    ask_for_repetitions()
 
 
 onsuccess:

@@ -25,6 +25,7 @@ from cswin.model.variants import Architecture
 from cswin.model.weights import Layout
 
 SUFFIXES = (".ckpt", ".safetensors")
+REMEDY = "take another copy. A stage's own file: remove it, and the workflow's command makes it again from the stage's state"
 PYTORCH_SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar; see cswin.convert
 RECORD_KEY = "cswin_record"
 EMA_PREFIX = "ema."
@@ -146,12 +147,12 @@ def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | Non
         record = json.loads(text)
         version, checksum = record["format_version"], record.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged (its record cannot be read); take another copy") from error
+        raise UserError(f"{path}: is damaged (its record cannot be read); {REMEDY}") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: has format version {version}, this cswin reads {FORMAT_VERSION}; "
                         "read it with the version of cswin that wrote it")  # fmt: skip
     if _digest(record, tensors) != checksum:
-        raise UserError(f"{path}: is damaged (its content does not match its checksum); take another copy")
+        raise UserError(f"{path}: is damaged (its content does not match its checksum); {REMEDY}")
     try:
         parsed = CheckpointRecord.from_dict(record)
     except UserError as error:
@@ -299,5 +300,5 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
             return tensors, (file.metadata() or {}).get(RECORD_KEY)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; take another "
-                        "copy") from error  # fmt: skip
+        raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; "
+                        f"{REMEDY}") from error  # fmt: skip

@@ -1,6 +1,5 @@
 """What the rules share: the checked settings, paths, and small functions for inputs and parameters."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -12,10 +11,12 @@ from cswin.config.inputs import missing_inputs
 from cswin.atomic import atomic_path
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
+from cswin.data.sources.fingerprint import folder_changed
 from cswin.distributed.slurm import find_partition
 from cswin.errors import UserError
 from cswin.report.headline import outcome
 from cswin.report.jobs import shorten_output
+from cswin.train.repeat import accept, ask_to_repeat, is_damaged
 
 config = typed_overrides(config, workflow.config_settings.config)
 try:
@@ -38,6 +39,16 @@ IMAGES = {
 NODES = SETTINGS.runtime.nodes
 DEVICES_PER_NODE = SETTINGS.runtime.devices // NODES
 RUNTIME = f"{RUN}/config/runtime.yaml"
+
+# How jobs depend on the data. A job that has to run hides all jobs behind it from Snakemake's plan, and those that depend on it only
+# through ancient() are then left out, whatever other reason they have to run: the command succeeds and they were not run. So a file
+# that another job makes is ancient() only beside another output of the same job, that is compared by content. CONVERTED is that
+# output; it says which images were converted, whatever the size of the shards. (tests/test_plans.py checks every job.)
+DATASET = f"{DATA}/dataset.json"
+CONVERTED = f"{DATA}/converted.json"
+SHARDS = f"{DATA}/shards/{SETTINGS.data.shard_mb}MiB"
+FOLDER = Path(DATA, "folder.json")  # the fingerprint of a folder of one's own
+CONVERSIONS = 8  # shards that are converted at once, by one job
 
 
 def fit_to_partition():
@@ -99,6 +110,20 @@ def previous_record(stage):
     return [f"{RUN}/{before}/record.json"] if before else []
 
 
+def configuration(stage):
+    """A stage's configuration file, as an input function, which Snakemake calls when it plans.
+
+    A damaged checkpoint is then marked like a file of a killed job: Snakemake notices a missing output by itself, but not a changed one.
+    """
+
+    def file(wildcards):
+        if workflow.is_main_process and is_damaged(Path(RUN, stage)):
+            workflow.dag.forcefiles.add(f"{RUN}/{stage}/checkpoint.safetensors")
+        return f"{RUN}/config/{stage}.yaml"
+
+    return file
+
+
 def optional(flag, values):
     """`flag value` on a command line where there is a value, else nothing."""
     values = values if isinstance(values, (list, tuple)) else [values]
@@ -112,9 +137,22 @@ def images_folder():
     )
 
 
-def images_receipt():
-    """The note that extraction is complete; a folder of one's own has none."""
-    return [] if SETTINGS.data.source == "folder" else [f"{DATA}/extracted.json"]
+def images_receipt(wildcards):
+    """The note that extraction is complete. A folder of one's own has none: the manifest is made again when names, sizes or dates of
+    its files have changed since (marked as in `configuration`). A dry run looks too, and writes nothing.
+    """
+    if SETTINGS.data.source != "folder":
+        return [f"{DATA}/extracted.json"]
+    if workflow.is_main_process and folder_changed(Path(SETTINGS.data.folder), FOLDER):
+        workflow.dag.forcefiles.add(f"{DATA}/manifest.json")
+    return []
+
+
+def cleanup():
+    """Extracted images are removed after the conversion unless they are kept."""
+    return optional(
+        "--remove-images", None if SETTINGS.data.keep_images else f"{DATA}/images"
+    )
 
 
 def promised():
@@ -127,20 +165,11 @@ def promised():
         "--on-bad-image": data.on_bad_image,
         "--report": f"{DATA}/bad_images.csv",
         "--seed": data.seed,
+        "--fingerprint": FOLDER if data.source == "folder" else None,
     }
     return " ".join(
         optional(flag, value) for flag, value in values.items() if value is not None
     )
-
-
-def shard_receipts(wildcards):
-    """Receipts of all shards; how many there are is known once the images are counted."""
-    summary = json.loads(Path(checkpoints.shard_plan.get().output[0]).read_text())
-    return [
-        f"{DATA}/shards/{split}-{shard:05d}.json"
-        for split, facts in summary["splits"].items()
-        for shard in range(facts["shards"])
-    ]
 
 
 def run_pictures():
@@ -217,21 +246,31 @@ def guide():
 def write_runtime():
     """Write the settings that only change speed where the jobs read them, before any job starts.
 
-    It is not the output of a job, because a job that has to run hides from Snakemake's plan all jobs behind it, and those that take
-    its output as ancient() are then left out. A changed number of workers would, in the middle of a stage, train nothing and be a
-    success.
+    It is not the output of a job, because no job may run again when it changes, and a job cannot wait for another one without that
+    (see DATASET above).
     """
     Path(RUNTIME).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(RUNTIME) as temporary:
         temporary.write_text(dump(SETTINGS.runtime), encoding="utf-8")
 
 
+def ask_for_repetitions():
+    """Tell the trainer of which stages the repetition was asked for (--forcerun, -f, -F). All other training jobs decide by content: a
+    complete stage with the same identity is not trained again, its files are made again from its state.
+    """
+    forced = {
+        job.rule.name
+        for job in workflow.dag.needrun_jobs()
+        if workflow.dag.reason(job).forced
+    }
+    for stage in STAGES:
+        ask_to_repeat(Path(RUN, stage), f"train_{stage}" in forced)
+
+
 def accept_stages():
-    """The workflow has succeeded: repeating one of its stages from now on means from nothing. A stage that it did not look at
+    """The workflow has succeeded: to force one of its stages from now on means from nothing. A stage that it did not look at
     (another target was asked for) may have been killed at its last moment and goes on from its state.
     """
-    from cswin.train.state import accept
-
     for stage in STAGES:
         if made(f"train_{stage}"):
             accept(Path(RUN, stage, "state"))

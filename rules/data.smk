@@ -1,6 +1,6 @@
 rule manifest:
     input:
-        images_receipt(),
+        images_receipt,
     output:
         rows=f"{DATA}/manifest.csv.gz",
         summary=f"{DATA}/manifest.json",
@@ -18,28 +18,69 @@ rule manifest:
         "{params.promised} --workers {threads} --log {log}"
 
 
-# The manifest says which images there are; only the plan knows how they are cut, so that another cut trains nothing again.
-checkpoint shard_plan:
+# What training waits for. One job converts all shards that are not there yet: the disk is the limit, not the number of machines, and
+# how many shards there are need not be known before. The size of the shards is no reason to run it: Snakemake leaves parameters that
+# are functions of `input` out of the comparison.
+rule dataset:
     input:
-        f"{DATA}/manifest.json",
+        summary=f"{DATA}/manifest.json",
+        rows=ancient(f"{DATA}/manifest.csv.gz"),
+    output:
+        dataset=DATASET,
+        receipt=CONVERTED,
+    log:
+        f"{DATA}/logs/dataset.log",
+    threads: CONVERSIONS
+    resources:
+        mem_mb=1000 * (1 + CONVERSIONS),
+        runtime=minutes(sum(IMAGES.values()), 200),
+    params:
+        images=images_folder(),
+        shard_mb=lambda wildcards, input: SETTINGS.data.shard_mb,
+        shards=lambda wildcards, input: SHARDS,
+        cleanup=lambda wildcards, input: cleanup(),
+    shell:
+        "cswin data dataset --images {params.images} --manifest {input.rows} --summary {input.summary} "
+        "--shard-mb {params.shard_mb} --shards-dir {params.shards} --output {output.dataset} --receipt {output.receipt} {params.cleanup} "
+        "--workers {threads} --log {log}"
+
+
+# Cuts the same images into shards of another size, and removes the extracted images where they are not kept. No training depends on
+# it, so the shards of each size have a folder of their own, and dataset.json names the new ones once they are all there.
+rule shard_plan:
+    input:
+        converted=CONVERTED,
+        summary=f"{DATA}/manifest.json",
+        rows=ancient(f"{DATA}/manifest.csv.gz"),
     output:
         f"{DATA}/plan.json",
     log:
         f"{DATA}/logs/shard_plan.log",
+    threads: CONVERSIONS
+    resources:
+        mem_mb=1000 * (1 + CONVERSIONS),
+        runtime=minutes(sum(IMAGES.values()), 200),
     params:
+        images=images_folder(),
         shard_mb=SETTINGS.data.shard_mb,
+        shards=SHARDS,
+        dataset=DATASET,
+        cleanup=cleanup(),
     shell:
-        "cswin data plan --summary {input} --shard-mb {params.shard_mb} --output {output} > {log} 2>&1"
+        "cswin data dataset --images {params.images} --manifest {input.rows} --summary {input.summary} "
+        "--shard-mb {params.shard_mb} --shards-dir {params.shards} --output {params.dataset} {params.cleanup} "
+        "--workers {threads} --log {log} && cp {params.shards}/plan.json {output}"
 
 
+# One shard alone: for the repair of a damaged one (snakemake -f FILE). No other job asks for it.
 rule convert:
     input:
-        summary=f"{DATA}/plan.json",
+        summary=f"{DATA}/manifest.json",
         rows=ancient(f"{DATA}/manifest.csv.gz"),
     output:
-        shard=f"{DATA}/shards/{{split}}-{{shard}}.mindrecord",
-        index=f"{DATA}/shards/{{split}}-{{shard}}.mindrecord.db",
-        receipt=f"{DATA}/shards/{{split}}-{{shard}}.json",
+        shard=f"{SHARDS}/{{split}}-{{shard}}.mindrecord",
+        index=f"{SHARDS}/{{split}}-{{shard}}.mindrecord.db",
+        receipt=f"{SHARDS}/{{split}}-{{shard}}.json",
     log:
         f"{DATA}/logs/convert_{{split}}_{{shard}}.log",
     wildcard_constraints:
@@ -50,26 +91,7 @@ rule convert:
         runtime=30,
     params:
         images=images_folder(),
+        plan=f"{SHARDS}/plan.json",
     shell:
-        "cswin data convert --images {params.images} --manifest {input.rows} --summary {input.summary} "
+        "cswin data convert --images {params.images} --manifest {input.rows} --summary {params.plan} "
         "--split {wildcards.split} --shard {wildcards.shard} --output {output.shard} --log {log}"
-
-
-rule dataset:
-    input:
-        summary=f"{DATA}/plan.json",
-        receipts=shard_receipts,
-    output:
-        f"{DATA}/dataset.json",
-    log:
-        f"{DATA}/logs/dataset.log",
-    resources:
-        mem_mb=2000,
-        runtime=minutes(sum(IMAGES.values()), 200),
-    params:
-        shards=f"{DATA}/shards",
-        cleanup=optional(
-            "--remove-images", None if SETTINGS.data.keep_images else f"{DATA}/images"
-        ),
-    shell:
-        "cswin data dataset --summary {input.summary} --shards-dir {params.shards} --output {output} {params.cleanup} > {log} 2>&1"

@@ -19,7 +19,7 @@ rule table_page:
 rule configuration_page:
     input:
         stages=expand(f"{RUN}/config/{{stage}}.yaml", stage=STAGES),
-        settings=ancient(f"{RUN}/config/expectations.yaml"),
+        settings=f"{RUN}/config/stages.yaml",
     output:
         report(
             f"{RUN}/configuration.html",
@@ -39,7 +39,9 @@ rule configuration_page:
 rule data_page:
     input:
         summary=f"{DATA}/manifest.json",
-        dataset=f"{DATA}/dataset.json",
+        plan=f"{DATA}/plan.json",
+        dataset=ancient(DATASET),
+        converted=CONVERTED,
     output:
         report(
             f"{RUN}/data.html",
@@ -56,7 +58,7 @@ rule data_page:
 rule provenance_page:
     input:
         records=expand(f"{RUN}/{{stage}}/record.json", stage=STAGES),
-        settings=ancient(f"{RUN}/config/expectations.yaml"),
+        settings=f"{RUN}/config/stages.yaml",
     output:
         report(
             f"{RUN}/provenance.html",

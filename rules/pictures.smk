@@ -1,5 +1,4 @@
-# Pictures, drawn from the run's files alone. Of `settings` most read only the stages' names: ancient, since a new stage shows in
-# the other inputs.
+# Pictures, drawn from the run's files alone.
 rule curves:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
@@ -22,7 +21,7 @@ rule curves:
 rule throughput:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=ancient(f"{RUN}/config/expectations.yaml"),
+        settings=f"{RUN}/config/stages.yaml",
     output:
         report(
             f"{RUN}/throughput.png",
@@ -61,7 +60,8 @@ rule predictions:
     input:
         predictions=f"{RUN}/{{stage}}/predictions.npz",
         config=f"{RUN}/config/{{stage}}.yaml",
-        dataset=ancient(f"{DATA}/dataset.json"),
+        dataset=ancient(DATASET),
+        converted=CONVERTED,
     output:
         report(
             f"{RUN}/{{stage}}/predictions.png",
@@ -82,7 +82,8 @@ rule samples:
     input:
         config=f"{RUN}/config/{{stage}}.yaml",
         manifest=f"{DATA}/manifest.json",
-        dataset=ancient(f"{DATA}/dataset.json"),
+        dataset=ancient(DATASET),
+        converted=CONVERTED,
     output:
         report(
             f"{RUN}/{{stage}}/samples.png",

@@ -2,7 +2,8 @@ rule evaluate:
     input:
         record=f"{RUN}/{{stage}}/record.json",
         checkpoint=ancient(f"{RUN}/{{stage}}/checkpoint.safetensors"),
-        dataset=ancient(f"{DATA}/dataset.json"),
+        dataset=ancient(DATASET),
+        converted=CONVERTED,
     output:
         figures=f"{RUN}/{{stage}}/evaluation.json",
         predictions=f"{RUN}/{{stage}}/predictions.npz",
@@ -50,7 +51,8 @@ rule card:
     input:
         evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
         settings=f"{RUN}/config/expectations.yaml",
-        dataset=ancient(f"{DATA}/dataset.json"),
+        dataset=ancient(DATASET),
+        converted=CONVERTED,
     output:
         f"{RUN}/README.md",
     log:

@@ -23,17 +23,31 @@ rule expectations_config:
         "printf '%s' {params.text:q} > {output} 2> {log}"
 
 
+# The stages alone, without what was reported for them: pages that do not show it are not made again when it changes.
+rule stages_config:
+    output:
+        f"{RUN}/config/stages.yaml",
+    log:
+        f"{RUN}/logs/config_stages.log",
+    params:
+        text=dump(expectations(SETTINGS, reported=False)),
+    shell:
+        "printf '%s' {params.text:q} > {output} 2> {log}"
+
+
 # Training state lives in {RUN}/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
-# Files above 1 MB (compared by date) are ancient: they are never a reason to train again. Nor is what only changes speed, RUNTIME.
+# Files above 1 MB (compared by date) are ancient: they are never a reason to run. Nor is what only changes speed, RUNTIME. A job that
+# runs decides by content whether it trains (cswin/train/stage.py).
 for stage in STAGES:
 
     rule:
         name:
             f"train_{stage}"
         input:
-            config=f"{RUN}/config/{stage}.yaml",
+            config=configuration(stage),
             manifest=f"{DATA}/manifest.json",
-            dataset=ancient(f"{DATA}/dataset.json"),
+            dataset=ancient(DATASET),
+            converted=CONVERTED,
             record=previous_record(stage),
             previous=ancient(previous_checkpoint(stage)),
         output:

@@ -12,7 +12,7 @@ import faults
 import pytest
 
 pytestmark = pytest.mark.slow
-SHARDS = [f"data/digits/shards/{name}.mindrecord" for name in ("train-00000", "train-00001", "val-00000")]
+SHARDS = [f"data/digits/shards/1MiB/{name}.mindrecord" for name in ("train-00000", "train-00001", "val-00000")]
 
 
 def test_interrupted_anywhere_nothing_is_lost(finished_run, tmp_path):
@@ -61,17 +61,25 @@ class TestRepairs:
         )  # a run for other files says nothing about a stage that may have been killed at its last moment
         assert run.planned() == {}
 
-    def test_a_damaged_checkpoint_is_made_again_without_training(self, run, monkeypatch):
+    @pytest.mark.parametrize("arguments", [(), ("-f", "results/digits/stage2/checkpoint.safetensors")])
+    @pytest.mark.parametrize("damage", ["changed", "missing"])
+    def test_a_lost_checkpoint_is_made_again_without_training(self, run, monkeypatch, arguments, damage):
         folder = run.path / "results/digits/stage2"
         checkpoint = folder / "checkpoint.safetensors"
         whole = checkpoint.read_bytes()
+        later = (run.path / "results/digits/stage3/history.jsonl").read_bytes()
         checkpoint.write_bytes(whole[:3_000_000] + b"xxxx" + whole[3_000_004:])
-        (folder / "state/accepted").unlink()
+        if damage == "missing":
+            checkpoint.unlink()
         monkeypatch.setenv("GIT_DIR", "/nowhere")  # the code has changed since, as far as can be told
-        run.snakemake("-f", "results/digits/stage2/checkpoint.safetensors")
+        assert run.planned(*arguments)["train_stage2"] == 1
+        run.snakemake(*arguments)
         assert checkpoint.read_bytes() == whole
         last = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()][-2:]
         assert [(row["event"], row["step"]) for row in last] == [("resume", 132), ("end", 132)]
+        run.snakemake()
+        assert (run.path / "results/digits/stage3/history.jsonl").read_bytes() == later
+        assert not list(run.path.glob("results/digits/*/state.*"))  # nothing was begun anew
         assert run.planned() == {}
 
     def test_trainer_names_a_damaged_shard_and_the_command(self, run):

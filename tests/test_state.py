@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from folders import contents, on_small_disk
 
+from cswin.checkpoint import file_sha256
 from cswin.errors import UserError
 from cswin.train.history import History, read_history
 from cswin.train.lease import LeaseLost
+from cswin.train.repeat import accept, ask_to_repeat
 from cswin.train.stage import retire_foreign_state
-from cswin.train.state import State, StateFolder, accept
+from cswin.train.state import State, StateFolder
 
 
 def state(step: int) -> State:
@@ -180,27 +182,21 @@ class TestForeignState:
         (folder / "history.jsonl").rename(folder / "state/history.jsonl")
         assert self.retire(folder, self.identity) == "" and contents(folder) == before
 
-    def test_a_complete_one_goes_on_until_it_was_used(self, folder):
-        StateFolder(folder / "state", 3, print).mark_complete({})
-        assert self.retire(folder, self.identity) == ""
-        accept(folder / "state")
+    def test_a_complete_one_goes_on_until_its_repetition_is_asked_for(self, folder):
+        checkpoint = folder / "checkpoint.safetensors"
+        checkpoint.write_bytes(b"weights")
+        StateFolder(folder / "state", 3, print).mark_complete({"sha256": file_sha256(checkpoint)})
+        for ready in (lambda: None, lambda: ask_to_repeat(folder, True), lambda: accept(folder / "state")):
+            ready()  # nobody has asked; nobody has used it; used
+            assert self.retire(folder, self.identity) == ""
+        ask_to_repeat(folder, True)
+        checkpoint.unlink()  # as Snakemake does before it starts the job
         assert "from the start" in self.retire(folder, self.identity)
         assert not (folder / "state").exists()
 
     def test_no_whole_state(self, folder):
         next(folder.glob("state/state-*")).write_bytes(b"")
         assert "no whole state" in self.retire(folder, self.identity)
-
-
-def test_completed_stage_is_repeated_only_once_it_was_accepted(tmp_path):
-    states = StateFolder(tmp_path / "state", keep=2, say=print)
-    states.save(state(1), background=False)
-    accept(states.path)
-    assert not states.accepted  # it has not ended
-    states.mark_complete({})
-    assert not states.accepted  # nobody has used it
-    accept(states.path)
-    assert states.accepted
 
 
 def test_history_is_cut_to_the_state(tmp_path):

@@ -1,11 +1,13 @@
 """What runs and what does not: dry runs on a workspace in which everything has really been run once."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ import recipes
 import yaml
 
 from cswin.config.resolve import load_stage
+from cswin.data.store.dataset import Dataset
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
@@ -65,7 +68,7 @@ def test_second_run_does_nothing(finished_run):
     "file",
     [
         "data/digits/digits.tar.gz", "data/digits/extracted.json", "data/digits/manifest.json", "data/digits/manifest.csv.gz",
-        "data/digits/dataset.json", "data/digits/shards/train-00000.mindrecord", "results/digits/config/stage2.yaml",
+        "data/digits/dataset.json", "data/digits/converted.json", "data/digits/shards/1MiB/train-00000.mindrecord", "results/digits/config/stage2.yaml",
         "results/digits/stage1/record.json", "results/digits/stage1/checkpoint.safetensors", "results/digits/stage2/evaluation.json",
         "config/config.yaml",
     ],
@@ -108,10 +111,45 @@ def test_expected_accuracy_redraws_only(run):
 
 def test_new_shard_size_converts_and_trains_nothing_again(run):
     run.edit("config/config.yaml", lambda v: v["data"].update(shard_mb=2))
-    # The page shows the shards. The conversions are known once the plan is made.
-    assert set(run.planned()) == {"shard_plan", "dataset", "data_page"}
-    run.snakemake("data/digits/dataset.json")
+    assert run.planned() == {"shard_plan": 1, "data_page": 1}  # the page shows the shards
+    run.snakemake("data/digits/plan.json")
+    assert [shard.name for shard in Dataset.load(run.path / "data/digits/dataset.json").shards("train")] == [
+        "train-00000.mindrecord"
+    ]
     assert run.planned() == {"data_page": 1}
+
+
+def test_other_order_of_the_images_trains_all_stages_with_one_command(run):
+    override = ("--config", "data={seed: 3}")
+    planned = run.planned(*override)
+    assert planned.items() >= {"manifest": 1, "dataset": 1, "train_stage1": 1, "train_stage2": 1, "train_stage3": 1}.items()
+    done = Counter(re.findall(r"^(?:local)?rule (\w+):$", run.snakemake(*override).stdout, re.MULTILINE))
+    assert {rule: done[rule] for rule in planned} == planned and done.keys() <= {*planned, "all", "final_acc"}
+    wanted = Dataset.load(run.path / "data/digits/dataset.json").manifest_hash
+    for stage in ("stage1", "stage2", "stage3"):
+        assert json.loads((run.path / f"results/digits/{stage}/record.json").read_text())["manifest"] == wanted
+        assert len(list(run.path.glob(f"results/digits/{stage}/state.*"))) == 1  # begun anew
+    assert run.planned(*override) == {}
+
+
+def test_another_shard_size_does_not_keep_a_stage_from_going_on(run):
+    stage = run.path / "results/digits/stage3"
+    whole = (stage / "checkpoint.safetensors").read_bytes()
+    for lost in (
+        "record.json",
+        "checkpoint.safetensors",
+        "state/complete.json",
+        "state/accepted",
+        "state/state-000000176.safetensors",
+    ):
+        (stage / lost).unlink()
+    override = ("--config", "data={shard_mb: 2}")
+    planned = run.planned(*override)
+    assert planned.items() >= {"shard_plan": 1, "data_page": 1, "train_stage3": 1}.items() and "train_stage2" not in planned
+    run.snakemake(*override)
+    assert (stage / "checkpoint.safetensors").read_bytes() == whole and not list(stage.glob("state.*"))
+    assert len(Dataset.load(run.path / "data/digits/dataset.json").shards("train")) == 1
+    assert run.planned(*override) == {}
 
 
 def test_learning_rate_of_stage2_reruns_stages_2_and_3(run):
@@ -143,7 +181,7 @@ def test_new_content_of_a_small_input_is_noticed(run):
 def test_other_run_has_its_own_folder(run):
     planned = run.planned("--config", "run=second")
     assert planned["train_stage1"] == planned["train_stage3"] == 1
-    assert "extract" not in planned and "convert" not in planned  # the dataset is shared
+    assert not {"extract", "dataset", "shard_plan", "convert"} & planned.keys()  # the dataset is shared
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -56,14 +56,10 @@ def _configure_manifest(steps) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of the rows (default: %(default)s)")
     parser.add_argument("--workers", type=_count, metavar="N", help="threads (default: one per core)")
+    parser.add_argument("--fingerprint", type=Path, metavar="FILE", help="note names, sizes and dates of the files here (JSON)")
 
 
 def _configure_convert(steps) -> None:
-    plan = _step(steps, "plan", _plan, "cut a manifest into shards of another target size")
-    plan.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
-    plan.add_argument("--shard-mb", type=_count, required=True, metavar="N", help="target size of a shard, MiB")
-    plan.add_argument("--output", type=Path, required=True, metavar="FILE", help="summary to convert by, in the same folder")
-
     convert = _step(steps, "convert", _convert, "write one MindRecord shard and read it back")
     convert.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with train/ and val/ by class")
     convert.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="rows of the manifest")
@@ -72,10 +68,19 @@ def _configure_convert(steps) -> None:
     convert.add_argument("--shard", type=int, required=True, metavar="N", help="from 0")
     convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="SPLIT-NNNNN.mindrecord")
 
-    dataset = _step(steps, "dataset", _dataset, "collect the shards' receipts into dataset.json")
+    dataset = _step(steps, "dataset", _dataset, "convert the shards that are not there, and write dataset.json")
     dataset.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
     dataset.add_argument("--shards-dir", type=Path, required=True, metavar="DIR")
     dataset.add_argument("--output", type=Path, required=True, metavar="FILE", help="dataset.json")
+    dataset.add_argument("--images", type=Path, metavar="DIR", help="images to convert; without them all shards must be there")
+    dataset.add_argument("--manifest", type=Path, metavar="FILE", help="rows of the manifest, with --images")
+    dataset.add_argument(
+        "--shard-mb", type=_count, default=1024, metavar="N", help="target size with --images, MiB (default: %(default)s)"
+    )
+    dataset.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="shards converted at once (default: %(default)s)"
+    )
+    dataset.add_argument("--receipt", type=Path, metavar="FILE", help="JSON file with the manifest's hash, written last")
     dataset.add_argument("--remove-images", type=Path, metavar="DIR", help="extracted images to remove afterwards")
 
 
@@ -134,11 +139,14 @@ def _extract_ilsvrc(args, console) -> None:
 def _manifest(args, console) -> None:
     import warnings
 
+    from cswin.data.sources.fingerprint import folder_fingerprint, save_fingerprint
     from cswin.data.store.scan import Expected, ManifestOptions, write_manifest
     from cswin.distributed.cores import usable_cores
 
     # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
     warnings.filterwarnings("ignore", module="PIL")
+    # Before the images are read: what changes meanwhile is noticed the next time.
+    fingerprint = folder_fingerprint(args.images) if args.fingerprint else None
     options = ManifestOptions(
         Expected(args.expect_train, args.expect_val, args.expect_classes),
         args.on_bad_image,
@@ -148,19 +156,10 @@ def _manifest(args, console) -> None:
         args.workers or usable_cores(),
     )
     summary = write_manifest(args.images, args.output, args.summary, console, options)
+    if args.fingerprint:
+        save_fingerprint(fingerprint, args.fingerprint)
     for name, split in summary.splits.items():
         console.say(f"manifest: {name}: {split.images:,} images, {split.bytes / 1e9:.2f} GB, {split.shards} shards")
-
-
-def _plan(args, console) -> None:
-    from cswin.data.store.manifest import load_summary
-    from cswin.errors import UserError
-
-    if args.output.absolute().parent != args.summary.absolute().parent:
-        raise UserError(f"{args.output}: must lie beside {args.summary}, where the rows of the manifest are")
-    plan = load_summary(args.summary).recut(args.shard_mb)
-    plan.save(args.output)
-    console.say("plan: " + ", ".join(f"{name} {split.shards} shards" for name, split in plan.splits.items()))
 
 
 def _convert(args, console) -> None:
@@ -171,9 +170,21 @@ def _convert(args, console) -> None:
 
 
 def _dataset(args, console) -> None:
+    import json
+
+    from cswin.atomic import atomic_path
     from cswin.data.store.assemble import write_dataset
 
-    dataset = write_dataset(args.summary, args.shards_dir, args.output, args.remove_images)
+    summary = args.summary
+    if args.images:
+        from cswin.data.store.conversion import convert_missing, plan_shards
+
+        summary = plan_shards(args.summary, args.shard_mb, args.shards_dir)
+        convert_missing(args.images, args.manifest, summary, args.workers, console)
+    dataset = write_dataset(summary, args.shards_dir, args.output, args.remove_images)
+    if args.receipt:
+        with atomic_path(args.receipt) as temporary:
+            temporary.write_text(json.dumps({"manifest_hash": dataset.manifest_hash}) + "\n", encoding="utf-8")
     console.say(f"dataset: {dataset.name}: " + ", ".join(f"{name} {dataset.images(name):,}" for name in dataset.splits))
 
 

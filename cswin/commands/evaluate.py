@@ -62,7 +62,7 @@ def _evaluate(args, runtime, ranks) -> int:
     from cswin.evaluate import evaluate_checkpoint
     from cswin.predictions import save_predictions
     from cswin.report.classes import confusions, per_class
-    from cswin.train.state import accept
+    from cswin.train.repeat import accept
 
     checkpoint, source = _inputs(args)
     accept(args.checkpoint.parent / "state")

@@ -64,10 +64,10 @@ class Expectations(Section):
     stages: dict[str, float | None]  # reported top-1 by stage, in order
 
 
-def expectations(settings: Settings) -> Expectations:
-    """The run's stages and what was reported for them."""
-    stages = {name: stage.reported_top1 for name, stage in settings.stages.items()}
-    return Expectations(run=settings.run, paper_top1=settings.paper_top1, stages=stages)
+def expectations(settings: Settings, reported: bool = True) -> Expectations:
+    """The run's stages and what was reported for them; with `reported` False the stages alone."""
+    stages = {name: stage.reported_top1 if reported else None for name, stage in settings.stages.items()}
+    return Expectations(run=settings.run, paper_top1=settings.paper_top1 if reported else None, stages=stages)
 
 
 def architecture(model: Model, num_classes: int) -> Architecture:

@@ -14,7 +14,8 @@ from cswin.report.files import load_json, load_yaml
 from cswin.train.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
 from cswin.train.history import HISTORY, read_history, read_tail
 from cswin.train.lease import Holder, look
-from cswin.train.state import ACCEPTED, PATTERN
+from cswin.train.repeat import COMPLETE, REPEAT
+from cswin.train.state import PATTERN
 
 TAIL = 512 * 1024  # bytes of a history that are read: some 2,500 steps
 TAIL_LIMIT = 32 * TAIL  # and at most, in search of the last validation
@@ -240,8 +241,11 @@ def _describe_result(status: StageStatus, record: dict[str, Any], evaluation: di
 
 
 def _describe_interruption(status: StageStatus, state: Path, last: AttemptSummary) -> None:
-    if (state / ACCEPTED).exists():
-        status.detail = "was complete, its result is gone: the next start trains it from the beginning"
+    if (state / REPEAT).exists():
+        status.detail = "was complete; to train it again from the beginning was asked for"
+        return
+    if (state / COMPLETE).exists():
+        status.detail = "is complete, its files are gone: the next start makes them again from the state, without training"
         return
     status.state, status.detail = "interrupted", last.reason or LOST
     _describe_saved(status, state)

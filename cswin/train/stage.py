@@ -1,4 +1,9 @@
-"""One stage from its files to its files: lease, identity, training, checkpoint, record."""
+"""One stage from its files to its files: lease, identity, training, checkpoint, record.
+
+What a job does is decided here by content, not by why it was started. A state of the same identity is continued; if it is the last
+one of a complete stage, there is nothing left to train, and checkpoint and record are written again from it, with the same bits.
+Only a state of another identity, or a repetition that was asked for (`cswin.train.repeat`), begins anew.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +32,8 @@ from cswin.train.handover import Start, prepare_start
 from cswin.train.history import HISTORY
 from cswin.train.identity import differences, fingerprint
 from cswin.train.lease import Lease
-from cswin.train.state import StateFolder, accept
-
-CHECKPOINT, RECORD = "checkpoint.safetensors", "record.json"
+from cswin.train.repeat import CHECKPOINT, RECORD, accept, check_previous
+from cswin.train.state import StateFolder
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def check_stage(files: StageFiles) -> tuple[StageConfig, Runtime, Dataset]:
 
 
 def run_stage(files: StageFiles, stopping: Stopping, progress, say, ranks: Ranks) -> int:
-    """Train a stage, or go on where it was interrupted. Of several ranks the first writes all files; the others follow it.
+    """Train a stage, or go on where it was interrupted, or write a complete stage's files again from its state.
+
+    Of several ranks the first writes all files; the others follow it.
 
     Args:
         stopping: when to stop early.
@@ -99,7 +105,10 @@ def run_stage(files: StageFiles, stopping: Stopping, progress, say, ranks: Ranks
         if files.previous is not None:
             accept(files.previous.parent / "state")
         identity = fingerprint(config, dataset.manifest_hash, files.previous)
+        if config.previous:
+            check_previous(files.previous, identity["input_checkpoint"])
         retire_foreign_state(files.folder, runtime.keep_states, identity, say)
+        StateFolder(files.folder / "state", runtime.keep_states, say).reopen()
         for name in (CHECKPOINT, RECORD):
             (files.folder / name).unlink(missing_ok=True)
         with Attempt(files.folder / ATTEMPTS, _provenance(files, runtime, identity, backend), signs) as attempt:
@@ -206,7 +215,7 @@ def _checkpoint_record(config: StageConfig, dataset: Dataset, identity: dict[str
 
 
 def retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say) -> None:
-    """Set a state aside that belongs to another computation, or to one that has ended and been used."""
+    """Set a state aside that belongs to another computation, or whose repetition was asked for."""
     states = StateFolder(folder / "state", keep, say)
     if not states.path.exists():
         return
@@ -215,8 +224,8 @@ def retire_foreign_state(folder: Path, keep: int, identity: dict[str, Any], say)
         inside.rename(history)
     state = states.load()
     changed = differences(state.meta["fingerprint"], identity) if state else []
-    if states.accepted:
-        why = "the stage was complete and its result in use, so it is trained again from the start"
+    if states.repeat:
+        why = "the stage is complete, and to train it again from the start was asked for"
     elif state is None:
         why = "it holds no whole state"
     elif changed:

@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 
 from cswin.atomic import atomic_path
 from cswin.errors import UserError
+from cswin.train.repeat import ACCEPTED, COMPLETE, REPEAT
 
 PATTERN, PARTIAL = "state-*.safetensors", ".state-*.partial.safetensors"
-COMPLETE, ACCEPTED = "complete.json", "accepted"
 
 
 @dataclass
@@ -148,9 +148,13 @@ class StateFolder:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @property
-    def accepted(self) -> bool:
-        """Whether the stage has ended and its result was used or its workflow succeeded."""
-        return (self.path / ACCEPTED).exists()
+    def repeat(self) -> bool:
+        """Whether the stage's repetition from nothing was asked for."""
+        return (self.path / REPEAT).exists()
+
+    def reopen(self) -> None:
+        """Note that the stage's files are about to be made (again): its result is not in use until somebody says so."""
+        (self.path / ACCEPTED).unlink(missing_ok=True)
 
     def _write_guarded(self, state: State) -> None:
         try:
@@ -188,16 +192,6 @@ class StateFolder:
         figures = self.figures
         figures.saves, figures.bytes = figures.saves + 1, size
         figures.seconds, figures.slowest = figures.seconds + seconds, max(figures.slowest, seconds)
-
-
-def accept(folder: Path) -> None:
-    """Note that a completed stage's result is in use: to train it again from now on means from nothing.
-
-    Without this note a stage that ended just before its workflow was killed would look like one whose repetition was asked for.
-    """
-    folder = Path(folder)
-    if (folder / COMPLETE).exists():
-        (folder / ACCEPTED).touch()
 
 
 def _digest(state: State) -> str:

@@ -1,20 +1,7 @@
-# The embedded digits, packed like ImageNet in the report.
-rule digits_archive:
-    output:
-        f"{DATA}/digits.tar.gz",
-    log:
-        f"{DATA}/logs/digits_archive.log",
-    resources:
-        mem_mb=2000,
-        runtime=minutes(sum(IMAGES.values()), 100),
-    shell:
-        "cswin data digits --output {output} > {log} 2>&1"
-
-
+# The embedded digits, packed like ImageNet in the report, and extracted again.
 rule extract:
-    input:
-        archive=ancient(f"{DATA}/digits.tar.gz"),
     output:
+        archive=f"{DATA}/digits.tar.gz",
         receipt=f"{DATA}/extracted.json",
     log:
         f"{DATA}/logs/extract.log",
@@ -24,4 +11,5 @@ rule extract:
     params:
         images=f"{DATA}/images",
     shell:
-        "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"
+        "cswin data digits --output {output.archive} && "
+        "cswin data extract --archive {output.archive} --output {params.images} --receipt {output.receipt} --log {log}"

@@ -30,7 +30,7 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
     """Collect the receipts of all shards and write dataset.json.
 
     Args:
-        summary_path: manifest.json.
+        summary_path: manifest.json, or a plan made from it.
         shards: folder with the shards and their receipts.
         output: dataset.json; the folder above it gives the dataset its name.
         remove_images: extracted tree that is removed when dataset.json is there.
@@ -41,7 +41,7 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
     summary = load_summary(summary_path)
     splits = {}
     for split, facts in summary.splits.items():
-        entries = [_shard_entry(summary, split, shard, shards, output) for shard in range(facts.shards)]
+        entries = [shard_entry(summary, split, shard, shards, output.parent) for shard in range(facts.shards)]
         splits[split] = {"images": facts.images, "shards": entries}
     content = {
         "format": FORMAT,
@@ -59,13 +59,14 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
     return dataset
 
 
-def _shard_entry(summary: Summary, split: str, shard: int, shards: Path, output: Path) -> dict:
+def shard_entry(summary: Summary, split: str, shard: int, shards: Path, folder: Path) -> dict:
+    """What dataset.json in `folder` says of a shard; raises `UserError` if the shard is not there or does not belong to the summary."""
     path = shards / f"{shard_name(split, shard)}.mindrecord"
     receipt = load_receipt(path.with_suffix(".json"))
     first, last = summary.shard_range(split, shard)
     if receipt.manifest_hash != summary.manifest_hash or (receipt.first, receipt.rows) != (first, last - first):
         raise UserError(f"{path}: was made from another manifest or shard size; remove it and convert again")
-    facts = _facts(receipt, os.path.relpath(path.absolute(), output.absolute().parent))
+    facts = _facts(receipt, os.path.relpath(path.absolute(), folder.absolute()))
     problem = file_problem(path, facts)
     if problem:
         raise damaged(path, problem)
@@ -127,7 +128,7 @@ class _Expected:
 
     @classmethod
     def load(cls, summary_path: Path, summary: Summary, split: str) -> _Expected | None:
-        manifest = summary_path.with_name(summary.rows_file)
+        manifest = summary_path.parent / summary.rows_file
         if not manifest.exists():
             return None
         images = summary.splits[split].images

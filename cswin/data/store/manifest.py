@@ -81,7 +81,7 @@ class Summary:
     """manifest.json: below 1 MB, the same for the same images, seed and shard size.
 
     Attributes:
-        rows_file: name of the rows' file, beside the summary.
+        rows_file: the rows' file, relative to the summary's folder.
         rows_sha256: of the rows' CSV text, not compressed.
         seed: of the order in which rows are stored.
         shard_mb: target size of a shard, MiB.

@@ -1,0 +1,255 @@
+"""What snakemake does is what its dry run said, for every key of the configuration; with a stub in the place of `cswin`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Workspace
+from plans import Snakemake, all_keys, changed, copy_tree, jobs, reasons
+from stub_cswin import digest
+
+from cswin.config.resolve import dump, parse_settings, resolve_stage
+
+pytestmark = pytest.mark.slow
+CHECK = """
+from snakemake.exceptions import WorkflowError
+include: "Snakefile"
+onstart:
+    for job in workflow.dag.jobs:
+        for dependent, files in workflow.dag.depending[job].items():
+            if all(file.is_ancient for file in files):
+                print("ONLY ANCIENT:", job.rule.name, dependent.rule.name)
+    raise WorkflowError("CHECKED")
+"""
+
+
+@pytest.fixture(scope="module")
+def snakemake(tmp_path_factory):
+    run = Snakemake(tmp_path_factory.mktemp("snakemake"))
+    yield run
+    run.close()
+
+
+def make_run(folder: Path, snakemake, **environment) -> tuple[int, Path]:
+    """The default configuration with the test's three short stages, run to its end or to where the environment stops it."""
+    workspace = Workspace.create(folder)
+
+    def shorten(values):
+        values["schedule"]["warmup_length"] = 1
+        values["stages"] = {
+            "stage1": {"start_epoch": 0, "epochs": 2},
+            "stage2": {"start_epoch": 2, "epochs": 3, "schedule": {"cool_length": 1}},
+            "stage3": {"start_epoch": 3, "epochs": 4, "schedule": {"cool_length": 1, "tail_length": 1}},
+        }
+
+    workspace.edit("config/config.yaml", shorten)
+    given = folder / "given"
+    given.mkdir()
+    for name in ("a.tar.gz", "train_archive.tar", "val_archive.tar", "devkit.tar", "weights.safetensors"):
+        (given / name).write_text(name)
+    for split in ("train", "val"):
+        (given / "images" / split / "one").mkdir(parents=True)
+        (given / "images" / split / "one" / "1.png").write_text(split)
+    code, output = snakemake(folder, "--cores", "4", **environment)
+    assert environment or code == 0, output
+    return code, folder
+
+
+@pytest.fixture(scope="module")
+def finished(snakemake, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("finished") / "run", snakemake)[1]
+
+
+@pytest.fixture(scope="module")
+def interrupted(snakemake, tmp_path_factory):
+    code, folder = make_run(tmp_path_factory.mktemp("interrupted") / "run", snakemake, STUB_STOP="stage2")
+    assert code == 1 and (folder / "results/digits/stage1/record.json").exists()
+    return folder
+
+
+def check_promise(folder: Path, snakemake, *arguments: str) -> dict:
+    """The dry run's jobs are done, everything is what the configuration says, and nothing is left to do; the jobs by rule and output."""
+    code, said = snakemake(folder, "-n", *arguments)
+    assert code == 0, said[-3000:]
+    code, done = snakemake(folder, "--cores", "4", *arguments)
+    assert code == 0, done[-3000:]
+    assert jobs(done) == jobs(said)
+    code, after = snakemake(folder, "-n", *arguments)
+    assert code == 0 and "Nothing to be done" in after, after
+    return jobs(said)
+
+
+def check_results(folder: Path) -> None:
+    """Every stage's record belongs to the configuration, the data and the stage before as they are now."""
+    settings = parse_settings(yaml.safe_load((folder / "config/config.yaml").read_text()))
+    data = json.loads((folder / settings.data.directory / settings.data.name / "manifest.json").read_text())["manifest_hash"]
+    previous = sha256(folder / settings.pretrained) if settings.pretrained else None
+    for stage in settings.stages:
+        record = json.loads((folder / "results" / settings.run / stage / "record.json").read_text())
+        assert record["identity"] == digest(dump(resolve_stage(settings, stage)), data, previous), stage
+        previous = record["sha256"]
+    assert (folder / "results" / settings.run / "README.md").exists() and (folder / "results/final_acc.csv").exists()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def trained(folder: Path) -> dict[str, int]:
+    """How often each stage was trained from nothing."""
+    return {f.parent.name: len(f.read_text().splitlines()) for f in folder.glob("results/*/*/trained.txt")}
+
+
+def edit(folder: Path, change) -> None:
+    file = folder / "config/config.yaml"
+    file.write_text(yaml.safe_dump(change(yaml.safe_load(file.read_text())), sort_keys=False))
+
+
+@pytest.mark.parametrize("situation", ["finished", "interrupted"])
+def test_every_key(situation, request, snakemake, tmp_path):
+    """Each key is planned. Of those with the same plan, reasons included, one is run: what Snakemake does follows from its plan."""
+    base, seen = request.getfixturevalue(situation), {}
+    planning = copy_tree(base, tmp_path / "planning")
+    original = (base / "config/config.yaml").read_text()
+    for key in all_keys():
+        (planning / "config/config.yaml").write_text(original)
+        edit(planning, lambda values, key=key: changed(values, key))
+        code, said = snakemake(planning, "-n")
+        assert code == 0, f"{key}: {said}"
+        plan = reasons(said)
+        if plan in seen:
+            continue
+        seen[plan] = key
+        folder = copy_tree(base, tmp_path / f"run{len(seen)}")
+        edit(folder, lambda values, key=key: changed(values, key))
+        try:
+            check_promise(folder, snakemake)
+            check_results(folder)
+        except AssertionError as error:
+            raise AssertionError(f"{key}: {error}") from error
+    assert len(seen) > 10
+
+
+def test_no_job_depends_on_another_only_through_ancient(snakemake, tmp_path):
+    """Snakemake drops such a job from its plan when the other one has to run (rules/common.smk)."""
+    workspace = Workspace.create(tmp_path / "run")
+    (workspace.path / "check.smk").write_text(CHECK)
+    _, output = snakemake(workspace.path, "all", "--cores", "4", "-s", "check.smk")
+    assert "CHECKED" in output, output
+    assert "ONLY ANCIENT" not in output
+    for file in workspace.path.glob("rules/**/*.smk"):
+        assert not re.search(r"^checkpoint ", file.read_text(), re.MULTILINE), file
+
+
+def test_a_missing_picture_is_made_whatever_else_has_to_run(finished, snakemake, tmp_path):
+    """A file that is asked for is there after exit code 0, also where another job hides the reason to make it."""
+    folder = copy_tree(finished, tmp_path / "run")
+    (folder / "results/digits/throughput.png").unlink()
+    edit(folder, lambda values: values | {"paper_top1": 98.0})
+    done = check_promise(folder, snakemake)
+    assert {rule for rule, _ in done} >= {"throughput", "curves", "table"}
+    assert (folder / "results/digits/throughput.png").exists()
+
+
+@pytest.mark.parametrize("forced", ["extract", "manifest", "dataset", "shard_plan", "stages_config", "expectations_config"])
+def test_forced_preparation_in_an_interrupted_run(interrupted, snakemake, tmp_path, forced):
+    folder = copy_tree(interrupted, tmp_path / "run")
+    code, done = snakemake(folder, "--cores", "4", "--forcerun", forced)
+    assert code == 0, done[-3000:]
+    check_results(folder)
+    code, after = snakemake(folder, "-n")
+    assert code == 0 and "Nothing to be done" in after, after
+    assert trained(folder) == {"stage1": 1, "stage2": 1, "stage3": 1}
+
+
+def test_forced_stage_is_trained_and_the_next_one_if_its_start_differs(finished, snakemake, tmp_path):
+    folder = copy_tree(finished, tmp_path / "run")
+    for count in (2, 3):
+        code, done = snakemake(folder, "--cores", "4", "--forcerun", "train_stage2")
+        assert code == 0, done[-3000:]
+        assert trained(folder) == {"stage1": 1, "stage2": count, "stage3": 1}  # the stub trains to the same bits
+    check_results(folder)
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (), ("results/digits/stage2/checkpoint.safetensors",), ("-f", "results/digits/stage2/checkpoint.safetensors"),
+        ("--forcerun", "train_stage2"), ("--config", "stages={stage3: {schedule: {cool_lr: 2.0e-5}}}"),
+    ],
+)  # fmt: skip
+def test_a_lost_checkpoint_is_restored_whatever_asks_for_it(finished, snakemake, tmp_path, damage, arguments):
+    folder = copy_tree(finished, tmp_path / "run")
+    checkpoint = folder / "results/digits/stage2/checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.unlink()
+    if damage == "changed":
+        checkpoint.write_bytes(b"x" + whole[1:])
+    code, done = snakemake(folder, "--cores", "4", *arguments)
+    assert code == 0, done[-3000:]
+    assert checkpoint.read_bytes() == whole
+    setting = arguments if "--config" in arguments else ()
+    code, done = snakemake(folder, "--cores", "4", *setting)
+    assert code == 0, done[-3000:]
+    assert trained(folder) == {"stage1": 1, "stage2": 1, "stage3": 2 if setting else 1}
+    code, after = snakemake(folder, "-n", *setting)
+    assert code == 0 and "Nothing to be done" in after, after
+
+
+@pytest.fixture(scope="module")
+def made(snakemake, tmp_path_factory):
+    """A finished run on a folder of one's own."""
+    folder = make_run(tmp_path_factory.mktemp("own") / "run", snakemake)[1]
+    edit(folder, lambda values: changed(values, "data.folder"))
+    check_promise(folder, snakemake)
+    return folder
+
+
+class TestOwnFolder:
+    """`source: folder`: what changes in it is noticed; content decides."""
+
+    @pytest.fixture
+    def run(self, made, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(made, folder, symlinks=True)
+        (folder / "results/digits/stage1/trained.txt").write_text("")
+        return folder
+
+    def test_a_copy_with_the_same_dates_is_the_same(self, run, snakemake):
+        assert "Nothing to be done" in snakemake(run, "-n")[1]
+
+    def test_touched_images_train_nothing(self, run, snakemake):
+        for file in run.glob("given/images/*/*/*"):
+            os.utime(file, (1, 1))
+        before = (run / "data/digits/folder.json").read_bytes()
+        code, said = snakemake(run, "-n")
+        assert code == 0 and ("manifest", "data/digits/manifest.csv.gz, data/digits/manifest.json") in jobs(said)
+        assert (run / "data/digits/folder.json").read_bytes() == before  # a dry run writes nothing
+        check_promise(run, snakemake)
+        assert trained(run)["stage1"] == 0
+        check_results(run)
+
+    @pytest.mark.parametrize("change", ["added", "removed", "replaced"])
+    def test_other_images_train_again(self, run, snakemake, change):
+        image = run / "given/images/train/one/1.png"
+        if change == "added":
+            image.with_name("2.png").write_text("new")
+        elif change == "removed":
+            image.unlink()
+        else:  # of the same size, by a program that keeps the name
+            image.write_text("TRAIN")
+        check_promise(run, snakemake)
+        assert trained(run)["stage1"] == 1
+        check_results(run)
+
+    def test_a_folder_that_is_gone_is_no_change(self, run, snakemake):
+        shutil.rmtree(run / "given/images")
+        assert "Nothing to be done" in snakemake(run, "-n")[1]
