@@ -181,6 +181,29 @@ class Attention(nn.Cell):
         return self.times(slope, k) * self.scale, self.transposed_times(slope, q * self.scale), dv
 
 
+class SoftCrossEntropy(nn.Cell):
+    """`cswin.train.loss.SoftCrossEntropy`, computed in float64: logits, targets (B, classes) -> loss, its gradient for logits.
+
+    MindSpore's exponential on the CPU is off by up to 3e-6, which every gradient of the network would inherit.
+    """
+
+    def __init__(self):
+        super().__init__()
+
+        def shapes(logits, targets):
+            return (1,), logits
+
+        self.apply = compiled_operation(kernels.soft_cross_entropy, "soft_cross_entropy", shapes, 2)
+        self.cast, self.zeros = ops.Cast(), ops.ZerosLike()
+
+    def construct(self, logits, targets):
+        loss, gradient = self.apply(self.cast(logits, ms.float32), targets)
+        return loss.reshape(()), gradient
+
+    def bprop(self, logits, targets, out, dout):
+        return self.cast(out[1] * dout[0], logits.dtype), self.zeros(targets)
+
+
 class TakeRows(nn.Cell):
     """Deals out rows of `depth` numbers: (B, L, C) -> one (windows, tokens, depth) per set, disjoint sets that are all rows.
 

@@ -305,3 +305,22 @@ def square_sum(x: np.ndarray) -> np.ndarray:
 
     _carry_out(work, pieces)
     return np.array([sums.sum()], np.float32)
+
+
+def soft_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the batch of -sum(targets log softmax(logits)), and its gradient for the logits; inside, float64.
+
+    Args:
+        logits, targets: (B, classes).
+
+    Returns:
+        (1,) and (B, classes), float32.
+    """
+    x, t = logits.astype(np.float64), targets.astype(np.float64)
+    with np.errstate(all="ignore"):  # a step that is not finite is the training step's business
+        shifted = x - x.max(1, keepdims=True)
+        powers = np.exp(shifted)
+        total, weight = powers.sum(1, keepdims=True), t.sum(1, keepdims=True)
+        loss = (np.log(total) * weight).sum() - (t * shifted).sum()
+        gradient = (powers / total * weight - t) / len(x)
+    return np.array([loss / len(x)], np.float32), gradient.astype(np.float32)

@@ -18,7 +18,7 @@ from cswin.config.settings import Optimizer
 from cswin.model import cpu
 from cswin.model.cswin import CSWin
 from cswin.model.weights import GROUPS
-from cswin.train.loss import soft_cross_entropy
+from cswin.train.loss import SoftCrossEntropy
 
 PREFIXES = ("", "moment1.", "moment2.", "ema.")  # of a parameter's name in a state
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -101,6 +101,7 @@ class TrainStep(nn.Cell):
             Parameter(Tensor(np.zeros(self.layout.size(group), np.float32)), name=group) for group in GROUPS
         )
         self.square_sum = cpu.SquareSum() if network.form == "CPU" else _SquareSum()
+        self.loss = cpu.SoftCrossEntropy() if network.form == "CPU" else SoftCrossEntropy()
         self.optimizer = AdamW(self.weights, settings)
         self.rates = Tensor(rates)
         self.scaled = settings.amp_level != "O0" and settings.amp_dtype == "float16"
@@ -124,7 +125,7 @@ class TrainStep(nn.Cell):
 
     def scaled_loss(self, images, targets, drop_path, *weights):
         """The loss times the loss scale."""
-        return soft_cross_entropy(self.network(images, weights, drop_path), targets) * self.loss_scale
+        return self.loss(self.network(images, weights, drop_path), targets)[0] * self.loss_scale
 
     def differentiate(self, images, targets, drop_path):
         """The scaled loss and its gradient for both buffers."""
