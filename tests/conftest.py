@@ -64,6 +64,13 @@ class Workspace:
         (self.path / file).write_text(yaml.safe_dump(values, sort_keys=False))
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """What needs a finished run is slow: the run takes minutes."""
+    for item in items:
+        if "finished_run" in item.fixturenames:
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """The workflow with nothing run yet."""

@@ -6,9 +6,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
+from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.model.cswin import CSWin
 from cswin.model.layers import Cut, Linear, Take
-from cswin.model.variants import Architecture
+from cswin.model.variants import Architecture, variant
 from cswin.model.weights import GROUPS, Layout, Piece, initial_weights
 from cswin.train.step import TrainStep
 
@@ -60,3 +62,12 @@ class TwoLayers(nn.Cell):
         for name, scale in (("first.weight", 0.02), ("last.weight", 0.3)):
             weights[name] = rng.normal(0, scale, weights[name].shape).astype(np.float32)
         return weights
+
+
+def initialised_checkpoint(arch: str, path) -> None:
+    """A checkpoint of start values, in place of published weights."""
+    architecture = variant(arch)
+    names = tuple(f"class{i}" for i in range(architecture.num_classes))
+    preprocessing = Preprocessing(architecture.image_size, 0.9, IMAGENET_MEAN, IMAGENET_STD)
+    weights = initial_weights(architecture, np.random.default_rng(0))
+    save_checkpoint(path, Checkpoint(CheckpointRecord(architecture, names, preprocessing), weights))
