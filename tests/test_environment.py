@@ -13,7 +13,7 @@ from cswin.errors import UserError
 
 POOL = """
 import tempfile
-from cswin.data.workers import worker_pool
+from cswin.data.loader.workers import worker_pool
 if __name__ == "__main__":
     with worker_pool("process", 1) as pool:
         print(pool.submit(abs, -3).result(), tempfile.gettempdir())
@@ -72,7 +72,7 @@ def kernel(tmp_path):
     def run() -> tuple[str, str]:
         environment = os.environ | {
             "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
-            "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}",
+            "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
         }
         done = subprocess.run([sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ class Item:
     @property
     def has_splits(self) -> bool:
         """Whether it is a folder with train/ and val/."""
-        return set(self.storage.names(self.url)) >= SPLITS
+        return set(self.storage.names(self.url)) >= set(SPLITS)
 
     def bring(self, work: Path, say: Callable[[str], None]) -> Path:
         """Its copy below the work folder, made if it is not there yet."""
