@@ -1,11 +1,12 @@
-# make demo: the whole pipeline on the embedded digits. make test: all tests. Both set everything up in .venv first.
+# make demo: the whole pipeline on the embedded digits. make test: the quick tests. Both set everything up in .venv first.
+# make test-all: also those that train, but for the large networks. make test-large: CSWin-B and -L (24 GB of memory).
 # make report: report.html, the demo's results in one file. make browser: what the report's test needs.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && command -v $(p))))
 
-.PHONY: demo test lint report browser clean
+.PHONY: demo test test-all test-large lint report browser clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 8 results/final_acc.csv
@@ -14,8 +15,16 @@ demo: $(STAMP)
 report: demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --report report.html
 
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest
+
 test: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" GLOG_v=3 pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: $(STAMP)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not large"
+
+test-large: $(STAMP)
+	$(PYTEST) -m large
 
 lint: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,14 @@ class Predictions:
         """n, right1, right5 as integers; top1 and top5 in per cent; the mean loss in float64; the report's own counting."""
         n, whole = len(self.labels), len(self.labels) // REPORT_BATCH * REPORT_BATCH
         right1, right5 = int(self.right1.sum()), int(self.right5.sum())
+        loss = float(self.losses.mean(dtype=np.float64))
         return {
             "n": n,
             "right1": right1,
             "right5": right5,
             "top1": 100 * right1 / n,
             "top5": 100 * right5 / n,
-            "loss": float(self.losses.mean(dtype=np.float64)),
+            "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN
             "top1_whole_batches": 100 * int(self.right1[:whole].sum()) / whole if whole else None,
         }
 

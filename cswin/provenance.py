@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cswin import __version__
 
-PACKAGES = ("mindspore", "numpy", "pillow", "simplejpeg", "snakemake")
+PACKAGES = ("mindspore", "numpy", "pillow", "simplejpeg", "numba", "snakemake")
 CANN_FOLDERS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
 CANN_DEFAULT = "/usr/local/Ascend/ascend-toolkit/latest"
 CANN_FILES = ("*-linux/ascend_toolkit_install.info", "ascend_toolkit_install.info", "compiler/version.info")

@@ -1,5 +1,6 @@
 """Low precision: which operations run in which format, the loss scale, steps that overflow, and when training gives up."""
 
+import dataclasses
 import math
 
 import mindspore as ms
@@ -8,12 +9,13 @@ import pytest
 import recipes
 from converted import converted
 from image_trees import small_files
-from mindspore import Tensor
+from mindspore import Parameter, Tensor, nn, ops
 from networks import TwoLayers, begin, initialised
 
 from cswin.config.settings import Optimizer
 from cswin.data.augment.mixup import one_hot
 from cswin.data.loader.batches import TrainLoader
+from cswin.distributed.backend import BACKENDS
 from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin
@@ -49,7 +51,7 @@ def run(step: TrainStep, *arrays: np.ndarray) -> dict[str, float]:
     return dict(zip(TrainStep.OUTPUTS, map(float, step(*map(Tensor, arrays)).asnumpy()), strict=True))
 
 
-COUNTERS = {"loss_scale", "good_steps", "bad_steps"}  # all that a skipped step may move
+COUNTERS = {"loss_scale", "good_steps", "bad_steps", "noted"}  # all that a skipped step may move; and the test's own flag
 
 
 def state(step: TrainStep) -> dict[str, bytes]:
@@ -120,6 +122,38 @@ def test_loss_scale_leaves_the_update_as_it_is():
     np.testing.assert_allclose(scaled_norms, norms, rtol=1e-3)
     for ours, theirs in zip(scaled_weights, weights, strict=True):
         assert np.mean(np.abs(ours - theirs)) < 2e-5  # 3 steps of 1e-3; where the gradient underflows Adam's sign is chance
+
+
+class Flag(nn.Cell):
+    """A device's overflow register, set by the test."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = Parameter(Tensor(0, ms.float32), name="noted", requires_grad=False)
+
+    def clear(self):
+        return ops.assign(self.noted, Tensor(0, ms.float32))
+
+    def construct(self, gradients):
+        return ops.depend(self.noted.value(), gradients)
+
+
+def test_an_overflow_that_only_a_flag_tells_skips_the_step(monkeypatch):
+    """On a device that saturates all numbers stay finite; the flag is cleared before an update's first micro-batch alone."""
+    monkeypatch.setattr("cswin.train.step.OverflowFlag", Flag)
+    backend = dataclasses.replace(BACKENDS["CPU"], overflow="saturation")
+    step = two_layers(recipes.optimizer(amp_level="O1", loss_scale=8.0), accumulation=2, backend=backend)
+    ops.assign(step.flag.noted, Tensor(1, ms.float32))  # left by an evaluation: no reason to skip
+    step.accumulate(*map(Tensor, batch(0)))
+    assert run(step, *batch(1))["skipped"] == 0
+    before = state(step)
+    step.accumulate(*map(Tensor, batch(2)))
+    ops.assign(step.flag.noted, Tensor(1, ms.float32))
+    figures = run(step, *batch(3))
+    assert figures["skipped"] == 1 and math.isfinite(figures["grad_norm"]) and state(step) == before
+    assert float(step.loss_scale) == 4.0
+    step.accumulate(*map(Tensor, batch(2)))
+    assert run(step, *batch(3))["skipped"] == 0
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])

@@ -31,6 +31,8 @@ def _check_order(settings: Settings) -> list[str]:
     """Stages follow each other, and say what they carry."""
     problems = []
     for name, stage in settings.stages.items():
+        if name in ("config", "expectations", "logs", "runtime", "stages"):
+            problems.append(f"stages.{name}: the name is taken by the run's own files; choose another")
         if stage.epochs <= stage.start_epoch:
             problems.append(
                 f"stages.{name}.epochs: {stage.epochs} must be above start_epoch {stage.start_epoch}; it is the "

@@ -85,7 +85,9 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
-    arch: str = usual("cswin_64_24322_small_224_report", description="Name of the architecture (`cswin profile --list`).")
+    arch: str = usual(
+        "cswin_64_24322_small_224_report", description="Name of the architecture; `cswin profile --help` lists them."
+    )
     image_size: Count | None = Field(
         None, description="Side of the input in pixels, divisible by 32. Empty: the architecture's."
     )

@@ -8,10 +8,8 @@ from cswin.checkpoint import file_sha256
 from cswin.config.resolve import StageConfig
 from cswin.provenance import versions
 
-VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg")  # what computes batches and steps
-REVISION = (
-    1  # of this package's own computation: raised whenever the same configuration gives other batches or steps than before
-)
+VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg", "numba")  # what computes batches and steps
+REVISION = 2  # of this package's own computation: raised whenever a configuration gives other batches or steps than before
 
 
 def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) -> dict[str, Any]:

@@ -191,8 +191,9 @@ def _graph_cache(files: StageFiles, runtime: Runtime, identity: dict[str, Any], 
     if not runtime.graph_cache:
         yield
         return
-    interrupted = None
-    with graph_cache(files.folder, graphs_key(identity, runtime), ranks.first):
+    interrupted, backend = None, backend_of(runtime, ranks.device)
+    compiled_by = {"soc": backend.soc, **backend.jit_options}
+    with graph_cache(files.folder, graphs_key(identity | {"backend": compiled_by}, runtime), ranks.first):
         try:
             yield
         except Interrupted as reason:

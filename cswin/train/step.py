@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
 from cswin.config.settings import Optimizer
+from cswin.distributed.backend import BACKENDS, Backend
 from cswin.model import cpu
 from cswin.model.cswin import CSWin
 from cswin.model.weights import GROUPS
@@ -76,7 +77,7 @@ class TrainStep(nn.Cell):
             the schedule too.
         devices: data-parallel workers; gradients are averaged over them. The weights begin at zero: see `load`.
         accumulation: micro-batches whose gradients are averaged before the update.
-        jit_options: of the device, see `Backend.jit_options`.
+        backend: of the device.
 
     Inputs of a call: images (B, C, H, W) float32, targets (B, classes) float32, drop path factors (2 * blocks, B) float32. With
     accumulation above 1, call `accumulate` for all micro-batches but the last. Output: float32 vector of `OUTPUTS`.
@@ -93,7 +94,7 @@ class TrainStep(nn.Cell):
         rates: np.ndarray,
         devices: int = 1,
         accumulation: int = 1,
-        jit_options: Mapping[str, str] = MappingProxyType({}),
+        backend: Backend = BACKENDS["CPU"],  # noqa: B008 (frozen)
     ):
         super().__init__(auto_prefix=False)
         self.network, self.layout = network, network.layout
@@ -119,8 +120,10 @@ class TrainStep(nn.Cell):
         self.all_reduce = ops.AllReduce() if devices > 1 else None
         self.devices = devices
         parts = 2 * len(self.layout.pieces)
-        self.compiled_step = ms.jit(self.construct, **jit_options)
-        self.compiled_sum = ms.jit(self.add_gradients, **jit_options)
+        self.compiled_step = ms.jit(self.construct, **backend.jit_options)
+        self.compiled_sum = ms.jit(self.add_gradients, **backend.jit_options)
+        self.flag, self.begun = OverflowFlag() if backend.saturates else None, False
+        self.compiled_clear = ms.jit(self.clear_flag, **backend.jit_options)
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, tuple(range(3, 3 + parts)), None)
 
     def scaled_loss(self, images, targets, drop_path, *weights):
@@ -133,11 +136,24 @@ class TrainStep(nn.Cell):
         return loss, self.network.cut.join(gradients)
 
     def __call__(self, images, targets, drop_path):
+        self._begin()
+        self.begun = False
         return self.compiled_step(images, targets, drop_path)
 
     def accumulate(self, images, targets, drop_path):
         """Add a micro-batch's gradients to the sums."""
+        self._begin()
         return self.compiled_sum(images, targets, drop_path)
+
+    def clear_flag(self):
+        """The graph that clears the device's overflow flag."""
+        return self.flag.clear()
+
+    def _begin(self) -> None:
+        """Before the first micro-batch of an update: an overflow of the update before, or of an evaluation, is forgotten."""
+        if self.flag is not None and not self.begun:
+            self.compiled_clear()
+        self.begun = True
 
     def add_gradients(self, images, targets, drop_path):
         """The graph of `accumulate`."""
@@ -173,6 +189,11 @@ class TrainStep(nn.Cell):
         loss = loss * unscale
         norm = ops.sqrt(self.square_sum(gradients[0]) + self.square_sum(gradients[1])) * unscale
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
+        if self.flag is not None:
+            overflow = self.flag(gradients)
+            if self.devices > 1:  # numbers that saturate do not spread over the ranks as infinity does
+                overflow = self.all_reduce(overflow)
+            finite = ops.logical_and(finite, overflow == 0)
         lr = self.rates[ops.minimum(self.schedule_step, float(self.rates.shape[0] - 1)).astype(ms.int32)]
         factor = unscale
         if self.clip_norm is not None:
@@ -226,6 +247,27 @@ class TrainStep(nn.Cell):
         ops.assign(self.good_steps, good)
         ops.assign(self.bad_steps, bad)
         return bad
+
+
+class OverflowFlag(nn.Cell):
+    """The register in which a device that saturates (the first Ascend 910) notes an overflow; it stays set until it is cleared.
+
+    Used as MindSpore's own `nn.TrainOneStepWithLossScaleCell` does.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = Tensor([0] * 8, ms.int32)
+        self.clear_status, self.get_status = NPUClearFloatStatusV2(), NPUGetFloatStatusV2()
+
+    def clear(self):
+        """Forget what was noted."""
+        return self.clear_status(self.nothing)
+
+    def construct(self, gradients):
+        """1 if an operation up to these gradients overflowed, else 0; float32."""
+        status = self.get_status(ops.depend(self.nothing, gradients))
+        return (status.sum() != 0).astype(ms.float32)
 
 
 class _SquareSum(nn.Cell):

@@ -100,7 +100,7 @@ class Trainer:
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
         network = CSWin(config.architecture, formats)
         backend = backend_of(runtime, ranks.device)
-        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend.jit_options)
+        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend)
         self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, jit_options=backend.jit_options)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
