@@ -71,6 +71,16 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker("slow")
 
 
+def shorten(values: dict) -> None:
+    """The digits in four epochs and three stages."""
+    values["schedule"]["warmup_length"] = 1
+    values["stages"] = {
+        "stage1": {"start_epoch": 0, "epochs": 2},
+        "stage2": {"start_epoch": 2, "epochs": 3, **CARRY, "schedule": {"cool_length": 1}},
+        "stage3": {"start_epoch": 3, "epochs": 4, **CARRY, "schedule": {"cool_length": 1, "tail_length": 1}},
+    }
+
+
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """The workflow with nothing run yet."""
@@ -81,14 +91,6 @@ def workspace(tmp_path) -> Workspace:
 def finished_run(tmp_path_factory) -> Workspace:
     """The default configuration, shortened to four epochs in three stages, run to its end. Copy it before changing anything."""
     workspace = Workspace.create(tmp_path_factory.mktemp("finished") / "workspace")
-
-    def shorten(values):
-        values["schedule"]["warmup_length"] = 1
-        values["stages"] = {
-            "stage1": {"start_epoch": 0, "epochs": 2},
-            "stage2": {"start_epoch": 2, "epochs": 3, **CARRY, "schedule": {"cool_length": 1}},
-            "stage3": {"start_epoch": 3, "epochs": 4, **CARRY, "schedule": {"cool_length": 1, "tail_length": 1}},
-        }
 
     workspace.edit("config/config.yaml", shorten)
     workspace.snakemake("results/final_acc.csv", timeout=1800)

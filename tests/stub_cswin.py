@@ -95,7 +95,7 @@ def main():
     inputs = [str(path) for path in read_files if str(path) not in outputs and path.name != "runtime.yaml"]
     content = digest(command, [(path, read(path) if Path(path).is_file() else "") for path in inputs])
     for path in outputs:
-        write(path, content)
+        write(path, {"rows": [], "content": content} if path.endswith("final_acc.json") else content)
     return None
 
 

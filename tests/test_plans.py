@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Workspace
+from conftest import Workspace, shorten
 from plans import Snakemake, all_keys, changed, copy_tree, jobs, reasons
 from stub_cswin import digest
 
@@ -40,14 +40,6 @@ def snakemake(tmp_path_factory):
 def make_run(folder: Path, snakemake, **environment) -> tuple[int, Path]:
     """The default configuration with the test's three short stages, run to its end or to where the environment stops it."""
     workspace = Workspace.create(folder)
-
-    def shorten(values):
-        values["schedule"]["warmup_length"] = 1
-        values["stages"] = {
-            "stage1": {"start_epoch": 0, "epochs": 2},
-            "stage2": {"start_epoch": 2, "epochs": 3, "schedule": {"cool_length": 1}},
-            "stage3": {"start_epoch": 3, "epochs": 4, "schedule": {"cool_length": 1, "tail_length": 1}},
-        }
 
     workspace.edit("config/config.yaml", shorten)
     given = folder / "given"
@@ -78,7 +70,7 @@ def check_promise(folder: Path, snakemake, *arguments: str) -> dict:
     """The dry run's jobs are done, everything is what the configuration says, and nothing is left to do; the jobs by rule and output."""
     code, said = snakemake(folder, "-n", *arguments)
     assert code == 0, said[-3000:]
-    code, done = snakemake(folder, "--cores", "4", *arguments)
+    code, done = snakemake(folder, "--cores", "4", "-p", *arguments)  # -p: each job in full
     assert code == 0, done[-3000:]
     assert jobs(done) == jobs(said)
     code, after = snakemake(folder, "-n", *arguments)
@@ -193,7 +185,7 @@ def test_a_lost_checkpoint_is_restored_whatever_asks_for_it(finished, snakemake,
     checkpoint.unlink()
     if damage == "changed":
         checkpoint.write_bytes(b"x" + whole[1:])
-    code, done = snakemake(folder, "--cores", "4", *arguments)
+    code, done = snakemake(folder, "--cores", "4", "-p", *arguments)  # -p: each job in full
     assert code == 0, done[-3000:]
     assert checkpoint.read_bytes() == whole
     setting = arguments if "--config" in arguments else ()
