@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(STAMP)
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not large"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not large" $(ARGS)
 
 test-large: $(STAMP)
 	$(PYTEST) -m large

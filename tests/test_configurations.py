@@ -20,11 +20,11 @@ from cswin.config.resolve import parse_settings
 CONFIG = Path(__file__).parents[1] / "config"
 CLASSES, TRAIN, VAL = ("n01440764", "n02119789"), 2, 1  # images of each class
 DEFAULT = "config.yaml"  # the digits: `finished_run`, and .ci/run as it is
-COMMON = ["finetune.yaml", "imagenet/paper_tiny_224.yaml", "imagenet/report_small_224.yaml"]  # T, and S in three stages
+COMMON = ["finetune.yaml", "imagenet/paper_tiny_224.yaml", "imagenet/report_small_224_one_run.yaml"]  # T and S
 LARGE = [  # and what is like one of these but for numbers, to keep the time of all tests within an hour
     "imagenet/paper_small_224.yaml",
+    "imagenet/report_small_224.yaml",
     "imagenet/report_small_224_a2.yaml",
-    "imagenet/report_small_224_one_run.yaml",
     "imagenet/paper_base_224.yaml",
     "imagenet/paper_base_384.yaml",
     "imagenet/paper_large_224.yaml",
