@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cswin.checkpoint import fitting_weights, load_checkpoint
+from cswin.checkpoint import HEAD, fitting_weights, load_checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
 from cswin.train.state import StateFolder
@@ -68,7 +68,7 @@ def prepare_start(config: StageConfig, previous: Path | None) -> Start:
             "carry": "weights",
             "which": which,
             "from": str(previous),
-            "new": [name for name in weights if name not in taken],
+            "new": [name for name in HEAD if name not in taken],
             "anew": ["moments", "EMA", "loss scale"],
         },
     )
