@@ -123,7 +123,9 @@ def test_other_order_of_the_images_trains_all_stages_with_one_command(run):
     override = ("--config", "data={seed: 3}")
     planned = run.planned(*override)
     assert planned.items() >= {"manifest": 1, "dataset": 1, "train_stage1": 1, "train_stage2": 1, "train_stage3": 1}.items()
-    done = Counter(re.findall(r"^(?:local)?rule (\w+):$", run.snakemake("-p", *override).stdout, re.MULTILINE))  # -p: each job in full
+    done = Counter(
+        re.findall(r"^(?:local)?rule (\w+):$", run.snakemake("-p", *override).stdout, re.MULTILINE)
+    )  # -p: each job in full
     assert {rule: done[rule] for rule in planned} == planned and done.keys() <= {*planned, "all", "final_acc"}
     wanted = Dataset.load(run.path / "data/digits/dataset.json").manifest_hash
     for stage in ("stage1", "stage2", "stage3"):
