@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml requirements.txt
 	$(BIN)/python -m pip check
 	@touch $@
 
-# Debian's Chromium, in which tests/test_report.py opens the report; without it that test is skipped, and says so.
+# Debian's Chromium, in which tests/report/test_report.py opens the report; without it that test is skipped, and says so.
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  test "$$(id -u)" = 0 -a -e /etc/debian_version || { echo "Install chromium and chromium-driver (apt-get, as root)"; exit 1; }; \

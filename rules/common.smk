@@ -43,7 +43,7 @@ RUNTIME = f"{RUN}/config/runtime.yaml"
 # How jobs depend on the data. A job that has to run hides all jobs behind it from Snakemake's plan, and those that depend on it only
 # through ancient() are then left out, whatever other reason they have to run: the command succeeds and they were not run. So a file
 # that another job makes is ancient() only beside another output of the same job, that is compared by content. CONVERTED is that
-# output; it says which images were converted, whatever the size of the shards. (tests/test_plans.py checks every job.)
+# output; it says which images were converted, whatever the size of the shards. (tests/workflow/test_plans.py checks every job.)
 DATASET = f"{DATA}/dataset.json"
 CONVERTED = f"{DATA}/converted.json"
 SHARDS = f"{DATA}/shards/{SETTINGS.data.shard_mb}MiB"

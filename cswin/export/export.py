@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from cswin.inference import WeightedCSWin
 
 SUFFIXES = (".onnx", ".mindir")
-TOLERANCE = 1e-5  # of the logits, relative to the largest: what the project asks of every port, see tests/test_model_golden.py
+TOLERANCE = (
+    1e-5  # of the logits, relative to the largest: what the project asks of every port, see tests/model/test_model_golden.py
+)
 SEED = 0  # of the check's random images
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TRIES = 10
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as the crop still has this many times the pixels of the result on each side.
-# At 2 a photograph differs from the full decode by about 1 of 255 levels on average (tests/test_transforms.py bounds it); at 1
+# At 2 a photograph differs from the full decode by about 1 of 255 levels on average (tests/data/test_transforms.py bounds it); at 1
 # by 2 to 4, and edges by 20 and more.
 _DCT_RESERVE = 2
 _DCT_SCALES = (8, 4, 2)

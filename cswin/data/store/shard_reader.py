@@ -3,7 +3,7 @@
 MindDataset reads a random order at a twentieth of this speed and keeps a thread pool of its own beside the loader's. A MindRecord
 file is a header (8 bytes with the length of a JSON text, the text, zeros up to `header_size`) and pages of `page_size` bytes; the
 SQLite file beside it says in which page and where each row's blob lies. A blob of one field is 8 bytes with its length, then the
-field. Files of other versions, compressed or encrypted ones are refused. tests/test_mindrecord.py reads the same files with
+field. Files of other versions, compressed or encrypted ones are refused. tests/data/test_mindrecord.py reads the same files with
 MindDataset.
 """
 

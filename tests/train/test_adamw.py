@@ -13,7 +13,7 @@ from cswin.config.settings import Optimizer
 from cswin.model.weights import Layout, Piece
 from cswin.train.step import AdamW, TrainStep
 
-GOLDEN = np.load(Path(__file__).parent / "data" / "adamw_clip_ema.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "adamw_clip_ema.npz")
 SHAPES = [tuple(shape) for shape in json.loads(str(GOLDEN["shapes"]))]
 
 

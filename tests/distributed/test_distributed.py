@@ -211,7 +211,7 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
     msrun = [
         sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2",
         f"--master_port={free_port()}", "--join=True", f"--log_dir={tmp_path}", "--tail_worker_log=9",
-        "python3", Path(__file__).with_name("overflow_rank.py"), tmp_path,
+        "python3", Path(__file__).parents[1] / "support" / "overflow_rank.py", tmp_path,
     ]  # fmt: skip
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GLOG_v": "3"}
     done = subprocess.run([*map(str, msrun)], env=environment, capture_output=True, text=True, timeout=400)

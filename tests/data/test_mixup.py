@@ -14,7 +14,7 @@ from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.rng import batch_rng
 from cswin.errors import UserError
 
-GOLDEN = Path(__file__).parent / "data" / "mixup.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "mixup.npz"
 DRAWS = 20_000
 RECIPE = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "switch_prob": 0.5, "mixup_mode": "elem"}
 

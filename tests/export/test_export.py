@@ -20,7 +20,7 @@ from cswin.export.export import export
 from cswin.model.variants import Architecture
 from cswin.predict import ImageReader
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 
 
 def golden(name):

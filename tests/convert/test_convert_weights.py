@@ -26,7 +26,7 @@ from cswin.model.cswin import CSWin
 from cswin.model.variants import VARIANTS, Architecture
 from cswin.model.weights import Layout
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 GOLDEN_PTH = DATA / "cswin_two_branch.pth"
 CHOICE = Choice(image_size=64, split_size=(1, 2, 2, 2), num_heads=(2, 4, 8, 8))
 

@@ -21,7 +21,7 @@ from cswin.model.weights import initial_weights
 from cswin.train.state import State, StateFolder
 from cswin.train.step import TrainStep
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 LARGE = [
     "cswin_96_24322_base_224",
     "cswin_96_24322_base_384",

@@ -17,7 +17,7 @@ from photo import encode, photo
 
 from cswin.config.resolve import parse_settings
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 CLASSES, TRAIN, VAL = ("n01440764", "n02119789"), 2, 1  # images of each class
 DEFAULT = "config.yaml"  # the digits: `finished_run`, and .ci/run as it is
 COMMON = ["finetune.yaml", "imagenet/paper_tiny_224.yaml", "imagenet/report_small_224_one_run.yaml"]  # T and S

@@ -10,8 +10,8 @@ import pytest
 from cswin.config.resolve import load_settings, resolve_stage
 from cswin.train.schedule import learning_rate, learning_rates
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+DATA = Path(__file__).parents[1] / "golden"
 IMAGES = 1_281_167
 BASE, FLOOR, START, WARMUP, COSINE = 1e-3, 1e-5, 1e-6, 20, 300  # the report's
 COOL, TAIL, OVER = 1e-5, 1e-6, 1e-7

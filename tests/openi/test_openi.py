@@ -26,7 +26,7 @@ OUT = "--train_url=obs://bucket/out"
 @pytest.fixture
 def moxing(tmp_path, monkeypatch):
     """The stand-in for the platform's module."""
-    monkeypatch.syspath_prepend(Path(__file__).parent / "stand_in")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "support" / "stand_in")
     monkeypatch.setenv("MOXING_BUCKETS", str(tmp_path / "buckets"))
     (tmp_path / "buckets" / "bucket").mkdir(parents=True)
     import moxing

@@ -1,4 +1,4 @@
-"""Run by msrun in tests/test_distributed.py: three steps in float16, of which the second overflows on the last rank alone."""
+"""Run by msrun in tests/distributed/test_distributed.py: three steps in float16, of which the second overflows on the last rank alone."""
 
 import hashlib
 import json

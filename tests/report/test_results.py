@@ -18,7 +18,7 @@ from cswin.report.markdown import markdown_table
 
 SETS = ("raw", "ema")
 STAGES = ("stage1", "stage2", "stage3")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

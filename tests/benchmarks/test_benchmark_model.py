@@ -8,7 +8,7 @@ from pathlib import Path
 from cswin.model.variants import variant
 from cswin.profile import profile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(tmp_path, *arguments):

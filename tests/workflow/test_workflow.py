@@ -281,7 +281,7 @@ def test_bans_around_training_state(workspace):
         assert bans(file.read_text()) == [], file
     for profile in workspace.path.glob("profiles/*/config*.yaml"):
         assert not yaml.safe_load(profile.read_text()).get("keep-incomplete")
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for commands in [root / "Makefile", root / "README.md", root / ".ci/run", *root.glob("docs/*.md")]:
         assert not re.search(r"snakemake .*--keep-incomplete|--ki\b", commands.read_text()), commands
 

@@ -12,7 +12,7 @@ from networks import cut, named_gradients
 from cswin.model.cswin import CSWin
 from cswin.model.variants import Architecture
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 # Compiling takes most of the time: in graph mode each file once, and one of them in the other formulation.
 CASES = [

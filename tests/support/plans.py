@@ -19,7 +19,7 @@ from cswin.config.resolve import parse_settings
 from cswin.config.settings import Section, Settings, Stage
 from cswin.errors import UserError
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
 LATER = {
     "stages.stage2.start_epoch": 3, "stages.stage2.epochs": 4, "stages.stage2.schedule.cool_length": 2,
     "stages.stage3.start_epoch": 4, "stages.stage3.epochs": 5, "stages.stage3.schedule.cool_length": 2,
@@ -119,7 +119,7 @@ class Snakemake:
         self.output = folder / "output.txt"
         (folder / "bin").mkdir()
         stub = folder / "bin/cswin"
-        stub.write_text(f"#!{sys.executable} -SE\n{(TESTS / 'stub_cswin.py').read_text()}")
+        stub.write_text(f"#!{sys.executable} -SE\n{(SUPPORT / 'stub_cswin.py').read_text()}")
         stub.chmod(0o755)
         path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._server = subprocess.Popen(
@@ -127,7 +127,7 @@ class Snakemake:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PATH": path, "CSWIN": str(TESTS.parent)},
+            env=os.environ | {"PATH": path, "CSWIN": str(SUPPORT.parents[1])},
         )
 
     def __call__(self, folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:

@@ -27,7 +27,7 @@ from cswin.report.pictures.throughput import draw_throughput, resumptions, smoot
 from cswin.report.pictures.tiles import percent
 from cswin.report.run import StageResult
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = 20  # per epoch, of the made-up history
 
 

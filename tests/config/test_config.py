@@ -21,7 +21,7 @@ from cswin.model.variants import VARIANTS, variant
 from cswin.plan import count_images, plan_stage
 from cswin.profile import profile
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 FILES = sorted(p for p in CONFIG.rglob("*.yaml"))
 
 

@@ -20,7 +20,7 @@ from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.train.history import read_history
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAGES = ("stage1", "stage2", "stage3")
 
 
@@ -39,7 +39,7 @@ class Platform:
         self.machines += 1
         self.work = self.path / f"machine{self.machines}"
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT / "tests" / "stand_in"), "MOXING_BUCKETS": str(self.buckets), "GLOG_v": "3",
+            "PYTHONPATH": str(ROOT / "tests" / "support" / "stand_in"), "MOXING_BUCKETS": str(self.buckets), "GLOG_v": "3",
             "data_url": data, "train_url": train,
         }  # fmt: skip
         return subprocess.Popen(

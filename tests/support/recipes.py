@@ -11,7 +11,7 @@ import yaml
 from cswin.config.resolve import StageConfig, parse_settings, resolve_stage
 from cswin.config.settings import Optimizer, Runtime, Schedule
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 DIGITS, REPORT = CONFIG / "config.yaml", CONFIG / "imagenet/report_small_224.yaml"
 CARRY = {"carry": "weights", "carry_weights": "raw"}  # what a stage after the first must say
 

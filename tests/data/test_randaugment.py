@@ -31,7 +31,7 @@ def drawn(text, count=DRAWS, seed=0, **options):
 
 
 def load_golden():
-    with np.load(Path(__file__).parent / "data" / "randaugment_ops.npz") as file:
+    with np.load(Path(__file__).parents[1] / "golden" / "randaugment_ops.npz") as file:
         arrays = {name: file[name] for name in file.files}
     return arrays, json.loads(str(arrays["cases"]))
 
