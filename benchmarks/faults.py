@@ -235,7 +235,7 @@ class Interruptions:
 
     def _kill(self, kill: Kill, process: subprocess.Popen) -> None:
         """Kill, and leave nothing running."""
-        from cswin.train.lease import holder
+        from cswin.run.lease import holder
 
         trainers = self._trainers(process.pid)
         if kill.victim == "trainer" and trainers:
@@ -325,7 +325,7 @@ class Interruptions:
             self.report.recovered += 1
 
     def _rows(self, stage: str) -> list[dict]:
-        from cswin.train.history import read_history
+        from cswin.run.history import read_history
 
         history = self.folder / self.run / stage / "history.jsonl"
         return read_history(history) if history.exists() else []
@@ -368,7 +368,7 @@ class Interruptions:
 def compare(mine: Path, theirs: Path) -> list[str]:
     """Differences between two folders of a stage: tensors of the checkpoints, and what the histories say of steps and epochs."""
     from cswin.checkpoint import load_checkpoint
-    from cswin.train.history import read_history
+    from cswin.run.history import read_history
 
     problems = []
     first, second = (load_checkpoint(folder / "checkpoint.safetensors") for folder in (mine, theirs))

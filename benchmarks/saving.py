@@ -18,7 +18,8 @@ import numpy as np
 
 from cswin.model.variants import variant
 from cswin.profile import profile
-from cswin.train.state import State, StateFolder
+from cswin.run.states import StateFolder
+from cswin.train.state import State
 
 PARTS = 100  # arrays of each of the six sets
 

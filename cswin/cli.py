@@ -17,6 +17,7 @@ from cswin.errors import UserError
 COMMANDS = {
     "data": "make, extract, convert, verify and inspect datasets",
     "train": "train a stage, or go on where it was interrupted",
+    "state": "show a stage's saved state; accept changed versions, or set it aside",
     "evaluate": "evaluate a checkpoint: every image exactly once",
     "status": "show how far runs are, also while they run elsewhere",
     "table": "write the results table of a run",

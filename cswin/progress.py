@@ -170,20 +170,3 @@ class Progress:
         if self.unit == "B":
             return f"{value / 1e6:.0f} MB/s" if value >= 1e7 else f"{value / 1e6:.2f} MB/s"
         return f"{value:,.0f} {self.unit}/s" if value >= 10 else f"{value:.2f} {self.unit}/s"
-
-
-class TrainProgress:
-    """Steps of a training stage; the loss, the learning rate and images/s are shown beside them."""
-
-    def __init__(self, console: Console, total: int, done: int = 0):
-        self._progress = console.progress("train", total, "steps", done)
-
-    def update(self, steps: int, *, epoch: int, loss: float, lr: float, images_per_s: float) -> None:
-        """`steps` optimizer steps more; the figures are those of these steps."""
-        self._progress.update(
-            steps, epoch=str(epoch), loss=f"{loss:.4f}", lr=f"{lr:.3g}", images=f"{images_per_s:,.0f}/s"
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """Take the bar away and write the total as one line."""
-        self._progress.close()

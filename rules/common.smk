@@ -16,7 +16,7 @@ from cswin.distributed.slurm import find_partition
 from cswin.errors import UserError
 from cswin.report.headline import outcome
 from cswin.report.jobs import shorten_output
-from cswin.train.repeat import accept, ask_to_repeat, is_damaged
+from cswin.run.repeat import accept, ask_to_repeat, is_damaged
 
 config = typed_overrides(config, workflow.config_settings.config)
 try:

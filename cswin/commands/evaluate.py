@@ -62,10 +62,8 @@ def _evaluate(args, runtime, ranks) -> int:
     from cswin.evaluate import evaluate_checkpoint
     from cswin.predictions import save_predictions
     from cswin.report.classes import confusions, per_class
-    from cswin.train.repeat import accept
 
     checkpoint, source = _inputs(args)
-    accept(args.checkpoint.parent / "state")
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)

@@ -33,8 +33,9 @@ def run(args):
     from cswin.distributed import slurm
     from cswin.distributed.launcher import run_on_devices
     from cswin.distributed.stopping import Stopping, parse_duration
-    from cswin.progress import Console, TrainProgress
-    from cswin.train.stage import StageFiles, check_stage, run_stage
+    from cswin.progress import Console
+    from cswin.run.stage import Stage, StageFiles
+    from cswin.run.stage_run import run_stage
 
     given = parse_duration(args.max_runtime) if args.max_runtime else None
     files = StageFiles(args.config, args.runtime, args.dataset, args.output, args.previous)
@@ -45,6 +46,6 @@ def run(args):
             left = slurm.seconds_left()  # from now, not from the start
             limits = [given, left + time.monotonic() - started if left is not None else None]
             stopping = Stopping(min((limit for limit in limits if limit is not None), default=None), started)
-            return run_stage(files, stopping, lambda total, done: TrainProgress(console, total, done), console.say, ranks)
+            return run_stage(files, stopping, console, ranks)
 
-    return run_on_devices(load_runtime(args.runtime), ranks_folder, train, lambda: check_stage(files))
+    return run_on_devices(load_runtime(args.runtime), ranks_folder, train, lambda: Stage.read(files))

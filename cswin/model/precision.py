@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import ops
 
 from cswin.errors import UserError
 
@@ -35,22 +34,3 @@ def precision(level: str, dtype: str = "float16") -> Precision:
     if level not in formats:
         raise UserError(f"amp_level: {level!r} is not known; one of O0, O1, O2 (the letter O and a digit)")
     return Precision(*formats[level])
-
-
-def require_precision(formats: Precision) -> None:
-    """Try the products' format on the device that computes.
-
-    Raises:
-        UserError: if the device has no such products (bfloat16 on CPUs and on the first Ascend 910).
-    """
-    if formats.product != ms.bfloat16:  # every device has the other two
-        return
-    ones = ops.ones((2, 2), ms.float32).astype(formats.product)
-    try:
-        ops.matmul(ones, ones).astype(ms.float32).asnumpy()
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        target = ms.get_current_device().device_target
-        raise UserError(
-            f"optimizer.amp_dtype: 'bfloat16' is not available on this device ({target}: {reason}); use float16, or amp_level O0"
-        ) from error

@@ -33,7 +33,7 @@ from cswin.openi.selection import RESULTS, Changing, Selected, Selection
 from cswin.openi.snapshots import Snapshot, Snapshots
 from cswin.openi.storage import join, storage_for
 from cswin.progress import size_text
-from cswin.train.state import PATTERN
+from cswin.run.states import PATTERN
 
 MARKER = "openi.json"  # whose work a work folder is
 LONGEST_BEAT = 10.0  # seconds

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
-from cswin.train.history import HISTORY
-from cswin.train.state import PATTERN, StateFolder
+from cswin.run.history import HISTORY
+from cswin.run.states import PATTERN, StateFolder
 
 RESULTS, RECORDS, MARKERS = "results", ".snakemake/metadata", ".snakemake/incomplete"
 WHOLE = ".safetensors"  # files of this kind appear by a rename and are never changed: a link to one keeps its content

@@ -19,7 +19,7 @@ from cswin.progress import duration_text
 from cswin.report.render import render
 from cswin.report.run import StageResult
 from cswin.report.statistics import wilson
-from cswin.train.attempts import COMPLETE, AttemptSummary, current, summaries
+from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
 
 IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
 REPORT_DEVICES = 8

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cswin.train.attempts import AttemptSummary, current, summaries
+from cswin.run.attempts import AttemptSummary, current, summaries
 
 Rows = list[dict[str, Any]]
 NO_TIME = timedelta()

@@ -13,7 +13,7 @@ from cswin.progress import size_text
 from cswin.report import headline
 from cswin.report.render import render
 from cswin.report.run import StageResult
-from cswin.train.attempts import summaries
+from cswin.run.attempts import summaries
 
 
 def table_page(run: str, table: pd.DataFrame, curves: bytes) -> str:

@@ -12,8 +12,8 @@ import pandas as pd
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
 from cswin.report.files import load_json
-from cswin.train.attempts import ATTEMPTS
-from cswin.train.history import HISTORY, STEP_COLUMNS, read_columns, read_history
+from cswin.run.attempts import ATTEMPTS
+from cswin.run.history import HISTORY, STEP_COLUMNS, read_columns, read_history
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cswin.report.files import load_json, load_yaml
-from cswin.train.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
-from cswin.train.history import HISTORY, read_history, read_tail
-from cswin.train.lease import Holder, look
-from cswin.train.repeat import COMPLETE, REPEAT
-from cswin.train.state import PATTERN
+from cswin.run.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
+from cswin.run.history import HISTORY, read_history, read_tail
+from cswin.run.lease import Holder, look
+from cswin.run.repeat import COMPLETE, REPEAT
+from cswin.run.states import PATTERN
 
 TAIL = 512 * 1024  # bytes of a history that are read: some 2,500 steps
 TAIL_LIMIT = 32 * TAIL  # and at most, in search of the last validation

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NoReturn
 
 import mindspore as ms
 import numpy as np
 
-from cswin.checkpoint import Checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.config.settings import Runtime
 from cswin.data.images.evaluation import EvalTransform
@@ -22,21 +20,16 @@ from cswin.data.loader.rng import drop_path_rng, init_rng
 from cswin.data.store.dataset import Dataset, read_rows
 from cswin.distributed.backend import backend_of
 from cswin.distributed.ranks import ALONE, Ranks
-from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.evaluate import gathered, judge
 from cswin.inference import Predictor
 from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
-from cswin.model.precision import precision, require_precision
+from cswin.model.precision import precision
 from cswin.model.weights import initial_weights
 from cswin.predictions import WEIGHT_SETS
-from cswin.train.attempts import Attempt
-from cswin.train.events import EventFile
-from cswin.train.handover import Start
-from cswin.train.history import HISTORY, History
 from cswin.train.schedule import learning_rates
-from cswin.train.state import State, StateFolder
+from cswin.train.state import Run, State
 from cswin.train.step import TrainStep
 
 
@@ -60,33 +53,12 @@ class Trainer:
         config: what to compute.
         runtime: how fast.
         dataset: the images.
-        start: what the stage begins with, see `handover`.
-        folder: the stage's folder: state/ and history.jsonl are made here.
-        fingerprint: identity of the stage, see `identity`; a state of another identity is set aside.
-        stop: asked after each step; a reason to stop, or None. Told how long saving takes.
-        progress: makes a progress display for (steps of the stage, steps done); see `cswin.progress`.
-        say: receives lines for the log.
-        guard: called before each write to `folder`; raises if this process may not write any more.
+        run: where the stage's state, history and log are kept.
         ranks: this process among those that train; the first reads and writes the files, all do the same steps.
     """
 
-    def __init__(
-        self,
-        config: StageConfig,
-        runtime: Runtime,
-        dataset: Dataset,
-        start: Start,
-        folder: Path,
-        fingerprint: dict,
-        stop: Stopping,
-        progress,
-        say: Callable[[str], None],
-        guard: Callable[[], None] | None = None,
-        ranks: Ranks = ALONE,
-    ):
-        self.config, self.runtime, self.dataset, self.folder = config, runtime, dataset, Path(folder)
-        self.fingerprint, self.stop, self.progress, self.say = fingerprint, stop, progress, say
-        self.guard, self.ranks = guard, ranks
+    def __init__(self, config: StageConfig, runtime: Runtime, dataset: Dataset, run: Run, ranks: Ranks = ALONE):
+        self.config, self.runtime, self.dataset, self.run, self.ranks = config, runtime, dataset, run, ranks
         self.loader = TrainLoader(dataset, config, runtime, ranks.rank)
         self.per_epoch = self.loader.steps_per_epoch
         if self.per_epoch == 0:
@@ -96,18 +68,16 @@ class Trainer:
             )
         self.first_step, self.last_step = config.start_epoch * self.per_epoch, config.epochs * self.per_epoch
         formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
-        require_precision(formats)
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
         network = CSWin(config.architecture, formats)
         backend = backend_of(runtime, ranks.device)
         self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend)
         self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, jit_options=backend.jit_options)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
-        self.states = StateFolder(self.folder / "state", runtime.keep_states, say, guard)
-        self.start, self.best, self.epochs_done, self.history = start, None, config.start_epoch, None
+        self.best, self.epochs_done = None, config.start_epoch
 
-    def run(self, attempt: Attempt | None = None) -> Best | None:
-        """Train to the end of the stage. The first rank returns the stage's result and notes in `attempt` where it began.
+    def train(self) -> Best | None:
+        """Train to the end of the stage. The first rank returns the stage's result.
 
         Raises:
             Interrupted: if asked to stop; the state is saved.
@@ -117,13 +87,11 @@ class Trainer:
         step = self._resume_or_begin() if self.ranks.first else 0
         step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.train_step.state)
         self.step = step
-        if attempt:
-            attempt.resumed(step, self.first_step, self.last_step)
         if self.runtime.graph_cache:
             self.predictor.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
-        self.display = self.progress(self.last_step - self.first_step, step - self.first_step)
+        self.run.begin(step, self.first_step, self.last_step)
         try:
-            if reason := self.ranks.agree(self.stop.asked):
+            if reason := self.ranks.agree(self.run.stopping.asked):
                 self._interrupt(reason, step)
             for epoch in range(self.epochs_done, self.config.epochs):
                 self._train_epoch(epoch, step)
@@ -132,10 +100,7 @@ class Trainer:
                 self.epochs_done = epoch + 1
                 self._save(step)
         finally:
-            self.states.wait()
-            if self.history:
-                self.history.close()
-            self.display.close()
+            self.run.close()
         return self.best
 
     def _train_epoch(self, epoch: int, step: int) -> None:
@@ -155,7 +120,6 @@ class Trainer:
             if len(pending) == self.runtime.log_every or step % self.per_epoch == 0 or due or reason:
                 self._log(pending, epoch, step, time.monotonic() - started, waited)
                 pending, waited, started = [], 0.0, time.monotonic()
-                self.states.check()
             if reason:
                 self._interrupt(reason, step)
             if due:  # at the end of an epoch too: validation may take long
@@ -165,7 +129,7 @@ class Trainer:
         """Asked after each step. Several ranks agree every few steps, so that all stop after the same one and seldom wait."""
         if self.ranks.size > 1 and step % self.runtime.agree_every and step % self.per_epoch:
             return None
-        return self.ranks.agree(self.stop())
+        return self.ranks.agree(self.run.stopping())
 
     def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
         """One optimizer step; nothing is read back from the device."""
@@ -185,19 +149,17 @@ class Trainer:
             finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
             rows.append({"kind": "step", "step": number, "epoch": epoch, **finite})
         rows[-1] |= {"images_per_s": rate, "wait": waited / seconds, "seconds": seconds, "time": round(time.time(), 3)}
-        if self.history:
-            self.history.append(rows)
-        self.display.update(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
+        self.run.record(rows)
+        self.run.show(len(pending), epoch=epoch, loss=figures["loss"], lr=figures["lr"], images_per_s=rate)
         if skipped := int(sum(row["skipped"] for row in rows)):
-            self.say(
+            self.run.say(
                 f"step {step}: {skipped} of the last {len(rows)} skipped, not finite; loss scale {figures['loss_scale']:g}"
             )
         bad = max(row["skipped_in_a_row"] for row in rows)  # also where a good step came before anyone looked
         if bad >= self.config.optimizer.max_bad_steps:
             raise UserError(
                 f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}); the last good "
-                f"state is in {self.states.path}. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level "
-                "O0"
+                "state is kept in the stage's folder. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level O0"
             )
 
     def _validate(self, epoch: int) -> None:
@@ -216,11 +178,11 @@ class Trainer:
         if not self.ranks.first:
             return
         row = {"kind": "epoch", "epoch": epoch, "step": (epoch + 1) * self.per_epoch, "on": settings.select_on}
-        self.history.append([row | {"time": round(time.time(), 3)} | figures | compared])
+        self.run.record([row | {"time": round(time.time(), 3)} | figures | compared])
         key = settings.select_by
         if settings.select == "last" or self.best is None or figures[key]["right1"] > self.best.figures[key]["right1"]:
             self.best = Best(epoch, figures, weights["raw"] | {f"ema.{k}": v for k, v in weights["ema"].items()})
-        self.say(
+        self.run.say(
             f"epoch {epoch}: top1 raw {figures['raw']['top1']:.2f} EMA {figures['ema']['top1']:.2f} "
             f"(best: epoch {self.best.epoch}, {key} {self.best.figures[key]['top1']:.2f})"
         )
@@ -231,7 +193,7 @@ class Trainer:
             return {}
         equal = self.ranks.same(parameter.asnumpy() for parameter in self.train_step.state)
         if not equal:
-            self.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
+            self.run.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
         return {"ranks_equal": equal}
 
     def _unless_stopped(self, batches: Iterator, rounds: int, step: int) -> Iterator:
@@ -241,7 +203,7 @@ class Trainer:
         """
         for _ in range(rounds):
             batch = next(batches, None)
-            if reason := self.ranks.agree(self.stop()):
+            if reason := self.ranks.agree(self.run.stopping()):
                 self._interrupt(reason, step)
             if batch is not None:
                 yield batch
@@ -249,7 +211,7 @@ class Trainer:
     def _interrupt(self, reason: str, step: int) -> NoReturn:
         if step != self.step:
             self._save(step, background=False)
-        self.states.wait()
+        self.run.close()
         self.ranks.agree(None)  # none leaves before the state is on the disk: srun may end all when one has ended
         raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
 
@@ -260,12 +222,12 @@ class Trainer:
 
     def _resume_or_begin(self) -> int:
         """Put the newest state, or the stage's start, into the training step. Returns the step to go on from."""
-        state = self.states.load()
+        state = self.run.resume(self.first_step)
         if state is None:
             initial = initial_weights(self.config.architecture, init_rng(self.config.seed))
-            self.train_step.load(self.start.state(self.train_step.arrays(), initial))
-            self.history = self._history()
-            self.history.append([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **self.start.record}])
+            start = self.run.start()
+            self.train_step.load(start.state(self.train_step.arrays(), initial))
+            self.run.record([{"kind": "start", "step": self.first_step, "stage": self.config.stage, **start.record}])
             self._save(self.first_step, background=False)
             return self.first_step
         self.train_step.load(state.arrays)
@@ -273,46 +235,18 @@ class Trainer:
         if state.meta["best"]:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
             self.best = Best(**state.meta["best"], weights=best)
-        self.history = self._history(state.meta["history_bytes"])
+        self.run.say(f"going on from step {state.step} of {self.last_step}")
         self.step = state.step
-        self.stop.took(state.meta["save_seconds"])
-        self.say(f"going on from step {state.step} of {self.last_step}")
         return state.step
 
-    def _history(self, size: int = 0) -> History:
-        events = EventFile(self.folder, self.first_step, self.say) if self.runtime.tensorboard else None
-        return History(self.folder / HISTORY, size, events, self.guard)
-
     def _save(self, step: int, background: bool = True) -> None:
-        self.saved, self.step = time.monotonic(), step
-        if not self.ranks.first:
-            return
-        began, figures = self.saved, self.states.figures
-        arrays = self.train_step.arrays()
-        best = None
+        self.step = step
+        self.run.save(lambda: self._state(step), background)
+        self.saved = time.monotonic()
+
+    def _state(self, step: int) -> State:
+        arrays, best = self.train_step.arrays(), None
         if self.best is not None:
             arrays |= {f"best.{name}": value for name, value in self.best.weights.items()}
             best = {"epoch": self.best.epoch, "figures": self.best.figures}
-        meta = {
-            "fingerprint": self.fingerprint,
-            "history_bytes": self.history.size(),
-            "epochs_done": self.epochs_done,
-            "best": best,
-            "save_seconds": figures.slowest,
-        }
-        copied = time.monotonic() - began
-        self.states.save(State(step, arrays, meta), background)
-        self.saved = time.monotonic()
-        figures.held_up += self.saved - began
-        self.stop.took(copied + figures.slowest)
-
-    def save_figures(self) -> dict[str, float]:
-        """What saving cost in this attempt, see `SaveFigures`."""
-        return asdict(self.states.figures)
-
-
-def checkpoint_of(best: Best, record) -> Checkpoint:
-    """The stage's checkpoint from its best epoch."""
-    weights = {k: v for k, v in best.weights.items() if not k.startswith("ema.")}
-    ema = {k.removeprefix("ema."): v for k, v in best.weights.items() if k.startswith("ema.")}
-    return Checkpoint(record, weights, ema)
+        return State(step, arrays, {"epochs_done": self.epochs_done, "best": best})

@@ -13,7 +13,7 @@ from cswin.cli import main
 from cswin.config.resolve import load_settings, parse_settings, resolve_stage
 from cswin.errors import UserError
 from cswin.plan import count_images, plan_report, plan_stage
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 REPORT = "config/imagenet/report_small_224.yaml"
 

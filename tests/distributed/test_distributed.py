@@ -21,7 +21,7 @@ from cswin.data.loader.rng import order_rng
 from cswin.data.store.shard_reader import read_index
 from cswin.distributed.cluster import free_port
 from cswin.distributed.stopping import EXIT_INTERRUPTED
-from cswin.train.state import StateFolder
+from cswin.run.states import StateFolder
 
 pytestmark = pytest.mark.slow
 

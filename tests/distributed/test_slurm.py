@@ -27,7 +27,7 @@ from cswin.checkpoint import load_checkpoint
 from cswin.distributed import slurm
 from cswin.distributed.stopping import EXIT_INTERRUPTED
 from cswin.errors import UserError
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 slow = pytest.mark.slow
 RESULTS = Path("results/digits")

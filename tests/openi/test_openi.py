@@ -176,7 +176,8 @@ class TestOwnership:
 
 def work_folder(path: Path) -> Path:
     """A work folder in the middle of a stage, made by hand: a recorded output, one whose job runs, a history, temporary files."""
-    from cswin.train.state import State, StateFolder
+    from cswin.run.states import StateFolder
+    from cswin.train.state import State
 
     stage = path / "results" / "r" / "stage1"
     stage.mkdir(parents=True)

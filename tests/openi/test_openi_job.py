@@ -17,7 +17,7 @@ import yaml
 from cswin.checkpoint import load_checkpoint
 from cswin.data.sources.digits import write_digits
 from cswin.distributed.stopping import EXIT_INTERRUPTED
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from cswin.errors import UserError
-from cswin.progress import Console, TrainProgress, duration_text, size_text
+from cswin.progress import Console, duration_text, size_text
 
 
 class Clock:
@@ -73,14 +73,14 @@ def test_a_bar_in_a_terminal_and_lines_in_the_log(tmp_path):
     ]
 
 
-def test_training():
+def test_details_stand_behind_the_figures():
     stream, clock = io.StringIO(), Clock()
-    progress = TrainProgress(Console(None, stream, clock), 100, 40)
+    progress = Console(None, stream, clock).progress("train", 100, "steps", 40)
     clock.now += 10
-    progress.update(20, epoch=3, loss=2.34567, lr=0.00123, images_per_s=602.4)
+    progress.update(20, epoch="3", loss="2.3457")
     progress.close()
     assert stream.getvalue().splitlines() == [
-        "train: 60 of 100 steps, 60 %, 2.00 steps/s, 20s left  epoch 3  loss 2.3457  lr 0.00123  images 602/s",
+        "train: 60 of 100 steps, 60 %, 2.00 steps/s, 20s left  epoch 3  loss 2.3457",
         "train: 60 of 100 steps in 10s (2.00 steps/s)",
     ]
 

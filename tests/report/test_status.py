@@ -10,7 +10,7 @@ from invented_run import LEASE, Invented
 from cswin.cli import main
 from cswin.errors import UserError
 from cswin.report.files import find_runs
-from cswin.train.history import read_columns, read_history, read_tail
+from cswin.run.history import read_columns, read_history, read_tail
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_columns_are_those_of_the_rows(tmp_path, monkeypatch, block):
     rows = read_history(path)
     with path.open("a") as file:
         file.write('{"kind": "step", "st')
-    monkeypatch.setattr("cswin.train.history.BLOCK", block)
+    monkeypatch.setattr("cswin.run.history.BLOCK", block)
     columns, others = read_columns(path)
     assert others == [row for row in rows if row["kind"] != "step"] and len(others) == 5
     steps = [row for row in rows if row["kind"] == "step"]

@@ -20,8 +20,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cswin.report.status import run_status
-from cswin.train.events import EventFile
-from cswin.train.history import History, read_history
+from cswin.run.events import EventFile
+from cswin.run.history import History, read_history
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float, float]]]:

@@ -9,8 +9,8 @@ from datetime import datetime
 import pytest
 from invented_run import LEASE, Invented
 
-from cswin.train.attempts import Attempt, Signs, current, summaries
-from cswin.train.history import read_history
+from cswin.run.attempts import Attempt, Signs, current, summaries
+from cswin.run.history import read_history
 
 
 def test_lost_attempts_get_the_end_that_the_signs_give(tmp_path):

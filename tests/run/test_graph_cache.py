@@ -5,8 +5,8 @@ import pytest
 from ranks import SmallStage, small_dataset
 
 from cswin.config.settings import Runtime
-from cswin.train.graph_cache import graph_cache, graphs_key
-from cswin.train.state import StateFolder
+from cswin.run.graph_cache import graph_cache, graphs_key
+from cswin.run.states import StateFolder
 
 
 def cached(folder) -> set[str]:

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from cswin.errors import UserError
-from cswin.train import lease as module
-from cswin.train.lease import Lease, LeaseLost, holder
+from cswin.run import lease as module
+from cswin.run.lease import Lease, LeaseLost, holder
 
 
 @pytest.fixture(params=[True, False], ids=["lock", "no lock"])
@@ -87,7 +87,7 @@ def test_dead_holder_on_this_host_is_replaced_at_once(tmp_path, use_lock, starte
 
 def test_killed_holder_with_a_child_that_keeps_the_lock(tmp_path):
     code = (
-        "import os, sys, time; from cswin.train.lease import Lease\n"
+        "import os, sys, time; from cswin.run.lease import Lease\n"
         "with Lease(sys.argv[1], 60):\n"
         "    child = os.fork()\n"
         "    print(child, flush=True) if child else None\n"
@@ -172,8 +172,8 @@ CONTEST = """
 import os, random, sys, time
 from pathlib import Path
 from cswin.errors import UserError
-from cswin.train import lease
-from cswin.train.lease import Lease
+from cswin.run import lease
+from cswin.run.lease import Lease
 
 look = lease._newest
 

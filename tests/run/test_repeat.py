@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cswin.errors import UserError
-from cswin.train.repeat import ACCEPTED, REPEAT, accept, ask_to_repeat, check_previous, is_damaged
+from cswin.run.repeat import ACCEPTED, REPEAT, accept, ask_to_repeat, check_previous, is_damaged
 
 
 @pytest.fixture

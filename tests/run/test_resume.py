@@ -19,10 +19,10 @@ from folders import contents, on_small_disk
 
 from cswin.config.resolve import load_stage
 from cswin.distributed.stopping import EXIT_INTERRUPTED
-from cswin.train.history import read_history
-from cswin.train.identity import differences, fingerprint
-from cswin.train.lease import Lease, holder
-from cswin.train.state import StateFolder
+from cswin.run.history import read_history
+from cswin.run.identity import differences, fingerprint
+from cswin.run.lease import Lease, holder
+from cswin.run.states import StateFolder
 
 
 class Stage1:
@@ -108,7 +108,7 @@ def test_suspended_trainer_that_was_replaced_stops_without_writing(finished_run,
     sleeper = stage.start()
     stage.wait_for_steps(sleeper, 3)
     sleeper.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr("cswin.train.lease._process_table", lambda: "another host")
+    monkeypatch.setattr("cswin.run.lease._process_table", lambda: "another host")
     with Lease(stage.folder, 4.0, use_lock=False):
         before = contents(stage.folder)
         sleeper.send_signal(signal.SIGCONT)
@@ -154,6 +154,37 @@ def test_second_trainer_is_turned_away_and_time_limit_saves(finished_run, tmp_pa
     end = stage.attempts()[-1]
     assert "the time limit of 1 s is near" in end["reason"] and end["step"] == 1
     assert StateFolder(stage.folder / "state", 3, pytest.fail).load().step == 1
+
+
+@pytest.mark.slow
+def test_changed_versions_stop_before_any_work_until_the_user_decides(finished_run, tmp_path):
+    """The first half of a stage as another NumPy would have left it."""
+    whole = finished_run.path / "results/digits/stage1"
+    stage = Stage1(finished_run.path, tmp_path / "stage1")
+    shutil.copytree(whole, stage.folder)
+    for later in ("state/state-000000088.safetensors", "state/complete.json", "state/accepted"):
+        (stage.folder / later).unlink()
+    states = StateFolder(stage.folder / "state", 3, print)
+    state = states.load()
+    ours = state.meta["fingerprint"]["versions"]
+    state.meta["fingerprint"]["versions"] = ours | {"numpy": "1.0"}
+    states.save(state, background=False)
+    before = contents(stage.folder / "state"), stage.attempts()
+    assert stage.start().wait(timeout=600) == 2
+    choices = re.findall(r"\((cswin state .*?)\)", stage.output())
+    assert f"versions.numpy: was '1.0', is now '{ours['numpy']}'" in stage.output() and "Traceback" not in stage.output()
+    assert (contents(stage.folder / "state"), stage.attempts()) == before
+    assert [shlex.split(choice)[1:] for choice in choices] == [
+        ["state", str(stage.folder), "--accept-versions"], ["state", str(stage.folder), "--set-aside"]
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", *shlex.split(choices[0])], check=True)
+    assert stage.interrupt(signal.SIGTERM, 50) == EXIT_INTERRUPTED  # written down once, in whichever attempt
+    assert stage.start().wait(timeout=600) == 0, stage.output()
+    assert faults.compare(stage.folder, whole) == []
+    (change,) = json.loads((stage.folder / "record.json").read_text())["versions_changed"]
+    assert change["step"] == 44 and change["was"]["versions"]["numpy"] == "1.0" and change["now"]["versions"] == ours
+    subprocess.run([sys.executable, "-m", *shlex.split(choices[1])], check=True)
+    assert not (stage.folder / "state").exists()
 
 
 def test_identity_names_the_key_that_differs(finished_run):

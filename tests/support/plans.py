@@ -164,7 +164,7 @@ def _serve() -> None:
     import snakemake.cli
 
     import cswin.config.inputs
-    import cswin.train.repeat  # noqa: F401 (imported once, for all)
+    import cswin.run.repeat  # noqa: F401 (imported once, for all)
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -15,7 +15,7 @@ from image_trees import image_bytes
 from recipes import stage
 
 from cswin.config.resolve import dump
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 GLOBAL, PER_EPOCH, CLASSES, VAL = 24, 10, 4, 13  # 13: no number of ranks divides it
 LR = 1e-3

@@ -1,6 +1,6 @@
 """Stands in for `cswin` where Snakemake's planning is what is tested: writes each job's files from its command line, in milliseconds.
 
-Files depend on what the real ones depend on, by hashes. Training decides by content as `cswin.train.stage` does and notes in
+Files depend on what the real ones depend on, by hashes. Training decides by content as `cswin.run.stage` does and notes in
 trained.txt what it trained. With STUB_STOP=stage2 in the environment the trainer of that stage stops as a time limit stops it.
 """
 

@@ -18,7 +18,8 @@ from cswin.model.cswin import CSWin
 from cswin.model.precision import precision
 from cswin.model.variants import variant
 from cswin.model.weights import initial_weights
-from cswin.train.state import State, StateFolder
+from cswin.run.states import StateFolder
+from cswin.train.state import State
 from cswin.train.step import TrainStep
 
 DATA = Path(__file__).parents[1] / "golden"

@@ -17,7 +17,7 @@ from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
 from cswin.evaluate import evaluate_checkpoint
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 HELD, IMAGES = 137, 1437
 

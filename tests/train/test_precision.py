@@ -12,23 +12,25 @@ from image_trees import small_files
 from mindspore import Parameter, Tensor, nn, ops
 from networks import TwoLayers, begin, initialised
 
+from cswin.config.resolve import dump
 from cswin.config.settings import Optimizer
 from cswin.data.augment.mixup import one_hot
 from cswin.data.loader.batches import TrainLoader
 from cswin.distributed.backend import BACKENDS
+from cswin.distributed.ranks import ALONE
 from cswin.distributed.stopping import Stopping
 from cswin.errors import UserError
 from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
-from cswin.model.precision import precision, require_precision
+from cswin.model.precision import precision
 from cswin.model.variants import VARIANTS, Architecture
 from cswin.model.weights import initial_weights
-from cswin.train.attempts import Attempt, Signs
-from cswin.train.handover import Start
-from cswin.train.history import read_history
-from cswin.train.state import StateFolder
+from cswin.progress import Console
+from cswin.run.history import read_history
+from cswin.run.stage import StageFiles
+from cswin.run.stage_run import run_stage
+from cswin.run.states import StateFolder
 from cswin.train.step import TrainStep
-from cswin.train.trainer import Trainer
 
 ARCH = Architecture(8, (1, 1, 1, 1), (1, 2, 1, 1), (2, 4, 8, 8), image_size=32, num_classes=5)
 BATCH = 4
@@ -221,14 +223,6 @@ def test_large_values_do_not_overflow_where_float32_is_kept():
         assert np.isfinite(attention(q, q, q, *lepe).asnumpy()).all()  # scores of some thousand: exp of them is beyond float16
 
 
-def test_bfloat16_is_refused_where_the_device_lacks_it():
-    for level in ("O1", "O2"):
-        with pytest.raises(UserError, match="optimizer.amp_dtype: 'bfloat16' is not available on this device .CPU"):
-            require_precision(precision(level, "bfloat16"))
-    require_precision(precision("O0", "bfloat16"))
-    require_precision(precision("O2", "float16"))
-
-
 # The trainer
 
 
@@ -252,22 +246,23 @@ def stage(**optimizer):
     )  # fmt: skip
 
 
-class Silent:
-    def update(self, *arguments, **figures):
-        pass
-
-    def close(self):
-        pass
-
-
-def trainer_of(config, runtime, dataset, folder) -> Trainer:
-    return Trainer(config, runtime, dataset, Start(), folder, {}, Stopping(None), lambda total, done: Silent(), print)
+def train(config, runtime, dataset, folder) -> int:
+    (folder / "stage.yaml").write_text(dump(config))
+    (folder / "runtime.yaml").write_text(dump(runtime))
+    files = StageFiles(folder / "stage.yaml", folder / "runtime.yaml", dataset.path, folder / "stage", None)
+    return run_stage(files, Stopping(None), Console(), ALONE)
 
 
-def test_trainer_refuses_bfloat16_at_once(dataset, tmp_path):
+@pytest.fixture(autouse=True)
+def signals_stay_pytests(monkeypatch):
+    monkeypatch.setattr(Stopping, "listen", lambda self: None)
+
+
+def test_training_refuses_bfloat16_at_once(dataset, tmp_path):
     config, runtime = stage(amp_level="O1", amp_dtype="bfloat16")
     with pytest.raises(UserError, match=r"optimizer\.amp_dtype"):
-        trainer_of(config, runtime, dataset, tmp_path)
+        train(config, runtime, dataset, tmp_path)
+    assert not (tmp_path / "stage/attempts.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -283,14 +278,11 @@ def test_training_stops_after_too_many_bad_steps_and_leaves_the_last_good_state(
 
     monkeypatch.setattr(TrainLoader, "epoch", broken)
     config, runtime = stage(max_bad_steps=5)
-    trainer = trainer_of(config, runtime, dataset, tmp_path)
     with pytest.raises(UserError, match=r"not finite for 7 steps in a row \(up to step 10\).*state.*schedule.base_lr"):
-        trainer.run(Attempt(tmp_path / "attempts.jsonl", {}, Signs(None, None)))  # noticed at the second log, of steps 6 to 10
-    rows = [row for row in read_history(tmp_path / "history.jsonl") if row["kind"] == "step"]
+        train(config, runtime, dataset, tmp_path)  # noticed at the second log, of steps 6 to 10
+    rows = [row for row in read_history(tmp_path / "stage/history.jsonl") if row["kind"] == "step"]
     assert [row["skipped"] for row in rows] == [0] * 3 + [1] * 7
     assert [row["loss"] is None for row in rows] == [False] * 3 + [True] * 7
-    left = StateFolder(trainer.states.path, 3, print).load()
-    assert all(np.isfinite(array).all() for array in left.arrays.values())
-    good = trainer.train_step.arrays()
-    assert all(np.isfinite(array).all() for array in good.values())
-    assert float(good["updates"]) == float(good["schedule_step"]) == 3
+    good = StateFolder(tmp_path / "stage/state", 3, print).load()
+    assert all(np.isfinite(array).all() for array in good.arrays.values()) and good.step == 0
+    assert "not finite" in read_history(tmp_path / "stage/attempts.jsonl")[-1]["reason"]

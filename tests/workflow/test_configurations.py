@@ -64,7 +64,8 @@ def reduced(values: dict, images: Path) -> dict:
         data |= {"archive": str(images / "images.tar.gz"), "expect_train": TRAIN * 2, "expect_val": VAL * 2}
     phases = dict.fromkeys(("warmup_length", "cool_length", "tail_length", "over_length"), 0)
     stages = {  # the stages continue one schedule, so its cosine phase is one epoch in each of them
-        name: {"start_epoch": i, "epochs": i + 1, "schedule": phases | {"tail_length": i}} for i, name in enumerate(values["stages"])
+        name: {"start_epoch": i, "epochs": i + 1, "schedule": phases | {"tail_length": i}}
+        for i, name in enumerate(values["stages"])
     }
     runtime = {"device_target": "CPU", "devices": 1, "batch_size": 2, "accumulation": 1, "eval_batch_size": 2}
     runtime |= {"workers": 2, "worker_kind": "thread", "keep_states": 2}

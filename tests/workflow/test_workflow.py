@@ -17,7 +17,7 @@ import yaml
 
 from cswin.config.resolve import load_stage
 from cswin.data.store.dataset import Dataset
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 pytestmark = pytest.mark.slow
 SHOWN_OF_RUN = {"curves": 1, "throughput": 1, "table_page": 1, "provenance_page": 1}

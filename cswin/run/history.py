@@ -22,7 +22,7 @@ STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # what
 BLOCK = 1 << 22  # bytes that `read_columns` decodes at a time
 
 if TYPE_CHECKING:
-    from cswin.train.events import EventFile
+    from cswin.run.events import EventFile
 
 
 class History:

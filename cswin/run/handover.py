@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cswin.checkpoint import HEAD, fitting_weights, load_checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
-from cswin.train.state import StateFolder
+from cswin.run.states import StateFolder
+from cswin.train.state import Start
 
 STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to a stage, never carried
-
-
-@dataclass(frozen=True)
-class Start:
-    """What is put into the training step before its first step.
-
-    Attributes:
-        weights: by parameter name; names that are left out keep their initial values.
-        everything: moments, EMA, loss scale and update count by parameter name (carry: all).
-        record: what was carried from where, for the stage's history.
-    """
-
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
-    everything: Mapping[str, np.ndarray] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=lambda: {"carry": "nothing", "from": "fresh weights"})
-
-    def state(self, fresh: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the training step begins with, by name; without a carried EMA, it starts at the weights.
-
-        Args:
-            fresh: the state of a training step that has not begun.
-            initial: start values of the weights.
-        """
-        weights = {**initial, **self.weights}
-        averages = {f"ema.{name}": value for name, value in weights.items()}
-        return {**fresh, **weights, **averages, **self.everything}
 
 
 def prepare_start(config: StageConfig, previous: Path | None) -> Start:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from cswin.distributed import slurm
-from cswin.train.history import HISTORY, read_history
-from cswin.train.lease import Holder, look
+from cswin.run.history import HISTORY, read_history
+from cswin.run.lease import Holder, look
 
 ATTEMPTS = "attempts.jsonl"
 LOST, COMPLETE = "killed, or its machine failed", "complete"

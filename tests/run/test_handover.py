@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cswin.checkpoint import load_checkpoint
-from cswin.train.history import read_history
+from cswin.run.history import read_history
 
 pytestmark = pytest.mark.slow
 

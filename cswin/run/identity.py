@@ -10,18 +10,28 @@ from cswin.provenance import versions
 
 VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg", "numba")  # what computes batches and steps
 REVISION = 2  # of this package's own computation: raised whenever a configuration gives other batches or steps than before
+CODE = ("versions", "revision")
 
 
 def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) -> dict[str, Any]:
     """Everything that decides the stage's result. The run's name does not, and nothing in `Runtime` does."""
-    found = versions()
     return {
         "config": config.model_dump(mode="json", exclude={"run"}),
         "manifest": manifest_hash,
         "input_checkpoint": file_sha256(input_checkpoint) if input_checkpoint else None,
-        "revision": REVISION,
-        "versions": {name: found.get(name) for name in VERSIONS},
+        **installed_code(),
     }
+
+
+def installed_code() -> dict[str, Any]:
+    """The part of a fingerprint that is not the user's wish: versions of what computes."""
+    found = versions()
+    return {"revision": REVISION, "versions": {name: found.get(name) for name in VERSIONS}}
+
+
+def code_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """That part of a fingerprint, which may have been made before one of its keys was known."""
+    return {name: identity.get(name) for name in CODE}
 
 
 def differences(saved: Any, wanted: Any, prefix: str = "") -> list[str]:

@@ -9,11 +9,12 @@ from folders import contents, on_small_disk
 
 from cswin.checkpoint import file_sha256
 from cswin.errors import UserError
-from cswin.train.history import History, read_history
-from cswin.train.lease import LeaseLost
-from cswin.train.repeat import accept, ask_to_repeat
-from cswin.train.stage import retire_foreign_state
-from cswin.train.state import State, StateFolder
+from cswin.run.decision import decide
+from cswin.run.history import History, read_history
+from cswin.run.lease import LeaseLost
+from cswin.run.repeat import accept, ask_to_repeat
+from cswin.run.states import StateFolder
+from cswin.train.state import State
 
 
 def state(step: int) -> State:
@@ -45,11 +46,12 @@ def test_full_disk_leaves_older_states_whole(tmp_path, told):
     script.write_text(f"""
 import sys, numpy as np
 from cswin.errors import UserError
-from cswin.train import state
-from cswin.train.state import State, StateFolder
+from cswin.run import states as module
+from cswin.run.states import StateFolder
+from cswin.train.state import State
 
 if not {told}:  # another process fills the disk while this one writes
-    state.shutil.disk_usage = lambda path: type("Usage", (), {{"free": 1e12}})
+    module.shutil.disk_usage = lambda path: type("Usage", (), {{"free": 1e12}})
 states = StateFolder({str(tmp_path / "disk" / "state")!r}, 3, sys.exit)
 make = lambda step: State(step, {{"w": np.full(1_000_000, step, np.float32)}}, {{}})
 for step in (1, 2, 3):
@@ -117,7 +119,7 @@ def test_state_that_cannot_be_read_is_not_taken_for_damaged(tmp_path, monkeypatc
     def refuse(file):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("cswin.train.state._read", refuse)
+    monkeypatch.setattr("cswin.run.states._read", refuse)
     with pytest.raises(
         UserError, match=r"state-000000002\.safetensors: cannot be read \(Permission denied\); nothing was changed"
     ):
@@ -143,7 +145,8 @@ def test_state_holds_all_that_training_goes_on_from(finished_run):
 class TestForeignState:
     """A stage's folder whose state may not be continued."""
 
-    identity = {"config": {"seed": 42, "schedule": {"base_lr": 0.001}}, "manifest": "m"}
+    code = {"versions": {"numpy": "1.0"}, "revision": 1}
+    identity = {"config": {"seed": 42, "schedule": {"base_lr": 0.001}}, "manifest": "m", **code}
 
     @pytest.fixture
     def folder(self, tmp_path):
@@ -153,8 +156,14 @@ class TestForeignState:
         return tmp_path
 
     def retire(self, folder, identity):
+        """What becomes of the state if the stage's identity is this one: "" if it is continued, else what is said."""
         said = []
-        retire_foreign_state(folder, 3, identity, said.append)
+        states = StateFolder(folder / "state", 3, said.append)
+        states.bring_history_back()
+        decision = decide(states, identity)
+        assert bool(decision.state) != bool(decision.aside)
+        if decision.aside:
+            states.set_aside(decision.aside)
         return " ".join(said)
 
     def test_the_same_computation_is_left_alone(self, folder):
@@ -163,7 +172,7 @@ class TestForeignState:
 
     def test_another_one_is_set_aside_with_its_history_and_the_keys_are_named(self, folder):
         before = contents(folder)
-        said = self.retire(folder, {"config": {"seed": 7, "schedule": {"base_lr": 0.002}}, "manifest": "m"})
+        said = self.retire(folder, {"config": {"seed": 7, "schedule": {"base_lr": 0.002}}, "manifest": "m", **self.code})
         assert "config.seed: was 42, is now 7" in said and "config.schedule.base_lr: was 0.001, is now 0.002" in said
         (aside,) = folder.iterdir()
         assert re.fullmatch(r"state\.\d{8}-\d{6}-\d{6}", aside.name) and str(aside) in said
@@ -171,7 +180,7 @@ class TestForeignState:
 
     def test_what_was_set_aside_can_be_put_back(self, folder):
         before = contents(folder)
-        self.retire(folder, {"config": {"seed": 7}})
+        self.retire(folder, {"config": {"seed": 7}, **self.code})
         (aside,) = folder.iterdir()
         (folder / "history.jsonl").write_text("of the other computation")
         aside.rename(folder / "state")
@@ -193,6 +202,28 @@ class TestForeignState:
         checkpoint.unlink()  # as Snakemake does before it starts the job
         assert "from the start" in self.retire(folder, self.identity)
         assert not (folder / "state").exists()
+
+    @pytest.mark.parametrize(
+        "change", [{"versions": {"numpy": "2.0"}}, {"versions": {"numpy": "1.0", "numba": "1"}}, {"revision": 2}]
+    )
+    def test_other_versions_in_the_middle_are_refused_until_the_user_decides(self, folder, change):
+        before, identity = contents(folder), {**self.identity, **change}
+        with pytest.raises(
+            UserError, match=r"(numpy: was '1.0', is now '2.0'|numba: was None|revision: was 1).*--accept-versions.*--set-aside"
+        ):
+            self.retire(folder, identity)
+        assert contents(folder) == before
+        states, now = StateFolder(folder / "state", 3, print), {**self.code, **change}
+        states.accept_versions({**now, "revision": 7})  # a decision for yet other versions
+        with pytest.raises(UserError, match="--accept-versions"):
+            self.retire(folder, identity)
+        states.accept_versions(now)
+        assert decide(states, identity).versions == {"step": 5, "was": self.code, "now": now}
+        assert "config.seed" in self.retire(folder, {**identity, "config": {"seed": 7}})  # a wish of the user's goes first
+
+    def test_a_complete_stage_does_not_depend_on_versions(self, folder):
+        StateFolder(folder / "state", 3, print).mark_complete({"sha256": "0"})
+        assert self.retire(folder, {**self.identity, "versions": {"numpy": "2.0"}}) == ""
 
     def test_no_whole_state(self, folder):
         next(folder.glob("state/state-*")).write_bytes(b"")

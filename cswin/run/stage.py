@@ -1,0 +1,90 @@
+"""What a stage reads: its files, checked before anything is computed, and its identity."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cswin.checkpoint import file_sha256
+from cswin.config.resolve import StageConfig, load_runtime, load_stage
+from cswin.config.settings import Runtime
+from cswin.data.store.dataset import Dataset
+from cswin.errors import UserError
+from cswin.provenance import git_commit, versions
+from cswin.run.identity import fingerprint
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """Where a stage reads and writes.
+
+    Attributes:
+        config, runtime: resolved configuration files.
+        dataset: dataset.json of the converted images.
+        folder: the stage's folder; receives checkpoint.safetensors and record.json at the end, history.jsonl, attempts.jsonl
+            and state/ on the way.
+        previous: checkpoint of the stage before, or the pretrained one.
+    """
+
+    config: Path
+    runtime: Path
+    dataset: Path
+    folder: Path
+    previous: Path | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's files, read."""
+
+    files: StageFiles
+    config: StageConfig
+    runtime: Runtime
+    dataset: Dataset
+
+    @classmethod
+    def read(cls, files: StageFiles) -> Stage:
+        """Read the files and refuse what can be refused before anything is computed.
+
+        Raises:
+            UserError: if a file is missing or the files do not belong together.
+        """
+        config, runtime = load_stage(files.config), load_runtime(files.runtime)
+        dataset = Dataset.load(files.dataset)
+        if len(dataset.class_names) != config.num_classes:
+            raise UserError(
+                f"{files.dataset}: holds {len(dataset.class_names)} classes, the configuration says data.classes: "
+                f"{config.num_classes}; set it to what the data hold"
+            )
+        if (config.previous or config.pretrained) and files.previous is None:
+            raise UserError(
+                f"stage {config.stage} starts from {config.previous or config.pretrained}: give its checkpoint (--previous)"
+            )
+        return cls(files, config, runtime, dataset)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the stage's result, see `fingerprint`; reads the previous checkpoint to its end."""
+        return fingerprint(self.config, self.dataset.manifest_hash, self.files.previous)
+
+    def provenance(self) -> dict[str, Any]:
+        """What an attempt is: enough to know, and to repeat, what it did. `identity` holds the resolved configuration."""
+        read = {"config": self.files.config, "runtime": self.files.runtime, "dataset": self.files.dataset}
+        inputs = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in read.items()}
+        if self.files.previous is not None:
+            inputs["checkpoint"] = {"path": str(self.files.previous), "sha256": self.identity["input_checkpoint"]}
+        return {
+            "command": shlex.join(sys.argv),
+            "folder": str(Path.cwd()),
+            "versions": versions(),
+            "git": git_commit(),
+            "device_target": self.runtime.device_target,
+            "devices": self.runtime.devices,
+            "inputs": inputs,
+            "runtime": self.runtime.model_dump(mode="json"),
+            "identity": self.identity,
+        }
