@@ -160,6 +160,11 @@ def _check_stage(config: StageConfig) -> list[str]:
         _ = config.architecture
     except UserError as error:
         problems.append(f"model.{error}")
+    if config.optimizer.loss_scale >= config.optimizer.loss_scale_max:
+        problems.append(
+            f"optimizer.loss_scale: {config.optimizer.loss_scale:g} must be less than loss_scale_max "
+            f"{config.optimizer.loss_scale_max:g}, at which training stops"
+        )
     if augment.mixup or augment.cutmix:
         group, batch = augment.mixup_group, config.optimizer.global_batch
         if group % 2 or batch % group:

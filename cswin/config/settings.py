@@ -162,6 +162,9 @@ class Optimizer(Section):
     amp_dtype: Literal["float16", "bfloat16"] = usual("float16", description="The low precision format.")
     loss_scale: Positive = usual(1024.0, description="Loss scale at the start (float16 only); an overflow halves it.")
     loss_scale_window: Count = usual(2000, description="Steps without overflow after which the loss scale doubles.")
+    loss_scale_max: Positive = usual(
+        2.0**32, description="Training stops where the loss scale grows so far: overflows are not seen, or gradients are zero."
+    )
     max_bad_steps: Count = usual(20, description="Steps in a row without a finite loss or gradient after which training stops.")
 
 
@@ -268,6 +271,10 @@ class Runtime(Section):
     )
     jit_level: Literal["O0", "O1"] | None = Field(
         None, description="O1 lets ms_backend fuse operators on Ascend (experimental). Empty: O0."
+    )
+    skip_by: Literal["branch", "select"] = Field(
+        "branch",
+        description="How a step that overflows is left out: a branch, for which the host waits in each step, or an update that changes nothing.",
     )
     bind_cores: bool = Field(
         False, description="Bind each of several processes to cores of its own near its device, its data workers included."

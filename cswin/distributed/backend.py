@@ -47,6 +47,8 @@ class Backend:
         deterministic: whether the same input gives the same bits in each run.
         overflow: "infnan" (IEEE 754), or "saturation": an overflow gives the largest number, NaN gives 0, and only a flag tells.
         products: number formats in which matrix products and convolutions are computed.
+        skip_by: how a step that is not finite is left out: "branch" (the host waits for the flag) or "select" (the update runs with
+            factors that change nothing).
     """
 
     device: str
@@ -58,6 +60,7 @@ class Backend:
     deterministic: bool = True
     overflow: str = "infnan"
     products: tuple[str, ...] = ("float32", "float16")
+    skip_by: str = "branch"
 
     @property
     def saturates(self) -> bool:
@@ -183,7 +186,8 @@ def start_backend(
 
 def backend_of(runtime: Runtime, device_id: int) -> Backend:
     """`start_backend` as the runtime section says."""
-    return start_backend(runtime.device_target, device_id, runtime.jit_backend, runtime.jit_level)
+    backend = start_backend(runtime.device_target, device_id, runtime.jit_backend, runtime.jit_level)
+    return replace(backend, skip_by=runtime.skip_by)
 
 
 def backend_text(record: Mapping[str, Any]) -> str:

@@ -50,17 +50,33 @@ class AdamW(nn.Cell):
         self.ema_decay = settings.ema_decay
         self.adam = ops.Adam()
 
-    def construct(self, gradients, lr):
+    def construct(self, gradients, lr, finite=True):
+        """Update everything; where `finite` is false the same operations leave every bit as it was.
+
+        Args:
+            gradients: of both buffers.
+            lr: learning rate.
+            finite: True where only good steps come here; else a bool tensor, by which factors and rates are chosen.
+        """
         t = self.updates + 1.0
         root = ops.sqrt(-ops.expm1(t * self.log_beta2))
         rate = lr * root / -ops.expm1(t * self.log_beta1)
-        ema_rate = 1.0 - self.ema_decay
+        decay, beta1, beta2, ema_rate = 1.0 - lr * self.weight_decay, self.beta1, self.beta2, 1.0 - self.ema_decay
+        if finite is not True:
+            t = ops.select(finite, t, self.updates.value())
+            rate, decay = ops.select(finite, rate, 0.0), ops.select(finite, decay, 1.0)
+            beta1, beta2, ema_rate = (
+                ops.select(finite, beta1, 1.0),
+                ops.select(finite, beta2, 1.0),
+                ops.select(finite, ema_rate, 0.0),
+            )
+            gradients = ops.select(finite, gradients[0], 0.0), ops.select(finite, gradients[1], 0.0)
         matrices = self.weights[0]
-        done = ops.assign(matrices, matrices * (1.0 - lr * self.weight_decay))
+        done = ops.assign(matrices, matrices * decay)
         for i in range(2):
             weight, average = self.weights[i], self.ema[i]
             updated = self.adam(
-                weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, self.beta1, self.beta2, self.eps * root, gradients[i]
+                weight, self.moment1[i], self.moment2[i], 0.0, 0.0, rate, beta1, beta2, self.eps * root, gradients[i]
             )
             done = ops.depend(done, updated)
             done = ops.depend(done, ops.assign(average, average + ema_rate * (weight - average)))
@@ -122,6 +138,7 @@ class TrainStep(nn.Cell):
         parts = 2 * len(self.layout.pieces)
         self.compiled_step = ms.jit(self.construct, **backend.jit_options)
         self.compiled_sum = ms.jit(self.add_gradients, **backend.jit_options)
+        self.select = backend.skip_by == "select"
         self.flag, self.begun = OverflowFlag() if backend.saturates else None, False
         self.compiled_clear = ms.jit(self.clear_flag, **backend.jit_options)
         self.value_and_grad = ms.value_and_grad(self.scaled_loss, tuple(range(3, 3 + parts)), None)
@@ -198,8 +215,12 @@ class TrainStep(nn.Cell):
         factor = unscale
         if self.clip_norm is not None:
             factor = unscale * ops.minimum(self.clip_norm / (norm + CLIP_EPSILON), ops.ones((), ms.float32))
-        if finite:
-            self.optimizer((gradients[0] * factor, gradients[1] * factor), lr)
+        gradients = gradients[0] * factor, gradients[1] * factor
+        if self.select:
+            self.optimizer(gradients, lr, finite)
+            ops.assign_add(self.schedule_step, finite.astype(ms.float32))
+        elif finite:
+            self.optimizer(gradients, lr)
             ops.assign_add(self.schedule_step, ops.ones((), ms.float32))
         bad = self.count_step(finite)
         skipped = 1.0 - finite.astype(ms.float32)

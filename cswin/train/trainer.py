@@ -161,6 +161,23 @@ class Trainer:
                 f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}); the last good "
                 "state is kept in the stage's folder. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level O0"
             )
+        self._check_loss_scale(rows)
+
+    def _check_loss_scale(self, rows: list[dict]) -> None:
+        """Stop where the scale moves against reason: sound training overflows now and then, and not at every scale."""
+        limit = self.config.optimizer.loss_scale_max
+        for row in rows if self.train_step.scaled else ():
+            if row["loss_scale"] >= limit:
+                raise UserError(
+                    f"step {row['step']}: the loss scale has grown to {limit:g} (optimizer.loss_scale_max). Overflows are not seen on "
+                    "this device, or all gradients are zero. The last good state is kept. Use amp_dtype bfloat16 or amp_level O0 "
+                    "where the device has them"
+                )
+            if row["skipped"] and row["loss_scale"] <= 1:
+                raise UserError(
+                    f"step {row['step']}: the loss scale has fallen to 1 and the step still overflows. The last good state is kept. "
+                    "Lower schedule.base_lr, or use amp_dtype bfloat16 or amp_level O0"
+                )
 
     def _validate(self, epoch: int) -> None:
         """Evaluate raw and EMA weights where it is due, each rank on its part; remember the best epoch."""

@@ -340,8 +340,12 @@ def test_what_slurm_would_refuse_is_refused_before(sinfo, monkeypatch):
         slurm.find_partition(None)
 
 
-def test_where_slurm_does_not_answer_nothing_is_checked(sinfo, monkeypatch):
+@pytest.fixture
+def without_slurm(sinfo):
     (sinfo.parent / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+
+
+def test_where_slurm_does_not_answer_nothing_is_checked(without_slurm, monkeypatch):
     assert slurm.find_partition("npu") is None
     monkeypatch.setenv("PATH", "/nowhere")
     assert slurm.find_partition("npu") is None
@@ -366,7 +370,7 @@ def test_outside_of_a_job_there_is_no_limit(monkeypatch):
 
 @slow
 @pytest.mark.parametrize("profile", ["slurm", "generic"])
-def test_devices_are_asked_for_as_configured(workspace, profile):
+def test_devices_are_asked_for_as_configured(without_slurm, workspace, profile):
     """Four NPUs, without any Slurm: what would be submitted."""
     workspace.edit(
         "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=4, batch_size=8, workers=6)
@@ -381,7 +385,7 @@ def test_devices_are_asked_for_as_configured(workspace, profile):
 
 
 @slow
-def test_several_nodes_have_a_launcher_each(workspace):
+def test_several_nodes_have_a_launcher_each(without_slurm, workspace):
     """Two nodes, without any Slurm: what would be submitted."""
     workspace.edit(
         "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=16, nodes=2, batch_size=2)

@@ -90,14 +90,33 @@ def check_scaled_steps(step: TrainStep, count: int, start: float, window: int) -
     return figures
 
 
-def test_overflow_halves_the_loss_scale_and_changes_nothing_else():
+SELECT = dataclasses.replace(BACKENDS["CPU"], skip_by="select")
+
+
+@pytest.mark.parametrize("backend", [BACKENDS["CPU"], SELECT], ids=["branch", "select"])
+def test_overflow_halves_the_loss_scale_and_changes_nothing_else(backend):
     start, window = 2.0**24, 3
     settings = recipes.optimizer(amp_level="O1", loss_scale=start, loss_scale_window=window, ema_decay=0.9)
-    figures = check_scaled_steps(two_layers(settings), 24, start, window)
+    figures = check_scaled_steps(two_layers(settings, backend=backend), 24, start, window)
     skipped = [now["skipped"] for now in figures]
     assert skipped[:2] == [1, 1]
     assert 0 < sum(skipped[6:]) < sum(1 - s for s in skipped)  # grown until it overflowed again, and recovered
     assert all(math.isfinite(now["loss"]) for now in figures)
+
+
+def test_an_update_without_a_branch_has_the_same_bits():
+    settings = recipes.optimizer(amp_level="O1", loss_scale=2.0**20, loss_scale_window=3, ema_decay=0.9, clip_norm=0.1)
+    steps = [two_layers(settings, backend=backend, accumulation=2) for backend in (BACKENDS["CPU"], SELECT)]
+    skipped = 0
+    for i in range(20):
+        for step in steps:
+            step.accumulate(*map(Tensor, batch(i)))
+        branch, select = (run(step, *batch(i + 1)) for step in steps)
+        assert {k: repr(v) for k, v in branch.items()} == {k: repr(v) for k, v in select.items()}
+        one, other = ({name: value.tobytes() for name, value in step.arrays().items()} for step in steps)
+        assert one == other
+        skipped += branch["skipped"]
+    assert 3 < skipped < 17
 
 
 @pytest.mark.slow
@@ -286,3 +305,26 @@ def test_training_stops_after_too_many_bad_steps_and_leaves_the_last_good_state(
     good = StateFolder(tmp_path / "stage/state", 3, print).load()
     assert all(np.isfinite(array).all() for array in good.arrays.values()) and good.step == 0
     assert "not finite" in read_history(tmp_path / "stage/attempts.jsonl")[-1]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "optimizer", "message"),
+    [
+        (False, {"loss_scale": 4.0, "loss_scale_window": 1, "loss_scale_max": 16.0}, "step 3: the loss scale has grown to 16"),
+        (True, {"loss_scale": 4.0, "max_bad_steps": 50}, "step 3: the loss scale has fallen to 1 and the step still overflows"),
+    ],
+    ids=["grows", "falls"],
+)
+def test_training_stops_where_the_loss_scale_moves_against_reason(dataset, tmp_path, monkeypatch, broken, optimizer, message):
+    epoch = TrainLoader.epoch
+
+    def batches(self, number, first_step=0):
+        for found in epoch(self, number, first_step):
+            if broken:
+                found[0].images[:] = np.nan
+            yield found
+
+    monkeypatch.setattr(TrainLoader, "epoch", batches)
+    with pytest.raises(UserError, match=message):
+        train(*stage(amp_level="O1", **optimizer), dataset, tmp_path)
