@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core, at most 16)")
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
     parser.add_argument("--ignore-exif", action="store_true",
-                        help="ignore the EXIF orientation, as training and evaluation do (default: rotate images upright)")  # fmt: skip
+                        help="ignore the EXIF orientation, as in training (default: rotate images upright)")  # fmt: skip
     add_device_arguments(parser)
 
 

@@ -31,7 +31,7 @@ def schema_text() -> str:
 
 
 def reference_text() -> str:
-    """The reference page, Markdown."""
+    """The reference page as Markdown."""
     lines = [
         "# Settings",
         "",

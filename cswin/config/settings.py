@@ -43,7 +43,7 @@ def partial(section: str) -> Any:
 
 
 def usual(value: Any, description: str, **more: Any) -> Any:
-    """A key of the recipe, without a default. `value` is that of config/imagenet/report_small_224.yaml; the error for a missing key names it."""
+    """A key of the recipe, without a default. `value` is that of config/imagenet/report_small_224.yaml; error messages name it."""
     return Field(examples=[value], description=description, **more)
 
 
@@ -60,9 +60,9 @@ class Data(Section):
     directory: FilePath = Field("data", description="Folder that contains all datasets.")
     source: Source = usual(
         "archive",
-        description="`digits`: the handwritten digits of scikit-learn. `archive`: one tar or tar.gz with train/ and val/, one folder per "
-        "class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: a folder with train/ and val/, "
-        "one folder per class.",
+        description="`digits`: the handwritten digits of scikit-learn. `archive`: one tar or tar.gz with train/ and val/, one "
+        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: a "
+        "folder with train/ and val/, one folder per class.",
     )
     archive: FilePath | None = Field(None, description="Path of the archive, for source `archive`.")
     train_archive: FilePath | None = Field(None, description="Path of ILSVRC2012_img_train.tar, for source `ilsvrc2012`.")
@@ -76,7 +76,8 @@ class Data(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of the order in which the images are stored.")
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail",
-        description="Treatment of files that cannot be decoded: `fail` lists them and stops, `skip` lists them and leaves them out.",
+        description="Treatment of files that cannot be decoded: `fail` lists them and stops, `skip` lists them and leaves them "
+        "out.",
     )
     keep_images: bool = Field(True, description="Keep the extracted images after the conversion.")
 
@@ -109,8 +110,8 @@ class Augment(Section):
     ratio: Range = usual([0.75, 4 / 3], description="Smallest and largest aspect ratio of the random crop.")
     interpolation: Literal["bicubic", "bilinear", "random"] = usual(
         "bicubic",
-        description="Resampling filter of training and evaluation. `random` (the paper's code): bicubic or bilinear, drawn for each crop "
-        "and for each geometric operation of RandAugment; evaluation is then bicubic.",
+        description="Resampling filter of training and evaluation. `random` (the paper's code): bicubic or bilinear, drawn for "
+        "each crop and for each geometric operation of RandAugment; evaluation is then bicubic.",
     )
     hflip: Fraction = usual(0.5, description="Probability of a horizontal flip.")
     rand_augment: str | None = usual("rand-m9-mstd0.5-inc1", description="RandAugment in timm's string syntax. Empty: none.")
@@ -122,8 +123,9 @@ class Augment(Section):
     erase_count: Count = usual(1, description="Maximum number of erased boxes per image.")
     erase: Literal["before_mixing", "after_mixing"] = usual(
         "before_mixing",
-        description="Order of erasing and mixing. `before_mixing` (the report): each image is normalised and erased, then the batch is mixed. "
-        "`after_mixing` (the paper's code): 8-bit images are mixed and rounded, then normalised, then erased.",
+        description="Order of erasing and mixing. `before_mixing` (the report): each image is normalised and erased, then the "
+        "batch is mixed. `after_mixing` (the paper's code): 8-bit images are mixed and rounded, then normalised, "
+        "then erased.",
     )
     mixup: NonNegative = usual(0.8, description="Alpha of mixup's Beta distribution; 0: no mixup.")
     cutmix: NonNegative = usual(1.0, description="Alpha of cutmix's Beta distribution; 0: no cutmix.")
@@ -134,8 +136,9 @@ class Augment(Section):
     )
     mixup_group: Count = usual(
         128,
-        description="Number of images that share one draw in mode `batch` and are mixed with the same images in reverse order: the "
-        "report's batch per device. It is part of the recipe, so batches are the same for any number of devices.",
+        description="Number of images that share one draw in mode `batch` and are mixed with the same images in reverse order: "
+        "the report's batch per device. It is part of the recipe, so batches are the same for any number of "
+        "devices.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = usual(0.1, description="Label smoothing.")
     mean: Triple = usual([0.485, 0.456, 0.406], description="Mean for the normalisation: RGB, of values in [0, 1].")
@@ -147,8 +150,8 @@ class Optimizer(Section):
 
     global_batch: Count = usual(
         1024,
-        description="Images per optimizer step over all devices. Must equal runtime.batch_size x runtime.devices x runtime.accumulation; "
-        "nothing is scaled automatically.",
+        description="Images per optimizer step over all devices. Must equal runtime.batch_size x runtime.devices x "
+        "runtime.accumulation; nothing is scaled automatically.",
     )
     beta1: Decay = usual(0.9, description="Decay rate of the first moment.")
     beta2: Decay = usual(0.999, description="Decay rate of the second moment.")
@@ -160,7 +163,8 @@ class Optimizer(Section):
     )
     amp_level: Literal["O0", "O1", "O2"] = usual(
         "O1",
-        description="Mixed precision. O0: none; O1: matrix products and convolutions in low precision; O2: also the values between them.",
+        description="Mixed precision. O0: none; O1: matrix products and convolutions in low precision; O2: also the values "
+        "between them.",
         json_schema_extra={"remedy": "write O1 with the letter O; YAML reads 01 as the number 1"},
     )
     amp_dtype: Literal["float16", "bfloat16"] = usual("float16", description="Number format of the low precision.")
@@ -181,8 +185,8 @@ class Schedule(Section):
     warmup_lr: NonNegative = usual(0.000001, description="Learning rate at the first step of the warmup.")
     cosine_from: Literal["warmup", "start"] = usual(
         "warmup",
-        description="Start of the cosine phase. `warmup`: after the warmup (the report). `start`: at epoch 0, so the maximum stays below "
-        "base_lr (the paper's code).",
+        description="Start of the cosine phase. `warmup`: after the warmup (the report). `start`: at epoch 0, so the maximum "
+        "stays below base_lr (the paper's code).",
     )
     per: Literal["step", "epoch"] = usual("step", description="The learning rate changes at each step or at each epoch.")
     cool_length: Epochs = usual(0, description="Epochs of the first constant phase.")
@@ -208,8 +212,8 @@ class Evaluation(Section):
     select_by: Literal["raw", "ema"] = usual("ema", description="The weights whose top-1 decides which epoch is the best.")
     select_on: Literal["val", "minival"] = usual(
         "val",
-        description="The images that decide. `val`: the validation set, which is also reported, so the choice is optimistic. `minival`: a "
-        "part of the training set that is held out.",
+        description="The images that decide. `val`: the validation set, which is also reported, so the choice is optimistic. "
+        "`minival`: a part of the training set that is held out.",
     )
     minival_images: Count = usual(10000, description="Number of images that are held out, with select_on: minival.")
 
@@ -224,8 +228,9 @@ class Stage(Section):
     epochs: Count = Field(description="End of the stage on the whole schedule (exclusive).")
     carry: Literal["weights", "all"] | None = Field(
         None,
-        description="What the stage takes from the previous one. `weights`: only the weights (the report); moments, EMA and loss scale start "
-        "anew. `all`: everything, as in one uninterrupted training. Required in every stage after the first.",
+        description="What the stage takes from the previous one. `weights`: only the weights (the report); moments, EMA and "
+        "loss scale start anew. `all`: everything, as in one uninterrupted training. Required in every stage after "
+        "the first.",
     )
     carry_weights: Literal["raw", "ema"] | None = Field(
         None, description="Which weights of the previous stage. Required with carry: weights."
@@ -248,12 +253,13 @@ class Runtime(Section):
     )
     host_file: FilePath | None = Field(
         None,
-        description="File with the addresses of the nodes, one per line, if Slurm does not provide them. The first one is the master "
-        "(docs/devices.md).",
+        description="File with the addresses of the nodes, one per line, if Slurm does not provide them. The first one is the "
+        "master (docs/devices.md).",
     )
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
         None,
-        description="Port on the first node by which the processes connect. Empty: derived from the Slurm job's number, or 8118.",
+        description="Port on the first node by which the processes connect. Empty: derived from the Slurm job's number, or "
+        "8118.",
     )
     batch_size: Count = Field(128, description="Images per device and forward pass.")
     accumulation: Count = Field(1, description="Forward and backward passes per optimizer step.")
@@ -297,7 +303,8 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = usual(42, description="Seed of all random numbers except data.seed.")
     pretrained: FilePath | None = Field(
         None,
-        description="Checkpoint from which the first stage starts (fine-tuning). The head is replaced if the number of classes differs.",
+        description="Checkpoint from which the first stage starts (fine-tuning). The head is replaced if the number of classes "
+        "differs.",
     )
     paper_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None, description="Published top-1 in per cent, for comparison in tables and pictures."

@@ -1,4 +1,4 @@
-"""Which operation runs in which number format."""
+"""Number formats of the operations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Precision:
 
     Attributes:
         product: convolutions, linear layers and both attention products (the white list).
-        stream: what flows between them: residual sums and GELU.
+        stream: values between them: residual sums and GELU.
 
     LayerNorm, softmax, the LePE sum, pooling, the head's logits and the loss are computed in float32 at every level (the
-    black list): their sums run over hundreds of terms or feed an exponential.
+    black list): they have sums of hundreds of terms, or an exponential.
     """
 
     product: ms.Type
@@ -38,12 +38,12 @@ def precision(level: str, dtype: str = "float16") -> Precision:
 
 
 def require_precision(formats: Precision) -> None:
-    """Try the products' format on the device that computes.
+    """Try the format of the products on the device.
 
     Raises:
         UserError: if the device has no such products (bfloat16 on CPUs and on the first Ascend 910).
     """
-    if formats.product != ms.bfloat16:  # every device has the other two
+    if formats.product != ms.bfloat16:  # every device supports the other two
         return
     ones = ops.ones((2, 2), ms.float32).astype(formats.product)
     try:

@@ -21,7 +21,8 @@ class StageHistory:
     """The logged training.
 
     Attributes:
-        steps: one row per optimizer step: step, loss, lr; seconds, images_per_s and wait at steps where the device was read. NaN: no value.
+        steps: one row per optimizer step: step, loss, lr; seconds, images_per_s and wait at steps where the device was read. NaN:
+            no value.
         epochs: rows of validated epochs.
         start: what the stage started from; empty before its start.
     """

@@ -220,8 +220,9 @@ def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: f
 def _age(holder: Holder, now: float) -> tuple[float, float | None]:
     """Seconds since the last heartbeat, and by how much the trainer's clock is ahead of the file system's.
 
-    There are two times: the one that the trainer wrote, by its own clock, and the date of the file, often by a server's clock. Either
-    clock may be wrong. A time in the future is ignored, and the later of the two counts, so a stage is stale only if both times are old.
+    There are two times: the one that the trainer wrote, by its own clock, and the date of the file, often by a server's clock.
+    Either clock may be wrong. A time in the future is ignored, and the later of the two counts, so a stage is stale only if both
+    times are old.
     """
     ages = [age for age in (now - holder.heartbeat, now - holder.written) if age >= -CLOCK_TOLERANCE]
     ahead = holder.heartbeat - holder.written

@@ -61,9 +61,9 @@ class MixPlan:
 def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
     """Draws how a group of `group` samples is mixed; the partner of sample i is sample group - 1 - i.
 
-    lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. If both are positive, cutmix is used with probability `switch_prob`; an
-    alpha of 0 disables its method. With probability 1 - `mixup_prob` nothing is mixed. `mixup_mode`: one draw per group
-    (`batch`), per pair of partners (`pair`) or per sample (`elem`). `image_size` is (height, width) in pixels.
+    lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. If both are positive, cutmix is used with probability
+    `switch_prob`; an alpha of 0 disables its method. With probability 1 - `mixup_prob` nothing is mixed. `mixup_mode`: one draw per
+    group (`batch`), per pair of partners (`pair`) or per sample (`elem`). `image_size` is (height, width) in pixels.
 
     Raises UserError for an odd group if mixing is enabled, an unknown mode, or numbers out of range.
     """
@@ -166,11 +166,11 @@ def one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarra
 def apply_mixup(
     images: np.ndarray, labels: np.ndarray, plan: MixPlan, num_classes: int, smoothing: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,) integers, plan of B rows.
+    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,), plan of B rows.
 
-    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32 and
-    rounded, halves to even (`np.rint`, as timm's collate function does). Its target is
-    lam * y_j + (1 - lam) * y_{B-1-j} with smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
+    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32
+    and rounded, halves to even (`np.rint`, as timm's collate function does). Its target is lam * y_j + (1 - lam) * y_{B-1-j} with
+    smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
 
     Raises UserError if lengths differ, or if the middle sample of an odd batch would be mixed.
     """

@@ -1,7 +1,7 @@
 """From the bytes of an image file to pixels.
 
-simplejpeg decodes JPEGs of the usual kinds. It uses the same library and gives the same pixels as Pillow, but it does not read files
-in pieces, and its memory is reused from image to image. Pillow decodes all other files and all damaged ones.
+simplejpeg decodes JPEGs of the usual kinds. It uses the same library and gives the same pixels as Pillow, but it does not read
+files in pieces, and its memory is reused from image to image. Pillow decodes all other files and all damaged ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EncodedImage:
         size: (width, height) in pixels.
         is_jpeg: whether it can be decoded at 1/2, 1/4 or 1/8.
 
-    Raises BadImage with the reason if the file is empty, no image, or too large. The methods raise it if it is truncated or damaged.
+    Raises BadImage with the reason if the file is empty, no image, or too large. The methods raise it if it is damaged.
     """
 
     def __init__(self, data: bytes):

@@ -1,4 +1,4 @@
-"""Evaluation pipeline from an image file to the network's input. EXIF orientation is ignored, as in every published ImageNet figure."""
+"""Evaluation pipeline from an image file to the network's input. EXIF orientation is ignored, as in published ImageNet figures."""
 
 from __future__ import annotations
 

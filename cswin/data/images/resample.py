@@ -1,10 +1,10 @@
-"""Resizing of 8-bit images by antialiased bicubic or bilinear filters, bit-identical to Pillow, with crop and flip in the same pass.
+"""Resizing of 8-bit images by antialiased bicubic or bilinear filters, bit-identical to Pillow, with crop and flip in one pass.
 
-Output pixel i of n depends on the input about c = start + (i + 0.5) s, where s = (stop - start) / n, with a filter that is stretched by
-max(s, 1): weights f((j + 0.5 - c) / max(s, 1)), divided by their sum, rounded to 22 binary digits after the point. Bicubic is the
-Keys filter with a = -0.5, bilinear the triangle. First along the rows, then along the columns, each pass rounded to 8 bits. That is
-Pillow's definition (its Resample.c) up to version 12. Version 13 processes the columns first if an image shrinks much more in height
-than in width, which rounds differently. Here the rows always come first.
+Output pixel i of n depends on the input about c = start + (i + 0.5) s, where s = (stop - start) / n, with a filter that is
+stretched by max(s, 1): weights f((j + 0.5 - c) / max(s, 1)), divided by their sum, rounded to 22 binary digits after the point.
+Bicubic is the Keys filter with a = -0.5, bilinear the triangle. First along the rows, then along the columns, each pass rounded to
+8 bits. That is Pillow's definition (its Resample.c) up to version 12. Version 13 processes the columns first if an image shrinks
+much more in height than in width, which rounds differently. Here the rows always come first.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def resize(
 
     Args:
         crop: the part of the image to use; the filter uses no pixel outside it.
-        region: left, top, right, bottom of the part to resize, in pixels of `crop`, not necessarily integers (rounded to float32, as
-            in Pillow); the filter also uses pixels outside it. Default: all of `crop`.
+        region: left, top, right, bottom of the part to resize, in pixels of `crop`, not necessarily integers (rounded to float32,
+            as in Pillow); the filter also uses pixels outside it. Default: all of `crop`.
         window: the part of the result to return; default: all of it.
         mirrored: whether the returned part is flipped horizontally.
     """

@@ -82,7 +82,7 @@ class TrainLoader:
         self.transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """The optimizer steps of an epoch, beginning with `first_step`; each one is a list of micro-batches. Earlier rows are not read."""
+        """The optimizer steps of an epoch from `first_step` on, as lists of micro-batches. Earlier rows are not read."""
         order = order_rng(self.config.seed, epoch).permutation(self.positions)
         steps = range(first_step, self.steps_per_epoch)
         local = np.concatenate(self.micro_rows)

@@ -38,8 +38,8 @@ def save_fingerprint(fingerprint: str, path: Path) -> None:
 
 
 def folder_changed(images: Path, noted: Path) -> bool:
-    """Whether the folder's fingerprint differs from the one that `save_fingerprint` wrote. A missing folder does not count as changed:
-    the files that were made from it are still valid.
+    """Whether the folder's fingerprint differs from the one that `save_fingerprint` wrote. A missing folder does not count as
+    changed: the files that were made from it are still valid.
     """
     if not images.is_dir():
         return False

@@ -1,7 +1,7 @@
 """Writes a tree of extracted images, completely or not at all.
 
-Files are written to `<output>.partial`, which is renamed to `<output>` when all of them are on the disk. A journal in the partial tree
-records up to which position of the archive all files are written; a killed extraction resumes there.
+Files are written to `<output>.partial`, which is renamed to `<output>` when all of them are on the disk. A journal in the partial
+tree records up to which position of the archive all files are written; a killed extraction resumes there.
 """
 
 from __future__ import annotations

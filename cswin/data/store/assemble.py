@@ -60,7 +60,7 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
 
 
 def shard_entry(summary: Summary, split: str, shard: int, shards: Path, folder: Path) -> dict:
-    """The entry of a shard in dataset.json in `folder`. Raises `UserError` if the shard is missing or does not belong to the summary."""
+    """The entry of a shard for dataset.json in `folder`. Raises `UserError` if it is missing or does not belong to the summary."""
     path = shards / f"{shard_name(split, shard)}.mindrecord"
     receipt = load_receipt(path.with_suffix(".json"))
     first, last = summary.shard_range(split, shard)

@@ -1,7 +1,7 @@
 """A converted dataset, and random access to its rows.
 
-dataset.json is beside the folder of the shards. For each split it lists the shards with their sizes and hashes. This module does not
-need MindSpore and decodes no image.
+dataset.json is beside the folder of the shards. For each split it lists the shards with their sizes and hashes. This module does
+not need MindSpore and decodes no image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The manifest: one row per image, and a small summary on which all later steps depend.
 
-Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, each in the order in which its images are
-stored: a seeded permutation of classes and images sorted by name. A label is the position of its class in the sorted names of the
-classes of train. A shard is a slice of the rows of its split.
+Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, each in
+storage order: a seeded permutation of the images sorted by class and name. A label is the position of its class in the sorted
+names of the training classes. A shard is a slice of the rows of its split.
 """
 
 from __future__ import annotations

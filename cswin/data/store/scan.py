@@ -1,7 +1,7 @@
 """Makes the manifest of a folder of images: every file is read once, hashed, and decoded as a check.
 
-The check is cheap: a JPEG is decoded at 1/8 of its size. This reads the whole compressed stream (so it finds a truncation anywhere, as a
-full decode does) but computes few pixels.
+The check is cheap: a JPEG is decoded at 1/8 of its size. This reads the whole compressed stream (so it finds a truncation anywhere,
+as a full decode does) but computes few pixels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Single rows of a MindRecord file, in any order, without MindSpore.
 
 MindDataset reads a random order at a twentieth of this speed and has its own thread pool beside the loader's. A MindRecord file
-consists of a header (8 bytes with the length of a JSON text, the text, zeros up to `header_size`) and pages of `page_size` bytes. The
-SQLite file beside it gives the page and the offset of each row's blob. A blob of one field is 8 bytes with its length, then the
-field. Files of other versions, and compressed or encrypted files, are errors. tests/data/test_mindrecord.py reads the same files with
-MindDataset.
+consists of a header (8 bytes with the length of a JSON text, the text, zeros up to `header_size`) and pages of `page_size` bytes.
+The SQLite file beside it gives the page and the offset of each row's blob. A blob of one field is 8 bytes with its length, then the
+field. Files of other versions, and compressed or encrypted files, are errors. tests/data/test_mindrecord.py reads the same files
+with MindDataset.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from cswin.atomic import atomic_path
 WIDTH, DPI = 8.0, 160  # inches: 1,280 pixels across; 7.5 point type when printed across an A4 page
 SMALL, TITLE = 8.5, 12
 
-# Okabe and Ito's palette, darkened to 4.5:1 or more against white (WCAG AA for text): distinguishable in grey and for colour-blind readers.
+# Okabe and Ito's palette, darkened to 4.5:1 or more against white (WCAG AA for text): distinguishable in grey and by the colour-blind.
 RAW, EMA = "#b24a00", "#0067a8"
 RIGHT, WRONG = EMA, RAW
 RATE, NEUTRAL = "#007a5a", "#5a3d8a"
