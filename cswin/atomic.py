@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+"""Atomic writing of files: after an interruption a file is either the old one or the new one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cswin.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
-    """A path to write to; what was written there replaces `path` at the end, all at once and on the disk.
+    """A temporary path to write to. At the end the file is flushed to the disk and atomically replaces `path`.
 
-    The temporary file lies in the same folder (a rename does not cross file systems) under one fixed hidden name with the same
-    suffix, so what a killed process leaves behind is overwritten by the next attempt instead of filling the disk. The data
-    reach the disk before the name does: after a power failure, too, `path` is complete or untouched. If the body raises,
-    the temporary file is removed and `path` stays as it was; the same if `check`, called last before the rename, raises.
+    The temporary file is in the same folder (a rename does not cross file systems) under a fixed hidden name with the same
+    suffix. So the next attempt overwrites the file of a killed process, and the disk does not fill up. The data reach the disk
+    before the name: even after a power failure `path` is complete or unchanged. If the body raises, the temporary file is
+    removed and `path` is unchanged; the same if `check`, which is called last before the rename, raises.
 
     Raises:
         UserError: if the folder is missing or cannot be written, or the disk is full.
@@ -28,7 +28,7 @@ def atomic_path(path: str | Path, check: Callable[[], None] | None = None) -> It
         try:
             temporary.unlink(missing_ok=True)
             temporary.touch()
-            mode = temporary.stat().st_mode & 0o777  # what the user's umask gives; some writers set their own
+            mode = temporary.stat().st_mode & 0o777  # the permissions of the user's umask; some writers set their own
             yield temporary
             temporary.chmod(mode)
             _flush(temporary, os.O_RDWR)

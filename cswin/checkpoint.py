@@ -1,11 +1,11 @@
-"""Checkpoints that say what they are: weights, their moving average, and the record of what they belong to.
+"""Self-describing checkpoints: weights, their moving average (EMA), and a record of their architecture and origin.
 
-Two formats, chosen by the suffix: `.ckpt` (MindSpore's own; `mindspore.load_checkpoint` reads it) and `.safetensors` (which
-many tools read, and which needs no MindSpore here). In both, the weights lie under the authors' parameter names, their
-moving average under the same names behind `ema.`, and the record as JSON under the key `cswin_record` (a string entry in
-`.ckpt`, the metadata in `.safetensors`). A SHA-256 over record and tensors goes with them: a damaged file is refused.
+The suffix selects one of two formats: `.ckpt` (MindSpore's own; `mindspore.load_checkpoint` reads it) and `.safetensors` (which
+many tools read, and which needs no MindSpore here). Both contain the weights under the authors' parameter names, their moving
+average under the same names with the prefix `ema.`, and the record as JSON under the key `cswin_record` (a string entry in
+`.ckpt`, the metadata in `.safetensors`). A SHA-256 over record and tensors detects damaged files.
 
-The same content gives the same bytes in both formats (names are written in sorted order, nothing depends on the time).
+Equal content gives equal bytes in both formats: names are written in sorted order, and nothing depends on the time.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LISTED = 50  # parameters named in one error message
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What a checkpoint's weights belong to.
+    """The record of a checkpoint: architecture and origin of its weights.
 
     Attributes:
         architecture: of the network.
         class_names: name of each output of the head, in its order.
-        preprocessing: of the images that the network was trained for.
-        provenance: where the weights come from, values that JSON holds: configuration, stage, epoch, step, manifest's hash,
-            git commit, versions, or the converted file.
+        preprocessing: preprocessing of the images for the network.
+        provenance: origin of the weights, JSON values: configuration, stage, epoch, step, hash of the manifest, git commit,
+            versions, or the converted file.
     """
 
     architecture: Architecture
@@ -74,7 +74,7 @@ class CheckpointRecord:
         """Inverse of `to_dict`.
 
         Raises:
-            UserError: if something is missing, unknown or does not fit together.
+            UserError: if something is missing, unknown or inconsistent.
         """
         try:
             return cls(
@@ -96,12 +96,12 @@ class Checkpoint:
     ema: dict[str, np.ndarray] | None = None
 
     def best_weights(self) -> dict[str, np.ndarray]:
-        """The weights to evaluate with: the moving average where there is one."""
+        """The weights for evaluation: the moving average if there is one."""
         return self.weights if self.ema is None else self.ema
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint: `path` is the complete new file or, after an interruption, what it was before.
+    """Write a checkpoint atomically: after an interruption `path` is unchanged.
 
     Returns:
         The file's SHA-256, hexadecimal.
@@ -139,7 +139,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | None) -> Checkpoint:
-    """The checkpoint in what `read_tensors(path)` found; errors as `load_checkpoint`."""
+    """The checkpoint from the result of `read_tensors(path)`; errors as `load_checkpoint`."""
     if text is None:
         raise UserError(f"{path}: has no record of its architecture, so it was not written by cswin or is cut short; "
                         "turn weights of other origin into a checkpoint with `cswin convert-weights`")  # fmt: skip
@@ -164,15 +164,15 @@ def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | Non
 
 def fitting_weights(weights: Mapping[str, np.ndarray], found: Architecture, wanted: Architecture,
                     free: Iterable[str] = (), source: str | Path = "the checkpoint") -> dict[str, np.ndarray]:  # fmt: skip
-    """The weights that a network takes from a checkpoint: all of them, or all but the head where that has other classes.
+    """The weights that a network takes from a checkpoint: all, or all except the head if it has other classes.
 
     Args:
         weights: float32 arrays by parameter name.
         found: the architecture that they belong to.
-        wanted: the network's.
-        free: what may differ: `num_classes` (the head is left out then), `image_size` and `split_size` (no parameter's shape
-            depends on them; the function that the weights compute is another one then).
-        source: named in errors.
+        wanted: the architecture of the network.
+        free: fields that may differ: `num_classes` (then the head is left out), `image_size` and `split_size` (they do not affect
+            the shapes of parameters, but the function of the network).
+        source: the file, for error messages.
 
     Raises:
         UserError: if the architectures differ (with the keys) or parameters are missing, surplus or misshapen (with the names).
@@ -190,7 +190,7 @@ def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], so
     """Compare names and shapes.
 
     Raises:
-        UserError: listing what is missing, surplus and misshapen.
+        UserError: with a list of missing, surplus and misshapen parameters.
     """
     problems = {
         "missing": [f"{k} {tuple(wanted[k])}" for k in wanted if k not in found],
@@ -212,7 +212,7 @@ def known_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> str:
     """The path's suffix in lower case.
 
     Raises:
-        UserError: if it is none of `suffixes`.
+        UserError: if it is not one of `suffixes`.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: the suffix decides the format and must be one of {', '.join(suffixes)}")
@@ -229,7 +229,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """All tensors of a `.ckpt` or `.safetensors` file, of any origin, and cswin's record as JSON text if there is one.
 
     Raises:
-        UserError: if the file is missing or cannot be read as what its suffix says.
+        UserError: if the file is missing or cannot be read in the format of its suffix.
     """
     suffix = known_suffix(path)
     if not path.is_file():

@@ -13,23 +13,23 @@ from cswin.distributed.backend import prepare_environment
 from cswin.distributed.stopping import EXIT_CTRL_C, EXIT_USER
 from cswin.errors import UserError
 
-# Command -> what it does; the code is cswin/commands/<command with underscores>.py.
+# Command -> what it does. Its code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
     "data": "make, extract, convert, verify and inspect datasets",
-    "train": "train a stage, or go on where it was interrupted",
-    "state": "show a stage's saved state; accept changed versions, or set it aside",
-    "evaluate": "evaluate a checkpoint: every image exactly once",
-    "status": "show how far runs are, also while they run elsewhere",
-    "table": "write the results table of a run",
-    "card": "write a run's card: what was trained on what, how, the result, what was not run",
+    "train": "train a stage, or resume it",
+    "state": "show the saved state of a stage; accept changed versions, or set the state aside",
+    "evaluate": "evaluate a checkpoint",
+    "status": "show the progress of runs, also of those on other machines",
+    "table": "print or write the results table of a run",
+    "card": "write the run card: what was trained, how, the result, what was not run",
     "draw": "draw pictures of a run: curves, throughput, classes, predictions, samples",
-    "page": "write pages of a run: table, configuration, provenance, data",
-    "predict": "name what is on images",
-    "export": "write a checkpoint as ONNX or MINDIR",
+    "page": "write HTML pages about a run: table, configuration, provenance, data",
+    "predict": "classify images",
+    "export": "export a checkpoint to ONNX or MINDIR",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
-    "profile": "parameters, MACs and memory of an architecture",
-    "plan": "steps, files, memory and hours of a configuration",
-    "config": "check a configuration; print the schema or the reference page",
+    "profile": "print parameters, MACs and memory of an architecture",
+    "plan": "estimate steps, files, memory and hours of a configuration",
+    "config": "check or compare configurations; print the schema or the reference page",
 }
 
 
@@ -50,10 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done; 2: something that the user can put right, named on stderr; 130: ended by Ctrl-C; other codes are the command's
-        own.
+        0: done; 2: an error that the user can fix, named on stderr; 130: ended by Ctrl-C; other codes depend on the command.
     """
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own chatter: errors only
+    os.environ.setdefault("GLOG_v", "3")  # of MindSpore's messages, only errors
     if unused := prepare_environment():
         print(f"cswin: {', '.join(unused)} is set and not used (docs/ascend.md)", file=sys.stderr)
     args = build_parser().parse_args(argv)

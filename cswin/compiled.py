@@ -1,9 +1,9 @@
-"""Loops over numbers, compiled by numba for the machine they run on.
+"""Loops over numbers, compiled by numba for the current machine.
 
-A kernel is compiled at its first call with arguments of a kind, for all of them together a matter of seconds, and kept on disk: in
-__pycache__ beside its source, in the user's cache folder where that is read-only, or in NUMBA_CACHE_DIR. Where nothing can be
-written, each process compiles for itself. Kernels run outside of Python's lock, so that threads work side by side. Floating-point
-arithmetic is what is written, no fused or reordered operations, and so the same bits on every machine, unless a kernel allows more.
+A kernel is compiled at its first call with arguments of a kind (seconds for all kernels together) and kept on disk: in __pycache__
+beside its source, in the user's cache folder if that is read-only, or in NUMBA_CACHE_DIR. If no folder is writable, each process
+compiles for itself. Kernels run outside Python's global lock, so threads run in parallel. Floating-point operations are neither
+fused nor reordered, so the results are bit-identical on every machine, unless a kernel allows more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.core.caching import FunctionCache
 
 
 class Cache(FunctionCache):
-    """Numba's own, where a damaged file is compiled anew: Numba itself raises what unpickling happens to raise, at every call."""
+    """Numba's cache, but a damaged file is compiled again; Numba itself raises the error of unpickling at every call."""
 
     def load_overload(self, sig, target_context):
         try:
@@ -27,7 +27,7 @@ class Cache(FunctionCache):
             _say_damaged(str(self.cache_path), type(error).__name__)
             try:
                 self.flush()
-            except OSError:  # read-only: this process does without
+            except OSError:  # read-only: this process works without the cache
                 self.disable()
             return None
 
@@ -38,11 +38,11 @@ def _say_damaged(folder: str, reason: str) -> None:
 
 
 def compiled(function: Callable, fastmath: bool | frozenset[str] = False) -> Callable:
-    """The function as a kernel. It may call only kernels of its own file: a change elsewhere would not renew what is on disk.
+    """The function as a kernel. It may call only kernels of its own file: a change in another file would not update the cache.
 
     Args:
         function: plain loops over arrays.
-        fastmath: LLVM's names of the freedoms the compiler may take; none by default.
+        fastmath: LLVM's names of the optimisations that the compiler may use; none by default.
     """
     kernel = njit(nogil=True, error_model="numpy", fastmath=set(fastmath) if fastmath else False)(function)
     with contextlib.suppress(RuntimeError):  # no folder for the cache

@@ -1,8 +1,8 @@
-"""Errors that a person can act on."""
+"""Errors with a remedy."""
 
 
 class UserError(Exception):
-    """Something that the user can put right: the message names the file, key or value and the remedy.
+    """An error that the user can fix: the message names the file, key or value and the remedy.
 
     The command line prints the message without a traceback and exits with code 2.
     """

@@ -22,7 +22,7 @@ from cswin.predictions import Predictions
 
 
 def gathered(predictions: Predictions, ranks: Ranks) -> Predictions:
-    """The predictions of all ranks, each of which judged its `Ranks.part`, in the images' order and on every rank."""
+    """The predictions of all ranks, in the order of the images, on every rank. Each rank has evaluated its `Ranks.part`."""
     return Predictions(**{field.name: ranks.gather(getattr(predictions, field.name)) for field in fields(predictions)})
 
 
@@ -31,7 +31,7 @@ def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterabl
 
     Args:
         predictor: the network.
-        weight_sets: weights by parameter name, by the set's name.
+        weight_sets: sets of weights by name; each set is weights by parameter name.
         batches: labelled images, each decoded once for all sets.
     """
     on_device = {which: predictor.on_device(weights) for which, weights in weight_sets.items()}
@@ -47,18 +47,18 @@ def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterabl
 def evaluate_checkpoint(
     checkpoint: Checkpoint, source: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
 ) -> dict[str, Predictions]:
-    """Predictions of a checkpoint's raw weights ("raw") and, where it has one, of their moving average ("ema").
+    """Predictions of a checkpoint's raw weights ("raw") and, if it has one, of their moving average ("ema").
 
     Args:
         checkpoint: what to evaluate.
         source: labelled images; the predictions are in its order.
-        preprocessing: of the images; the checkpoint's own, or with another crop.
+        preprocessing: that of the checkpoint, possibly with another crop.
         runtime: batch size and workers.
-        ranks: the processes that share the images; each returns the predictions of all.
-        backend: of the device, started.
+        ranks: the processes that share the images; each one returns all predictions.
+        backend: the started backend of the device.
 
     Raises:
-        RuntimeError: if not every image of the source was judged exactly once.
+        RuntimeError: if not every image of the source was evaluated exactly once.
     """
     task = EvalTask(EvalTransform(preprocessing))
     predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, jit_options=backend.jit_options)

@@ -1,4 +1,4 @@
-"""The network with weights, for everything but training: validation, evaluation, prediction and the check of an export."""
+"""The network with weights, for all uses except training: validation, evaluation, prediction, and the check of an export."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Predictor:
 
     Args:
         arch, formats, formulation: as for `CSWin`.
-        batch_size: of the compiled graph; smaller batches are padded.
-        jit_options: of the device, see `Backend.jit_options`.
+        batch_size: batch size of the compiled graph; smaller batches are padded.
+        jit_options: options of the device, see `Backend.jit_options`.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Predictor:
         self._forward = forward
 
     def on_device(self, weights: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Weights by parameter name as `logits` takes them.
+        """Weights by parameter name in the form that `logits` needs.
 
         Raises:
-            UserError: if names or shapes are not the network's.
+            UserError: if names or shapes differ from those of the network.
         """
         check_parameters({name: value.shape for name, value in weights.items()}, self.layout.shapes)
         buffers = self.layout.pack(weights)
@@ -61,7 +61,7 @@ class Predictor:
         return self._forward(Tensor(images), *weights).asnumpy()[:n]
 
     def compile(self) -> None:
-        """Compile now what `logits` would at its first call."""
+        """Compile the graph now instead of at the first call of `logits`."""
         weights = tuple(Tensor(np.zeros(self.layout.size(group), np.float32)) for group in GROUPS)
         self.logits(weights, np.zeros((self.batch_size, *self.image_shape), np.float32))
 
@@ -69,7 +69,7 @@ class Predictor:
 class WeightedCSWin(nn.Cell):
     """The network with a checkpoint's best weights as its own parameters, for export: images (B, C, H, W) -> logits.
 
-    In the formulation of plain operations, which every runtime has.
+    It uses the formulation with plain operations, which every runtime has.
     """
 
     def __init__(self, checkpoint: Checkpoint):

@@ -1,4 +1,4 @@
-"""Prediction on image files: every file gets its classes or its own error message, none stops the rest."""
+"""Prediction on image files: the result for a file is its classes or an error message; an error does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that an image may show: its number, its name, its probability."""
+    """A possible class of an image: number, name, probability."""
 
     label: int
     name: str
@@ -35,7 +35,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found for a file: the best classes, most probable first, or `error`: why there are none."""
+    """The result for a file: the best classes, most probable first, or `error` with the reason why there are none."""
 
     path: Path
     guesses: tuple[Guess, ...] = ()
@@ -43,12 +43,12 @@ class Prediction:
 
 
 class ImageReader:
-    """Image files to network inputs, as the checkpoint's preprocessing says.
+    """Makes network inputs from image files with the checkpoint's preprocessing.
 
     Args:
         preprocessing: of the checkpoint.
-        upright: turn images as their EXIF orientation says, the way viewers show them. Training and evaluation, as all published
-            ImageNet figures, ignore it: choose False to compare with those.
+        upright: rotate images by their EXIF orientation, as viewers do. Training, evaluation and published ImageNet figures
+            ignore it: use False for comparisons with them.
     """
 
     def __init__(self, preprocessing: Preprocessing, upright: bool = True):
@@ -81,8 +81,8 @@ class ImageReader:
 
 
 def _turn_upright(image: Image.Image, data: bytes) -> None:
-    """Turn a decoded image as the EXIF orientation of its file says; damaged metadata do not spoil an image."""
-    with contextlib.suppress(Exception):  # Pillow's EXIF parser raises what its input makes it raise
+    """Rotate a decoded image by the EXIF orientation of its file; damaged metadata are ignored."""
+    with contextlib.suppress(Exception):  # Pillow's EXIF parser raises many kinds of exceptions for damaged input
         with Image.open(io.BytesIO(data)) as header:
             image.getexif()[ExifTags.Base.Orientation] = header.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
@@ -92,9 +92,9 @@ class Classifier:
     """A checkpoint's network, compiled once for one batch size.
 
     Args:
-        checkpoint: the moving average is used where there is one.
-        batch_size: of the compiled graph; smaller batches are padded.
-        jit_options: of the device, see `Backend.jit_options`.
+        checkpoint: the moving average is used if there is one.
+        batch_size: batch size of the compiled graph; smaller batches are padded.
+        jit_options: options of the device, see `Backend.jit_options`.
     """
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str]):
@@ -109,7 +109,7 @@ class Classifier:
         return softmax(self.predictor.logits(self.weights, images).astype(np.float64), axis=1)
 
     def guesses(self, images: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
-        """The best classes of each image; equal ones in the order of their numbers."""
+        """The best classes of each image; classes with equal probability are in the order of their numbers."""
         probabilities = self.probabilities(images)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -119,11 +119,11 @@ class Classifier:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are given, and what lies in folders, at any depth, under a suffix that Pillow reads; each once, folders in
-    sorted order. Hidden files and folders inside are left out.
+    """The given files, and all files in the given folders and their subfolders with a suffix that Pillow reads. Each file appears
+    once; folders are in sorted order. Hidden files and folders are left out.
 
     Raises:
-        UserError: if a folder holds no image at all.
+        UserError: if a folder has no image.
     """
     found: dict[Path, None] = {}
     for given in paths:
@@ -147,7 +147,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 def predict(
     paths: Iterable[Path], classifier: Classifier, reader: ImageReader, top_k: int, workers: int
 ) -> Iterator[Prediction]:
-    """One prediction per path, in their order; while the network computes a batch, threads decode the next ones.
+    """One prediction per path, in the same order; while the network computes a batch, threads decode the next ones.
 
     Args:
         paths: files.
@@ -174,7 +174,7 @@ def _predict_batch(batch: list[tuple[Path, Future]], classifier: Classifier, top
             results.append(Prediction(path))
         except BadImage as error:
             results.append(Prediction(path, error=str(error)))
-        except Exception as error:  # whatever a strange file brings about, the other files are read
+        except Exception as error:  # an unexpected error in one file must not stop the others
             results.append(Prediction(path, error=f"cannot be decoded: {type(error).__name__}: {error}"))
     guesses = iter(classifier.guesses(np.stack(images), top_k)) if images else iter(())
     return [result if result.error else Prediction(result.path, next(guesses)) for result in results]

@@ -1,4 +1,4 @@
-"""What a network said of each image, and the file that keeps it: every figure of an evaluation can be recomputed from it."""
+"""The predictions for each image, and their file. Every figure of an evaluation can be recomputed from it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WEIGHT_SETS = ("raw", "ema")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of each image.
+    """The predictions for a set of images.
 
     Attributes:
         labels: (n,) int32.
         top5: (n, k) int32, k = min(5, classes), most probable first.
         losses: (n,) float64, cross-entropy against the label.
-        positions: (n,) int64, which image it is: its position in the split as it is stored (a converted dataset), or its number
-            in the order of the source.
+        positions: (n,) int64, position of the image in the storage order of its split (converted dataset), or its number in the
+            order of the source.
     """
 
     labels: np.ndarray
@@ -53,7 +53,7 @@ class Predictions:
         return (self.top5 == self.labels[:, None]).any(1)
 
     def figures(self) -> dict[str, Any]:
-        """n, right1, right5 as integers; top1 and top5 in per cent; the mean loss in float64; the report's own counting."""
+        """n, right1, right5 as integers; top1 and top5 in per cent; the mean loss in float64; top-1 in the report's counting."""
         n, whole = len(self.labels), len(self.labels) // REPORT_BATCH * REPORT_BATCH
         right1, right5 = int(self.right1.sum()), int(self.right5.sum())
         loss = float(self.losses.mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Write the card of a run: what was trained on what, how, the result, how to use it, and what was not run."""
+"""Write the run card: what was trained, on what, and how; the result, how to use it, and what was not run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def configure(parser):
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>, all its stages evaluated")
-    parser.add_argument("--settings", type=Path, required=True, help="the run's summary of stages and expectations")
-    parser.add_argument("--runtime", type=Path, required=True, help="the resolved runtime section")
-    parser.add_argument("--dataset", type=Path, required=True, help="dataset.json that the stages were trained on")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown to write")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>; all stages must be evaluated")
+    parser.add_argument("--settings", type=Path, required=True, help="the run's expectations.yaml")
+    parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset.json with which the stages were trained")
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
 
 
 def run(args):

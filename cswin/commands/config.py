@@ -1,4 +1,4 @@
-"""Check a configuration file, compare two, or print what is generated from the typed settings."""
+"""Check a configuration file, compare two of them, or print the schema or the reference page of the settings."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 def configure(parser):
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check", metavar="FILE", type=Path, help="check a configuration file and print it resolved by stage")
+    what.add_argument("--check", metavar="FILE", type=Path, help="check a configuration file and print its resolved stages")
     what.add_argument(
-        "--diff", metavar=("A", "B"), nargs=2, type=Path, help="print what differs between two configuration files"
+        "--diff", metavar=("A", "B"), nargs=2, type=Path, help="print the differences between two configuration files"
     )
     what.add_argument("--schema", action="store_true", help="print the JSON schema (config/schema.json)")
     what.add_argument("--reference", action="store_true", help="print the reference page (config/README.md)")

@@ -1,7 +1,7 @@
 """Convert weights between PyTorch files (.pth, .pt, .tar), MindSpore checkpoints (.ckpt) and .safetensors.
 
-The suffixes decide the formats. PyTorch is not needed, and nothing that a file contains is executed. Architecture and classes
-are taken from the file's record or, where it has none, from the parameters' shapes; what shapes do not decide is asked for.
+The suffixes select the formats. PyTorch is not needed, and no code in a file is executed. Architecture and classes come from the
+file's record or, if it has none, from the shapes of the parameters. What the shapes do not determine must be given as an option.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--which", choices=WHICH, default="auto",
-                        help="the weights to take: the moving average (ema), the trained ones (raw), both sets; auto: all that "
-                        "a checkpoint of cswin holds, of another file the moving average if there is one")  # fmt: skip
-    arch = parser.add_argument_group("architecture", "needed where shapes do not decide it (heads, stripes, image size)")
+                        help="weights to convert: the moving average (ema), the trained weights (raw), or both; auto: all "
+                        "weights of a checkpoint of cswin; of another file the moving average if it has one")  # fmt: skip
+    arch = parser.add_argument_group("architecture", "needed if the shapes do not determine it (heads, stripes, image size)")
     arch.add_argument("--arch", metavar="NAME", help=f"one of {', '.join(VARIANTS)}")
     arch.add_argument("--image-size", type=int, metavar="PIXELS")
     arch.add_argument("--split-size", type=int, nargs=4, metavar="N", help="stripe width of each stage, in tokens")
     arch.add_argument("--num-heads", type=int, nargs=4, metavar="N", help="attention heads of each stage")
     head = parser.add_argument_group("head")
-    head.add_argument("--new-head", type=int, metavar="N", help="replace the head by a fresh one of N classes")
-    head.add_argument("--seed", type=int, default=0, help="of the fresh head (default: 0)")
+    head.add_argument("--new-head", type=int, metavar="N", help="replace the head by a new one with N classes")
+    head.add_argument("--seed", type=int, default=0, help="seed of the new head (default: 0)")
     head.add_argument("--class-names", type=Path, metavar="FILE", help="one name per line, in the order of the outputs")
     prep = parser.add_argument_group("preprocessing", "default: the record's; else ImageNet's, crop 0.9 (1.0 from 384 pixels)")
     prep.add_argument("--crop-ratio", type=float, metavar="RATIO")
-    prep.add_argument("--mean", type=float, nargs="+", metavar="X", help="per channel, of values in [0, 1]")
+    prep.add_argument("--mean", type=float, nargs="+", metavar="X", help="one value per channel, for pixels in [0, 1]")
     prep.add_argument("--std", type=float, nargs="+", metavar="X")
     prep.add_argument("--interpolation", choices=("bicubic", "bilinear"))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, and say what was written."""
+    """Convert, and print what was written."""
     given = {k: getattr(args, k) for k in ("crop_ratio", "mean", "std", "interpolation")}
     split_size, num_heads = (tuple(v) if v else None for v in (args.split_size, args.num_heads))
     options = Options(

@@ -17,15 +17,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _step(steps, name: str, function, summary: str) -> argparse.ArgumentParser:
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.set_defaults(function=function)
-    parser.add_argument("--log", type=Path, metavar="FILE", help="write messages and progress to this file too")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="also write messages and progress to this file")
     return parser
 
 
 def _configure_sources(steps) -> None:
-    digits = _step(steps, "digits", _digits, "write the embedded handwritten digits as a tar.gz in ImageNet's layout")
+    digits = _step(steps, "digits", _digits, "write the handwritten digits as a tar.gz in the layout of ImageNet")
     digits.add_argument("--output", type=Path, required=True, metavar="FILE")
 
-    extract = _step(steps, "extract", _extract, "extract a tar or tar.gz with train/ and val/ by class")
+    extract = _step(steps, "extract", _extract, "extract a tar or tar.gz with train/ and val/, one folder per class")
     extract.add_argument("--archive", type=Path, required=True, metavar="FILE")
     _extraction_outputs(extract)
 
@@ -37,26 +37,26 @@ def _configure_sources(steps) -> None:
 
 
 def _extraction_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that gets train/ and val/")
-    parser.add_argument("--receipt", type=Path, required=True, metavar="FILE", help="JSON file, written when all is there")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for train/ and val/")
+    parser.add_argument("--receipt", type=Path, required=True, metavar="FILE", help="JSON file, written at the end")
 
 
 def _configure_manifest(steps) -> None:
-    parser = _step(steps, "manifest", _manifest, "check every image and list it")
+    parser = _step(steps, "manifest", _manifest, "check and list every image")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with train/ and val/ by class")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="rows (CSV, gzip), beside the summary")
-    parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="counts, class names, hash (JSON)")
-    parser.add_argument("--expect-train", type=_count, metavar="N", help="training images promised")
-    parser.add_argument("--expect-val", type=_count, metavar="N", help="validation images promised")
-    parser.add_argument("--expect-classes", type=_count, metavar="N", help="classes promised")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="rows of the manifest (CSV, gzip)")
+    parser.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary: counts, class names, hash (JSON)")
+    parser.add_argument("--expect-train", type=_count, metavar="N", help="expected number of training images")
+    parser.add_argument("--expect-val", type=_count, metavar="N", help="expected number of validation images")
+    parser.add_argument("--expect-classes", type=_count, metavar="N", help="expected number of classes")
     parser.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="default: %(default)s")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="list of bad images with reasons (CSV)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="list of images that cannot be decoded, with reasons (CSV)")
     parser.add_argument(
         "--shard-mb", type=_count, default=1024, metavar="N", help="target size of a shard in MiB (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of the rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the rows (default: %(default)s)")
     parser.add_argument("--workers", type=_count, metavar="N", help="threads (default: one per core)")
-    parser.add_argument("--fingerprint", type=Path, metavar="FILE", help="note names, sizes and dates of the files here (JSON)")
+    parser.add_argument("--fingerprint", type=Path, metavar="FILE", help="names, sizes and dates of the files (JSON)")
 
 
 def _configure_convert(steps) -> None:
@@ -65,35 +65,35 @@ def _configure_convert(steps) -> None:
     convert.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="rows of the manifest")
     convert.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
     convert.add_argument("--split", choices=("train", "val"), required=True)
-    convert.add_argument("--shard", type=int, required=True, metavar="N", help="from 0")
+    convert.add_argument("--shard", type=int, required=True, metavar="N", help="number of the shard, from 0")
     convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="SPLIT-NNNNN.mindrecord")
 
-    dataset = _step(steps, "dataset", _dataset, "convert the shards that are not there, and write dataset.json")
+    dataset = _step(steps, "dataset", _dataset, "convert the missing shards, and write dataset.json")
     dataset.add_argument("--summary", type=Path, required=True, metavar="FILE", help="summary of the manifest")
     dataset.add_argument("--shards-dir", type=Path, required=True, metavar="DIR")
     dataset.add_argument("--output", type=Path, required=True, metavar="FILE", help="dataset.json")
-    dataset.add_argument("--images", type=Path, metavar="DIR", help="images to convert; without them all shards must be there")
-    dataset.add_argument("--manifest", type=Path, metavar="FILE", help="rows of the manifest, with --images")
+    dataset.add_argument("--images", type=Path, metavar="DIR", help="images to convert; without it all shards must exist")
+    dataset.add_argument("--manifest", type=Path, metavar="FILE", help="rows of the manifest; needed with --images")
     dataset.add_argument(
-        "--shard-mb", type=_count, default=1024, metavar="N", help="target size with --images, MiB (default: %(default)s)"
+        "--shard-mb", type=_count, default=1024, metavar="N", help="shard size in MiB, with --images (default: %(default)s)"
     )
     dataset.add_argument(
-        "--workers", type=_count, default=1, metavar="N", help="shards converted at once (default: %(default)s)"
+        "--workers", type=_count, default=1, metavar="N", help="shards to convert at once (default: %(default)s)"
     )
-    dataset.add_argument("--receipt", type=Path, metavar="FILE", help="JSON file with the manifest's hash, written last")
-    dataset.add_argument("--remove-images", type=Path, metavar="DIR", help="extracted images to remove afterwards")
+    dataset.add_argument("--receipt", type=Path, metavar="FILE", help="JSON file with the hash of the manifest, written last")
+    dataset.add_argument("--remove-images", type=Path, metavar="DIR", help="folder of extracted images to remove afterwards")
 
 
 def _configure_checks(steps) -> None:
     verify = _step(steps, "verify", _verify, "read a whole dataset and compare it with its manifest")
     verify.add_argument("dataset", type=Path, metavar="DATASET", help="dataset.json")
 
-    inspect = _step(steps, "inspect", _inspect, "counts, sizes, and a contact sheet of random samples")
+    inspect = _step(steps, "inspect", _inspect, "print counts and sizes, and draw a contact sheet of random samples")
     inspect.add_argument("dataset", type=Path, metavar="DATASET", help="dataset.json")
     inspect.add_argument("--output", type=Path, metavar="FILE", help="contact sheet (PNG)")
-    inspect.add_argument("--samples", type=_count, default=64, metavar="N", help="default: %(default)s")
+    inspect.add_argument("--samples", type=_count, default=64, metavar="N", help="number of images (default: %(default)s)")
     inspect.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
-    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of samples (default: %(default)s)")
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: %(default)s)")
 
 
 def _count(text: str) -> int:
@@ -143,9 +143,9 @@ def _manifest(args, console) -> None:
     from cswin.data.store.scan import Expected, ManifestOptions, write_manifest
     from cswin.distributed.cores import usable_cores
 
-    # Pillow warns of broken EXIF, which nobody reads here; not by a context, because threads share the filters.
+    # Pillow warns about broken EXIF, which is not used here. Not with catch_warnings, because threads share the filters.
     warnings.filterwarnings("ignore", module="PIL")
-    # Before the images are read: what changes meanwhile is noticed the next time.
+    # Taken before the images are read, so the next run detects a change in the meantime.
     fingerprint = folder_fingerprint(args.images) if args.fingerprint else None
     options = ManifestOptions(
         Expected(args.expect_train, args.expect_val, args.expect_classes),

@@ -1,4 +1,4 @@
-"""Draw pictures of a run, from its files alone."""
+"""Draw pictures of a run from its files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
     for name, function, summary in (
-        ("curves", _curves, "loss, learning rate and top-1 over all stages, also while training runs"),
-        ("throughput", _throughput, "images per second and waiting for data over time, also while training runs"),
+        ("curves", _curves, "loss, learning rate and top-1 over all stages, also during training"),
+        ("throughput", _throughput, "images per second and waiting for data over time, also during training"),
     ):
         picture = _picture(pictures, name, function, summary)
         picture.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>")
-        picture.add_argument("--settings", type=Path, required=True, help="the run's summary of stages and expectations")
+        picture.add_argument("--settings", type=Path, required=True, help="the run's expectations.yaml or stages.yaml")
     for name, function, summary in (
         ("classes", _classes, "accuracy by class"),
-        ("predictions", _predictions, "right and wrong predictions with their images"),
+        ("predictions", _predictions, "correct and wrong predictions with their images"),
         ("samples", _samples, "augmented training samples as the network sees them"),
     ):
         picture = _picture(pictures, name, function, summary)
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _picture(pictures, name: str, function, summary: str) -> argparse.ArgumentParser:
     picture = pictures.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     picture.set_defaults(function=function)
-    picture.add_argument("--output", type=Path, required=True, metavar="FILE", help="PNG to write")
+    picture.add_argument("--output", type=Path, required=True, metavar="FILE", help="PNG file to write")
     return picture
 
 
@@ -55,7 +55,7 @@ def _throughput(args) -> None:
 
 
 def _stages(args):
-    """What is expected of the run, and its stages that have validated an epoch."""
+    """The run's expectations, and those of its stages that have validated an epoch."""
     from cswin.config.resolve import load_expectations
     from cswin.errors import UserError
     from cswin.report.run import load_run
@@ -86,7 +86,7 @@ def _predictions(args) -> None:
 
 
 def _evaluated(args):
-    """A stage's configuration, predictions of the weights that its checkpoint was selected by, class names, those weights in words."""
+    """A stage's configuration, the predictions of the weights that selected its checkpoint, class names, name of these weights."""
     from cswin.config.resolve import load_stage
     from cswin.predictions import load_predictions
 

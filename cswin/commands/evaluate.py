@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: every image exactly once, raw and EMA weights."""
+"""Evaluate the raw and EMA weights of a checkpoint; every image is counted exactly once."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from pathlib import Path
 
 
 def configure(parser):
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a checkpoint (.ckpt or .safetensors)")
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
-        help="dataset.json, a .mindrecord, a folder with one folder per class, or an archive",
+        help="dataset.json, a .mindrecord file, a folder with one folder per class, or an archive",
     )
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="part of the data (default: val)")
-    parser.add_argument("--runtime", type=Path, metavar="FILE", help="a resolved runtime section instead of the next four")
-    parser.add_argument("--device-target", choices=("CPU", "Ascend"), default="CPU", help="what computes (default: CPU)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default: 64)")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="split of the data (default: val)")
+    parser.add_argument("--runtime", type=Path, metavar="FILE", help="runtime.yaml of a run, instead of the next four options")
+    parser.add_argument("--device-target", choices=("CPU", "Ascend"), default="CPU", help="device type (default: CPU)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images per forward pass (default: 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding workers (default: 2)")
-    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="which of several NPUs (default: 0)")
-    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
+    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="number of the NPU (default: 0)")
+    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write what was predicted for each image, as NPZ")
-    parser.add_argument("--per-class", type=Path, metavar="FILE", help="write the accuracy of each class, as CSV")
-    parser.add_argument("--confusions", type=Path, metavar="FILE", help="write what the worst classes are taken for, as CSV")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write the predictions for each image as NPZ")
+    parser.add_argument("--per-class", type=Path, metavar="FILE", help="write the accuracy of each class as CSV")
+    parser.add_argument("--confusions", type=Path, metavar="FILE", help="write the mistakes in the worst classes as CSV")
 
 
 def run(args):

@@ -1,7 +1,7 @@
-"""Write a checkpoint's network for another runtime: ONNX (.onnx, any batch) or MindSpore's MINDIR (.mindir, a fixed batch).
+"""Export the network of a checkpoint to ONNX (.onnx, any batch size) or to MindSpore's MINDIR (.mindir, a fixed batch size).
 
-After writing, the file is run on random images and compared with the network: what differs is not kept. Preprocessing, class
-names, input and output are described in a JSON file beside it.
+The exported file is run on random images and compared with the network; if it differs, it is not kept. A JSON file beside it
+describes preprocessing, class names, input and output.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from cswin.errors import UserError
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("output", type=Path, metavar="FILE", help="NAME.onnx or NAME.mindir")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time in a .mindir (default: 1)")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a checkpoint (.ckpt or .safetensors)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size of a .mindir (default: 1)")
     add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, check, and say what was found."""
+    """Export, check, and print the result."""
     from cswin.checkpoint import load_checkpoint
     from cswin.export.export import export
 

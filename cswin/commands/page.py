@@ -1,4 +1,4 @@
-"""Write pages of a run for people (HTML), from its files alone."""
+"""Write HTML pages about a run from its files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     pages = parser.add_subparsers(dest="page", required=True, metavar="PAGE")
-    table = _page(pages, "table", _table, "top-1, curves and the whole table")
+    table = _page(pages, "table", _table, "top-1, curves and the complete table")
     table.add_argument("table", type=Path, metavar="CSV", help="final_acc.csv")
-    table.add_argument("--curves", type=Path, required=True, metavar="PNG", help="curves.png, shown in the page")
+    table.add_argument("--curves", type=Path, required=True, metavar="PNG", help="curves.png, to be shown in the page")
 
-    configuration = _page(pages, "configuration", _configuration, "the resolved configuration of all stages")
-    provenance = _page(pages, "provenance", _provenance, "who trained what when")
+    configuration = _page(pages, "configuration", _configuration, "resolved configuration of all stages")
+    provenance = _page(pages, "provenance", _provenance, "every attempt of every stage")
     for page in (configuration, provenance):
         page.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>")
-        page.add_argument("--settings", type=Path, required=True, help="the run's summary of stages and expectations")
-    configuration.add_argument("--runtime", type=Path, required=True, help="resolved runtime section")
+        page.add_argument("--settings", type=Path, required=True, help="the run's stages.yaml or expectations.yaml")
+    configuration.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
 
-    data = _page(pages, "data", _data, "counts of a dataset")
+    data = _page(pages, "data", _data, "number of images of a dataset by split and class")
     data.add_argument("summary", type=Path, metavar="MANIFEST", help="manifest.json")
     data.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="dataset.json")
 

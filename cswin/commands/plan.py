@@ -1,5 +1,5 @@
-"""What a configuration costs: images, steps, files, memory and hours of each stage. Run it where snakemake runs: it looks for the
-manifest below data.directory."""
+"""Estimate images, steps, files, memory and hours of each stage of a configuration. Run it in the folder of the workflow: it looks
+for the manifest in data.directory."""
 
 from __future__ import annotations
 

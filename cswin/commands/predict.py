@@ -1,6 +1,6 @@
-"""Classify image files: the most probable classes of each, on the screen, as CSV or as JSON lines.
+"""Classify image files. Prints the most probable classes of each file, or writes them as CSV or JSON lines.
 
-Files that cannot be read are reported one by one and do not stop the rest; the exit code is 1 if there were any.
+A file that cannot be read is reported and does not stop the others; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MOST_WORKERS = 16
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("paths", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="folders are searched at any depth")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="folders are searched recursively")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a checkpoint (.ckpt or .safetensors)")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: 5)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of the screen")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: the screen)")
     parser.add_argument("--format", choices=("screen", "csv", "jsonl"),
-                        help="default: by the suffix of --output, .csv or .jsonl; else screen")  # fmt: skip
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+                        help="default: by the suffix of --output (.csv or .jsonl), otherwise screen")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images per forward pass (default: 32)")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core, at most 16)")
-    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
+    parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
     parser.add_argument("--ignore-exif", action="store_true",
-                        help="do not turn images upright by their EXIF orientation (as in training and evaluation)")  # fmt: skip
+                        help="ignore the EXIF orientation, as in training (default: rotate images upright)")  # fmt: skip
     add_device_arguments(parser)
 
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             temporary = stack.enter_context(atomic_path(args.output))
             out = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
         write = WRITERS[kind](out)
-        # Results scrolling by on a terminal are progress enough; a bar would be torn apart by them.
+        # On a terminal the results themselves show the progress; they would break up a progress bar.
         progress = None
         if args.output or not sys.stdout.isatty():
             progress = stack.enter_context(console.progress("predict", len(paths), "images"))
@@ -89,12 +89,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as text that can always be printed: bytes that are no UTF-8 appear as escapes."""
+    """A path as printable text; bytes that are not UTF-8 appear as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def screen_writer(out: IO[str]) -> Callable:
-    """Writes each prediction as a small table; files that failed are on stderr already."""
+    """Writes each prediction as a small table. Errors are not written here; they are on stderr."""
 
     def write(prediction) -> None:
         if prediction.error is None:
@@ -106,7 +106,7 @@ def screen_writer(out: IO[str]) -> Callable:
 
 
 def csv_writer(out: IO[str]) -> Callable:
-    """Writes one row per class, and one with an error per file that failed."""
+    """Writes one row per class, and for a file that failed one row with the error."""
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["file", "rank", "class", "name", "probability", "error"])
 

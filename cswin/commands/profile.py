@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and memory of an architecture, in total and per stage."""
+"""Print parameters, multiply-accumulates and memory of an architecture, in total and per stage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cswin.profile import LEVEL_BYTES, report
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("name", metavar="NAME", help=f"the architecture: {', '.join(VARIANTS)}")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the input (default: the architecture's)")
-    parser.add_argument("--classes", type=int, metavar="N", help="outputs of the head (default: the architecture's)")
-    parser.add_argument("--channels", type=int, metavar="N", help="channels of the input (default: the architecture's)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images on one device at a time (default: 1)")
-    parser.add_argument("--amp-level", default="O0", choices=list(LEVEL_BYTES), help="number formats (default: O0, float32)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="input size (default: the architecture's)")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: the architecture's)")
+    parser.add_argument("--channels", type=int, metavar="N", help="input channels (default: the architecture's)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size per device (default: 1)")
+    parser.add_argument("--amp-level", default="O0", choices=list(LEVEL_BYTES), help="mixed precision (default: O0, float32)")
 
 
 def run(args: argparse.Namespace) -> None:

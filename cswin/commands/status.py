@@ -1,9 +1,9 @@
-"""Show how far runs are, from their files alone: on any machine that sees them, also while a stage is trained elsewhere.
+"""Show the progress of runs from their files, on any machine that sees them, also while a stage trains on another machine.
 
-Of one run every stage is shown; several runs are a table: the stage that each is in, and what is wrong.
+One run is shown with all its stages. Several runs are shown as a table with the current stage of each, and what is wrong.
 
-States of a stage: done; running; interrupted (the same command goes on from the step named); waiting; stale (its trainer has given
-no sign of life for longer than runtime.lease_timeout).
+States of a stage: done; running; interrupted (the same command resumes from the step shown); waiting; stale (the trainer's last
+heartbeat is older than runtime.lease_timeout).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 def configure(parser):
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name or folder of a run (default: all)")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where runs are")
-    parser.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead, for programs")
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again until all is done (default: 5 s)"
+        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="repeat until all are done (default: 5 s)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the results table of a run."""
+"""Print the results table of a run, or write it to files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class _Columns(argparse.Action):
-    """Prints the meaning of the columns and ends, as --version does."""
+    """Prints the meaning of the columns and exits, as --version does."""
 
     def __init__(self, option_strings, dest, **options):
         super().__init__(option_strings, dest, nargs=0, **options)
@@ -21,9 +21,9 @@ class _Columns(argparse.Action):
 
 def configure(parser):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>")
-    parser.add_argument("--settings", type=Path, required=True, help="the run's summary of stages and expectations")
+    parser.add_argument("--settings", type=Path, required=True, help="the run's expectations.yaml")
     parser.add_argument(
-        "--output", type=Path, nargs="+", default=[], metavar="FILE", help="write .csv (all columns), .json (for programs), .md"
+        "--output", type=Path, nargs="+", default=[], metavar="FILE", help="write .csv (all columns), .json, .md (to read)"
     )
     parser.add_argument("--columns", action=_Columns, help="print what each column means (Markdown)")
 

@@ -1,10 +1,10 @@
-"""Train one stage, or go on where it was interrupted.
+"""Train one stage, or resume it.
 
-With runtime.devices above 1 this process starts one more for each device; their logs are in a folder beside the log file.
+If runtime.devices is above 1, this process starts one process per device; their logs are in a folder beside the log file.
 
-Exit codes: 0 the stage is complete; 75 it was asked to stop (SIGTERM, SIGINT, SIGUSR1, --max-runtime) and has saved its state,
-the same command goes on from there; 2 something that the user can put right; 130 Ctrl-C a second time, which does not wait for the
-step to end; 1 a defect.
+Exit codes: 0 the stage is complete; 75 training was asked to stop (SIGTERM, SIGINT, SIGUSR1, --max-runtime) and has saved its
+state, the same command resumes it; 2 an error that the user can fix; 130 a second Ctrl-C, which does not wait for the end of the
+step; 1 a defect of the program.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 def configure(parser):
     parser.add_argument("--config", type=Path, required=True, help="the stage's resolved configuration")
-    parser.add_argument("--runtime", type=Path, required=True, help="the resolved runtime section")
+    parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
     parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the stage's folder")
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint to start from")
-    parser.add_argument("--log", type=Path, help="log file; progress bars go to the terminal")
+    parser.add_argument("--log", type=Path, help="log file; progress bars are shown on the terminal only")
     parser.add_argument(
         "--max-runtime",
         metavar="TIME",
-        help="stop and save before this time is over: 90, 45m, 11h, D-HH:MM:SS; in a Slurm job at the latest before it ends",
+        help="stop and save before this time has passed: 90, 45m, 11h, D-HH:MM:SS; the limit of a Slurm job counts too",
     )
 
 

@@ -1,1 +1,1 @@
-"""Settings: defined, typed, bounded and documented once (settings.py), resolved per stage (resolve.py)."""
+"""Settings: defined and documented in settings.py, resolved per stage in resolve.py."""

@@ -1,4 +1,4 @@
-"""Rules across the keys of a configuration; what a single key may be is in settings.py."""
+"""Rules between the keys of a configuration. The rules for single keys are in settings.py."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def rule_problems(settings: Settings, stages: list[StageConfig]) -> list[str]:
-    """A line for each rule that is broken: key, value and remedy.
+    """A line for each violated rule: key, value and remedy.
 
     Args:
-        settings: a configuration, its stages in order.
+        settings: a configuration with its stages in order.
         stages: the same stages, resolved.
     """
     problems = _check_order(settings) + _check_schedules(stages) + _check_selection(settings, stages)
@@ -28,7 +28,7 @@ def rule_problems(settings: Settings, stages: list[StageConfig]) -> list[str]:
 
 
 def _check_order(settings: Settings) -> list[str]:
-    """Stages follow each other, and say what they carry."""
+    """Each stage begins where the previous one ends, and says what it takes from it."""
     problems = []
     for name, stage in settings.stages.items():
         if name in ("config", "expectations", "logs", "runtime", "stages"):
@@ -73,7 +73,7 @@ def _check_schedules(stages: list[StageConfig]) -> list[str]:
 
 
 def _check_selection(settings: Settings, stages: list[StageConfig]) -> list[str]:
-    """The part of the training set that is held out is one part, in every stage: no stage trains on what another selects on."""
+    """The held-out part of the training set is the same in every stage, so no stage trains on images that another selects on."""
     first, images, problems = stages[0].evaluation, settings.data.expect_train, []
     for stage in stages[1:]:
         for key in ("select_on", "minival_images") if "minival" in (first.select_on, stage.evaluation.select_on) else ():
@@ -92,7 +92,7 @@ def _check_selection(settings: Settings, stages: list[StageConfig]) -> list[str]
 
 
 def _check_data(settings: Settings) -> list[str]:
-    """Each source has its paths, and no other source's."""
+    """The paths of the source are given, and no paths of other sources."""
     data, source, problems = settings.data, SOURCES[settings.data.source], []
     for key in INPUTS:
         value, wanted = getattr(data, key), key in source.inputs
@@ -106,7 +106,7 @@ def _check_data(settings: Settings) -> list[str]:
 
 
 def _check_batch(run: Runtime, stages: list[StageConfig]) -> list[str]:
-    """The devices and passes of a step make its batch."""
+    """Devices, batch per device and accumulation give the global batch."""
     batches = {stage.optimizer.global_batch for stage in stages}
     if len(batches) > 1:
         return [
@@ -123,14 +123,14 @@ def _check_batch(run: Runtime, stages: list[StageConfig]) -> list[str]:
 
 
 def _batch_remedy(run: Runtime, wanted: int) -> str:
-    """The keys whose values can make the batch of a step, with those values."""
+    """The keys that can be changed to give the global batch, with their values."""
     share, rest = divmod(wanted, run.devices)
     if rest:
         devices = [str(n) for n in range(run.nodes, wanted + 1, run.nodes) if wanted % n == 0]
         fewer_or_more = f"set runtime.devices to one of {', '.join(devices)}, or " if devices else ""
         return (
             f"no batch_size and no accumulation make {wanted} on {run.devices} devices: {fewer_or_more}change "
-            f"optimizer.global_batch to a multiple of {run.devices} (another recipe: the learning rate is never scaled in silence)"
+            f"optimizer.global_batch to a multiple of {run.devices} (another recipe: the learning rate is not scaled)"
         )
     batch = max(n for n in range(1, min(run.batch_size, share) + 1) if share % n == 0)
     return f"set runtime.batch_size to {batch} and runtime.accumulation to {share // batch}"
@@ -146,14 +146,14 @@ def _check_nodes(run: Runtime) -> list[str]:
 
 
 def _check_stage(config: StageConfig) -> list[str]:
-    """Rules across the sections of one stage."""
+    """Rules between the sections of one stage."""
     problems, schedule, augment = [], config.schedule, config.augment
     prefix = f"stages.{config.stage}"
     cosine = schedule.cosine_length(config.epochs)
     if cosine < max(1, schedule.warmup_length):
         problems.append(
             f"{prefix}.epochs: {config.epochs} - cool {schedule.cool_length} - tail {schedule.tail_length} - over "
-            f"{schedule.over_length} leaves {cosine} epochs for warm-up ({schedule.warmup_length}) and cosine; raise "
+            f"{schedule.over_length} leaves {cosine} epochs for warmup ({schedule.warmup_length}) and cosine; raise "
             "epochs or shorten a phase"
         )
     try:

@@ -1,4 +1,4 @@
-"""What differs between two configurations."""
+"""The differences between two configurations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from cswin.config.resolve import load_settings
 
-ABSENT = "-"  # of a key that only the other file has
+ABSENT = "-"  # for a key that only the other file has
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with keys joined by dots."""
+    """Nested mappings as one flat mapping, with keys joined by dots."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -20,10 +20,10 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences_table(first: Path, second: Path) -> str:
-    """A line for each key whose value differs, with both values as JSON; keys that were left out have their defaults.
+    """A line for each key whose value differs, with both values as JSON. Missing keys have their defaults.
 
     Raises:
-        UserError: if one of the two is no valid configuration.
+        UserError: if one of the two is not a valid configuration.
     """
     columns = [flat(load_settings(path).model_dump(mode="json")) for path in (first, second)]
     rows = [["key", str(first), str(second)]]

@@ -11,7 +11,7 @@ from cswin.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML's usual loader takes the last one without a word."""
+    """Rejects a key that appears twice in a mapping; YAML's usual loader silently takes the last one."""
 
     def construct_mapping(self, node, deep=False):
         first: dict[Any, int] = {}
@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> Any:
     """The values of a YAML file.
 
     Raises:
-        UserError: if the file cannot be read, is no YAML, or gives a key twice; the message names the file and the line.
+        UserError: if the file cannot be read, is not YAML, or has a key twice; the message names the file and the line.
     """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)

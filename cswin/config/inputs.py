@@ -1,4 +1,4 @@
-"""What a configuration reads that no rule makes: the images' source and a pretrained checkpoint."""
+"""Inputs that no rule makes: the source of the images and a pretrained checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cswin.data.sources.registry import SOURCES
 
 
 def missing_inputs(settings: Settings) -> list[str]:
-    """A line for each file or folder that is needed next and is not there: key, path, what it is, remedy.
+    """A line for each file or folder that is needed next and is missing: key, path, description, remedy.
 
     A source is needed until its images are listed, a pretrained checkpoint until the first stage has ended.
     """

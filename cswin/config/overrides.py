@@ -1,4 +1,4 @@
-"""Values from a command line."""
+"""Values from the command line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import yaml
 
 
 def typed_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the overridden texts read as YAML would read them in a file.
+    """`values` in which overridden texts are parsed as in a YAML file.
 
     Args:
         values: a configuration into which the overrides have been merged.
-        overrides: what came from the command line; Snakemake leaves every value inside `{…}` a text there.
+        overrides: the values from the command line, in which Snakemake leaves every value inside `{…}` as text.
     """
     result = dict(values)
     for key, override in overrides.items():

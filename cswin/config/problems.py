@@ -1,4 +1,4 @@
-"""What is wrong with a section's values, in words: one line per problem, with key, value and remedy."""
+"""Messages about invalid values of a section: one line per problem, with key, value and remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from cswin.config.settings import STAGE_SECTIONS, Section, Settings, Stage
 from cswin.errors import UserError
 
-# What YAML 1.1 takes for text although it is written as a number: an exponent without a decimal point or without a sign.
+# Numbers that YAML 1.1 reads as text: with an exponent, but without a decimal point or without a sign of the exponent.
 _EXPONENT = re.compile(r"([-+]?)(?=\.?\d)(\d*)\.?(\d*)[eE]([-+]?)(\d+)")
 
 
@@ -30,7 +30,7 @@ def validated(kind: type[Section], values: Any, prefix: str = ""):
 
 
 def settings_problems(values: dict[str, Any]) -> list[str]:
-    """Everything that types and bounds refuse in a configuration, in the stages' own sections as well."""
+    """All violations of types and bounds in a configuration, also in the sections of the stages."""
     lines = _problems(Settings, values, "")
     stages = values.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
@@ -66,7 +66,7 @@ def _explain(kind: type[Section], problem: dict, prefix: str) -> str:
 
 
 def _nearest(name: str, owner: type[Section] | None) -> str:
-    """The known key that an unknown one is most like: in its own section, else in another."""
+    """The known key most similar to an unknown one: in the same section, or else in another one."""
     here = list(owner.model_fields) if owner else []
     if close := difflib.get_close_matches(name, here, 1):
         return f"did you mean {close[0]!r}?"
@@ -82,7 +82,7 @@ def _sections() -> dict[str, type[Section]]:
 
 
 def _what_to_write(field: FieldInfo | None) -> str:
-    """The remedy for a key that must be given: its usual value, if it has one, and its meaning."""
+    """The remedy for a missing key: its usual value, if it has one, and its meaning."""
     if field is None:
         return "it must be given"
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -91,7 +91,7 @@ def _what_to_write(field: FieldInfo | None) -> str:
 
 
 def _number_in_text(value: Any) -> str | None:
-    """The remedy where a number has been read as text."""
+    """The remedy if a number was read as text."""
     if not isinstance(value, str):
         return None
     if found := _EXPONENT.fullmatch(value):
@@ -106,7 +106,7 @@ def _number_in_text(value: Any) -> str | None:
 
 
 def _field(kind: type[Section] | None, place: list):
-    """The section that owns a key, and the key's definition, as far as the path can be followed."""
+    """The section of a key, and the definition of the key, as far as the path is known."""
     owner, field = kind, None
     for depth, part in enumerate(place):
         field = owner.model_fields.get(part) if owner else None

@@ -20,7 +20,7 @@ def json_schema() -> dict[str, Any]:
         if section:
             field.pop("type")
             field["$ref"] = f"#/$defs/{section}"
-            # A stage gives some of a section's keys, so all of them are asked for where the section itself stands.
+            # A stage gives only some keys of a section, so the requirement moves from the definition to the section itself.
             schema["properties"][section.lower()]["required"] = definitions[section].pop("required")
     return schema
 
@@ -31,15 +31,14 @@ def schema_text() -> str:
 
 
 def reference_text() -> str:
-    """The reference page, Markdown."""
+    """The reference page as Markdown."""
     lines = [
         "# Settings",
         "",
         "Generated from `cswin/config/settings.py` by `cswin config --reference`; do not edit.",
         "",
-        "Keys without a default must be given; the usual value is that of config/imagenet/report_small_224.yaml. A section can be",
-        "changed in part from the command line, as in",
-        "`snakemake --config 'schedule={base_lr: 0.0005}'`, with the same checks.",
+        "A key without a default is required. The usual value is that of config/imagenet/report_small_224.yaml. The command line",
+        "can change single keys of a section, with the same checks: `snakemake --config 'schedule={base_lr: 0.0005}'`.",
         "",
     ]
     definitions = json_schema()["$defs"]

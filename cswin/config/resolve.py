@@ -1,4 +1,4 @@
-"""From a configuration file to one complete, checked configuration per stage."""
+"""Makes one complete, checked configuration per stage from a configuration file."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from cswin.model.variants import Architecture, variant
 
 
 class StageConfig(Section):
-    """Everything that decides what one stage computes. What only decides how fast is in `Runtime`."""
+    """All settings that determine the result of a stage. Settings that only change its speed are in `Runtime`."""
 
     run: str
     stage: str
-    previous: str | None  # the stage before; None: the first
+    previous: str | None  # name of the previous stage; None in the first one
     seed: int
     num_classes: int
     pretrained: str | None
@@ -52,12 +52,12 @@ class StageConfig(Section):
 
     @property
     def image_size(self) -> int:
-        """Side of the input in pixels."""
+        """Side of the input image in pixels."""
         return self.architecture.image_size
 
 
 class Expectations(Section):
-    """What a run's results are compared with."""
+    """The figures with which the results of a run are compared."""
 
     run: str
     paper_top1: float | None
@@ -65,13 +65,13 @@ class Expectations(Section):
 
 
 def expectations(settings: Settings, reported: bool = True) -> Expectations:
-    """The run's stages and what was reported for them; with `reported` False the stages alone."""
+    """The stages of the run and their reported figures; with `reported` False without these figures."""
     stages = {name: stage.reported_top1 if reported else None for name, stage in settings.stages.items()}
     return Expectations(run=settings.run, paper_top1=settings.paper_top1 if reported else None, stages=stages)
 
 
 def architecture(model: Model, num_classes: int) -> Architecture:
-    """The architecture of a model section, with what the section changes."""
+    """The architecture of a model section, with the changes of the section."""
     changes = {
         "image_size": model.image_size,
         "in_channels": model.in_channels,
@@ -82,7 +82,7 @@ def architecture(model: Model, num_classes: int) -> Architecture:
 
 
 def parse_settings(values: Any) -> Settings:
-    """Typed settings from plain values, every rule checked.
+    """Typed settings from plain values; all rules are checked.
 
     Raises:
         UserError: one line per problem: key, value and remedy.
@@ -92,7 +92,7 @@ def parse_settings(values: Any) -> Settings:
     if problems := settings_problems(values):
         raise UserError("\n".join(problems))
     settings = Settings.model_validate(values)
-    # By their place in the schedule: Snakemake puts what comes from the command line first.
+    # In the order of the schedule: Snakemake puts stages from the command line first.
     in_order = sorted(settings.stages.items(), key=lambda item: item[1].start_epoch)
     settings = settings.model_copy(update={"stages": dict(in_order)})
     if problems := rule_problems(settings, [resolve_stage(settings, name) for name in settings.stages]):
@@ -110,7 +110,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def resolve_stage(settings: Settings, name: str) -> StageConfig:
-    """The complete configuration of one stage: the stage's own keys laid over the common ones."""
+    """The complete configuration of one stage: the common sections, changed by the stage's own keys."""
     if name not in settings.stages:
         raise UserError(f"stages: there is no stage {name!r}; one of: {', '.join(settings.stages)}")
     stage, names = settings.stages[name], list(settings.stages)
@@ -123,7 +123,7 @@ def resolve_stage(settings: Settings, name: str) -> StageConfig:
         seed=settings.seed,
         num_classes=settings.data.classes,
         pretrained=None if position else settings.pretrained,
-        carry=stage.carry or "weights",  # no effect in the first stage, where alone it may be left out
+        carry=stage.carry or "weights",  # no effect in the first stage, the only one in which it may be missing
         carry_weights=stage.carry_weights or "raw",  # no effect with carry: all
         start_epoch=stage.start_epoch,
         epochs=stage.epochs,
@@ -132,22 +132,22 @@ def resolve_stage(settings: Settings, name: str) -> StageConfig:
 
 
 def dump(section: Section) -> str:
-    """YAML text of a section; the same values always give the same text."""
+    """YAML text of a section; equal values give equal text."""
     return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_stage(path: Path) -> StageConfig:
-    """A stage's resolved configuration file."""
+    """The resolved configuration in a file."""
     return _load_section(StageConfig, path)
 
 
 def load_runtime(path: Path) -> Runtime:
-    """A resolved runtime file."""
+    """The resolved runtime section in a file."""
     return _load_section(Runtime, path)
 
 
 def load_expectations(path: Path) -> Expectations:
-    """A resolved file of expectations."""
+    """The expectations in a file."""
     return _load_section(Expectations, path)
 
 

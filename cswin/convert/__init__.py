@@ -1,1 +1,1 @@
-"""Conversion between PyTorch's files and checkpoints; needs no PyTorch and runs nothing that a file asks for."""
+"""Conversion between PyTorch's files and checkpoints. It needs no PyTorch and executes no code of a file."""

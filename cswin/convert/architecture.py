@@ -1,8 +1,7 @@
-"""Which architecture a set of parameters belongs to: what their shapes decide, and what has to be asked for.
+"""The architecture of a set of parameters: what their shapes determine, and what the user must give.
 
-Shapes decide the width, the depth, the MLP's ratio, channels, classes, and whether a stage has one branch or two. They do
-not decide the heads, the stripes and the image size: for a known width and depth these come from the named variants, if only
-one fits.
+Shapes determine width, depth, MLP ratio, channels, classes, and whether a stage has one branch or two. They do not determine
+heads, stripes and image size: for a known width and depth these come from the named variants, if only one fits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ REMEDY = "give --arch NAME, or --image-size, --split-size and --num-heads"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user says about an architecture; None: not said."""
+    """The user's options about an architecture; None: not given."""
 
     arch: str | None = None
     image_size: int | None = None
@@ -29,21 +28,21 @@ class Choice:
     num_heads: tuple[int, ...] | None = None
 
     def changes(self) -> dict:
-        """The values given, by the architecture's field names."""
+        """The given values, by the architecture's field names."""
         values = {"image_size": self.image_size, "split_size": self.split_size, "num_heads": self.num_heads}
         return {key: value for key, value in values.items() if value is not None}
 
 
 def infer_architecture(shapes: Shapes, choice: Choice, source: str) -> Architecture:
-    """The architecture of parameters with these shapes; classes and channels are the file's.
+    """The architecture of parameters with these shapes; classes and channels come from the file.
 
     Args:
         shapes: by parameter name; a missing head means the variant's number of classes.
-        choice: what the user says.
-        source: the file, named in errors.
+        choice: the user's options.
+        source: the file, for error messages.
 
     Raises:
-        UserError: if this is no CSWin, or what shapes do not decide was not said, or contradicts the shapes.
+        UserError: if this is no CSWin, or if a required option is missing or contradicts the shapes.
     """
     seen = _decided(shapes, source)
     if choice.arch is not None:
@@ -67,7 +66,7 @@ def infer_architecture(shapes: Shapes, choice: Choice, source: str) -> Architect
 
 
 def _decided(shapes: Shapes, source: str) -> dict:
-    """What the shapes decide, by the architecture's field names."""
+    """The values that the shapes determine, by the architecture's field names."""
     width, fc1, head = (shapes.get(n, ()) for n in (STEM, "stage1.0.mlp.fc1.weight", "head.weight"))
     depth = tuple(_count(shapes, f"stage{stage}.") for stage in range(1, 5))
     if len(width) != 4 or len(fc1) != 2 or min(depth) == 0:
@@ -85,7 +84,7 @@ def _count(shapes: Iterable[str], prefix: str) -> int:
 
 
 def _candidates(shapes: Shapes, seen: dict, choice: Choice) -> dict[Architecture, str]:
-    """Named variants, changed as the user says, whose shapes are these; the head aside."""
+    """Named variants with the user's changes that have these shapes, apart from the head."""
     found = {}
     for name, known in VARIANTS.items():
         if (known.embed_dim, known.depth) != (seen["embed_dim"], seen["depth"]):

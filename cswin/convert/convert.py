@@ -1,4 +1,4 @@
-"""`cswin convert-weights`: weights from one file format and origin to another, with the record of what they belong to."""
+"""`cswin convert-weights`: conversion of weights between file formats and origins, with their record."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Weights = dict[str, np.ndarray]
 RAW, EMA = "state_dict", "state_dict_ema"
 WHICH = ("auto", "ema", "raw", "both")
 HEAD_STD = 0.02  # the authors' initialisation of linear layers
-MODULE = "module."  # what PyTorch's data parallel wrapper puts before every name
+MODULE = "module."  # prefix of every name from PyTorch's data parallel wrapper
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks for; None and empty: take it from the file.
+    """The user's options; None and empty: from the file.
 
     Attributes:
-        which: `ema` or `raw`: that set alone; `both`: keep both sets; `auto`: everything that a checkpoint of cswin holds, and
-            of a PyTorch file the moving average where there is one.
-        choice: the architecture, where the shapes do not decide it.
-        new_head: replace the head by one of that many classes, initialised from `seed`.
-        class_names: of the outputs.
+        which: `ema` or `raw`: only this set; `both`: keep both sets; `auto`: all sets of a checkpoint of cswin, and of a
+            PyTorch file the moving average if it has one.
+        choice: the architecture, if the shapes do not determine it.
+        new_head: replace the head by a new one with this number of classes, initialised from `seed`.
+        class_names: names of the outputs.
         preprocessing: fields of `Preprocessing` that differ from the record's, or from ImageNet's.
     """
 
@@ -51,7 +51,7 @@ class Options:
 
 @dataclass
 class Source:
-    """A file's content: `weights` and perhaps `ema` as they shall be written, its record, and where they come from."""
+    """The content of a file: `weights` and possibly `ema` to be written, the record, and the origin of the weights."""
 
     weights: Weights
     ema: Weights | None
@@ -60,13 +60,13 @@ class Source:
 
 
 def convert_weights(source: str | Path, target: str | Path, options: Options = Options()) -> Checkpoint:
-    """Read `source`, write `target`; the suffixes decide the formats (.pth, .pt, .tar: PyTorch; .ckpt; .safetensors).
+    """Read `source`, write `target`; the suffixes select the formats (.pth, .pt, .tar: PyTorch; .ckpt; .safetensors).
 
     Returns:
-        What was written.
+        The written content.
 
     Raises:
-        UserError: if anything does not fit; nothing is written then.
+        UserError: if anything does not fit; then nothing is written.
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
@@ -84,10 +84,10 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
 
 
 def read_source(path: Path, which: str) -> Source:
-    """Weights of any file that can be converted, all float32.
+    """The float32 weights of any file that can be converted.
 
     Raises:
-        UserError: if the file cannot be read or does not hold the set that was asked for.
+        UserError: if the file cannot be read or does not have the requested set.
     """
     if path.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
         with open_torch_file(path) as file:
@@ -138,7 +138,7 @@ def _choose(raw, ema, which: str, path: Path) -> tuple:
 
 
 def _state_dict(file: TorchFile, entries) -> Weights:
-    """Tensors by name; the prefix of a data parallel wrapper is taken off."""
+    """Tensors by name, without the prefix of a data parallel wrapper."""
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file.path}: its state dictionary is empty or not a dictionary")
     foreign = [str(k) for k, v in entries.items() if not isinstance(k, str) or not isinstance(v, TensorReference)]

@@ -1,8 +1,8 @@
 """Reading PyTorch's pickles without trusting them.
 
-A pickle is a program: it names functions and calls them. Here it can name the handful that describe tensors and plain
-containers, and each of those names stands for a function of this module that only writes down what it is given. Every other
-name is refused when it is read, before anything could be called. Nothing that a file names is imported or executed.
+A pickle is a program: it names functions and calls them. Here only the few names that describe tensors and plain containers
+are allowed. Each of them stands for a function of this module that only records its arguments. Every other name is rejected when
+it is read, before any call. Nothing that a file names is imported or executed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STORAGE_TYPES = {
 
 
 class _Sealed:
-    """What a pickle must not change: its BUILD instruction is refused."""
+    """Base class of objects that a pickle must not change: its BUILD instruction is rejected."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class _Sealed:
 
 @dataclass(frozen=True, slots=True)
 class StorageType(_Sealed):
-    """A storage class by its NumPy type (a key of no meaning to pickle: it cannot be called)."""
+    """A storage class by its NumPy type. It cannot be called."""
 
     dtype: str
 
@@ -49,7 +49,7 @@ class StorageType(_Sealed):
 
 @dataclass(frozen=True, slots=True)
 class StorageReference(_Sealed):
-    """A run of `length` numbers in the archive's record `key`."""
+    """A sequence of `length` numbers in the archive's record `key`."""
 
     dtype: str
     key: str
@@ -60,7 +60,7 @@ class StorageReference(_Sealed):
 
 @dataclass(frozen=True, slots=True)
 class TensorReference(_Sealed):
-    """A tensor as the file describes it, unchecked: a view of a storage, all counted in numbers, not bytes."""
+    """A tensor as the file describes it, unchecked: a view of a storage, in units of numbers, not bytes."""
 
     storage: StorageReference
     offset: int
@@ -92,7 +92,7 @@ class _Function(_Sealed):
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> TensorReference:
-    """torch._utils._rebuild_tensor_v2; requires_grad, hooks and metadata are of no interest."""
+    """torch._utils._rebuild_tensor_v2; requires_grad, hooks and metadata are ignored."""
     return TensorReference(storage, offset, shape, strides)
 
 
@@ -113,18 +113,18 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class RefusedName(UserError):
-    """The pickle asks for something that is neither a tensor nor a plain container; the message is its full name."""
+    """The pickle names an object that is neither a tensor nor a plain container; the message is its full name."""
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows the allowed names only."""
+    """An unpickler that knows only the allowed names."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
         self._names = _allowed()
 
     def find_class(self, module: str, name: str):
-        """What stands for a name, never the thing itself."""
+        """The stand-in for a name, never the named object itself."""
         if (module, name) not in self._names:
             raise RefusedName(f"{module}.{name}")
         return self._names[module, name]
@@ -141,7 +141,7 @@ def read_pickle(file: IO[bytes]) -> Any:
     """The content: containers, numbers, strings and `TensorReference`s.
 
     Raises:
-        RefusedName: if the pickle asks for anything else; nothing was executed.
+        RefusedName: if the pickle names anything else; nothing was executed.
         ValueError: if it is not a valid pickle of that kind.
     """
     try:

@@ -19,14 +19,14 @@ from cswin.convert.pickle_reader import RefusedName, TensorReference, read_pickl
 from cswin.errors import UserError
 
 ALIGNMENT = 64  # bytes; PyTorch maps the records into memory
-EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in the file
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the file
 
 
 class TorchFile:
     """An open file.
 
     Attributes:
-        content: what was saved, with a `TensorReference` in place of each tensor.
+        content: the saved object, with a `TensorReference` instead of each tensor.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
@@ -50,15 +50,15 @@ class TorchFile:
     def _read(self, name: str) -> bytes:
         """A record; zipfile compares its CRC-32."""
         info = self._archive.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED:  # could unpack to any size
+        if info.compress_type != zipfile.ZIP_STORED:  # it could decompress to any size
             raise UserError(f"{self.path}: {name} is compressed, torch.save does not do that; save it again in PyTorch")
         try:
             return self._archive.read(info)
-        except (RuntimeError, EOFError) as error:  # encrypted, or cut short
+        except (RuntimeError, EOFError) as error:  # encrypted or truncated
             raise zipfile.BadZipFile(str(error)) from error
 
     def array(self, reference: TensorReference) -> np.ndarray:
-        """The tensor in its own type, bfloat16 as float32; contiguous.
+        """The tensor in its own type (bfloat16 as float32), contiguous.
 
         Raises:
             UserError: if the description does not fit the file.
@@ -90,10 +90,10 @@ class TorchFile:
 
 @contextlib.contextmanager
 def open_torch_file(path: str | Path) -> Iterator[TorchFile]:
-    """Open a file of torch.save; its tensors are read when they are asked for.
+    """Open a file of torch.save; its tensors are read on request.
 
     Raises:
-        UserError: if the file is missing, damaged, of the old format, or asks for more than tensors and plain containers.
+        UserError: if the file is missing, damaged, in the old format, or names more than tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,10 +111,10 @@ def open_torch_file(path: str | Path) -> Iterator[TorchFile]:
 
 
 def write_torch_file(path: str | Path, content: Mapping[str, str | Mapping[str, np.ndarray]]) -> None:
-    """Write what `torch.load(path, weights_only=True)` reads as a dictionary of strings and state dictionaries.
+    """Write a file that `torch.load(path, weights_only=True)` reads as a dictionary of strings and state dictionaries.
 
     Args:
-        path: the new file, replaced at once or not at all; equal content gives equal bytes.
+        path: the new file, written atomically; equal content gives equal bytes.
         content: strings, and dictionaries of float32 arrays by name, which become CPU tensors.
 
     Raises:

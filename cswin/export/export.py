@@ -1,4 +1,4 @@
-"""`cswin export`: the network in another runtime's format, checked against the original, its preprocessing beside it."""
+"""`cswin export`: the network in another runtime's format, compared with the original, and its preprocessing as JSON."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".onnx", ".mindir")
 TOLERANCE = (
-    1e-5  # of the logits, relative to the largest: what the project asks of every port, see tests/model/test_model_golden.py
+    1e-5  # of the logits, relative to the largest one: the project's limit for every port, see tests/model/test_model_golden.py
 )
-SEED = 0  # of the check's random images
+SEED = 0  # seed of the random images of the check
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file, the description beside it, and the largest difference of a logit in the check."""
+    """The written file, the description beside it, and the largest difference of a logit in the check."""
 
     path: Path
     description: Path
@@ -34,19 +34,18 @@ class Exported:
 
 
 def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exported:
-    """Write a network with its best weights (the moving average where there is one) as ONNX or MINDIR, by the suffix.
+    """Write a network with its best weights (the moving average if there is one) as ONNX or MINDIR; the suffix decides.
 
-    Beside the file, under its name and `.json`, lies what a user of the file must know: input and output, preprocessing,
-    class names, architecture.
+    A JSON file with the same name and `.json` describes input and output, preprocessing, class names and architecture.
 
     Args:
         checkpoint: the network.
         path: the new file.
-        batch_size: of a MINDIR, whose shapes are fixed; in ONNX the batch is free.
+        batch_size: batch size of a MINDIR, which has fixed shapes; in ONNX it is free.
 
     Raises:
-        UserError: if the suffix is unknown, a package is missing, or what was written does not compute the network's logits;
-            nothing is left then.
+        UserError: if the suffix is unknown, a package is missing, or the file does not give the network's logits; then no file
+            remains.
     """
     path = Path(path)
     suffix = ckpt.known_suffix(path, SUFFIXES)
@@ -71,7 +70,7 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exp
 
 
 def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
-    """What a user of the file needs to feed it and to read its answer."""
+    """The description of the file's input and output."""
     arch = checkpoint.record.architecture
     batch = "any" if suffix == ".onnx" else batch_size
     return {

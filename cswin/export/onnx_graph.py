@@ -1,7 +1,7 @@
-"""The network as an ONNX graph, written down operation by operation from the architecture.
+"""The network as an ONNX graph, built operation by operation from the architecture.
 
-MindSpore's own exporter cannot write the exact GELU. Composed here as GELU(x) = x (1 + erf(x / sqrt 2)) / 2 from operations that
-every runtime of opset 17 has, it is exact. The batch is a free dimension. The initialisers bear the authors' parameter names.
+MindSpore's own exporter cannot write the exact GELU. Here GELU(x) = x (1 + erf(x / sqrt 2)) / 2 is composed from operations that
+every runtime of opset 17 has, so it is exact. The batch is a free dimension. The initialisers have the authors' parameter names.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cswin.model.variants import PATCH_SIZE, Architecture
 
-OPSET = 17  # the first with LayerNormalization
-IR_VERSION = 8  # the one of opset 17: older runtimes read it
+OPSET = 17  # the first opset with LayerNormalization
+IR_VERSION = 8  # the IR version of opset 17, which older runtimes read
 LAYER_NORM_EPSILON = 1e-5
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
@@ -29,14 +29,14 @@ class _Graph:
         self.initialisers = {k: numpy_helper.from_array(np.ascontiguousarray(v, np.float32), k) for k, v in weights.items()}
 
     def add(self, operation: str, *inputs: str, outputs: int = 1, **attributes):
-        """One node; its results' names, or the name if it is one."""
+        """Adds a node; returns the name of its result, or the names if there are several."""
         results = [f"{operation.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
         name = f"{operation}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operation, list(inputs), results, name=name, **attributes))
         return results[0] if outputs == 1 else results
 
     def constant(self, value, dtype=np.float32) -> str:
-        """A constant by value; equal ones are shared."""
+        """A constant; equal constants are shared."""
         array = np.asarray(value, dtype)
         name = f"constant {array.dtype} {array.tolist()}"
         self.initialisers.setdefault(name, numpy_helper.from_array(array, name))
@@ -71,7 +71,7 @@ def onnx_model(arch: Architecture, weights: Mapping[str, np.ndarray], metadata: 
     Args:
         arch: the architecture.
         weights: float32 by parameter name.
-        metadata: strings that the file carries.
+        metadata: strings that are stored in the file.
 
     Returns:
         A checked model: `images` (batch, in_channels, image_size, image_size), float32, normalised -> `logits` (batch,

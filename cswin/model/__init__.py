@@ -1,1 +1,1 @@
-"""The CSWin network; knows nothing of training."""
+"""The CSWin network, independent of training."""

@@ -1,7 +1,7 @@
 """Cross-shaped window attention with LePE (arXiv 2107.00652, sections 3.2 and 3.3).
 
 Attention runs inside stripes of `height` x `width` tokens. LePE, a 3x3 depthwise convolution on V, is zero-padded inside
-each stripe: it never sees a neighbouring stripe.
+each stripe, so it does not use neighbouring stripes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Operations with gradients written out for MindSpore's CPU kernels, or by compiled kernels of our own.
+"""Operations with explicit gradients for MindSpore's CPU kernels, or with our own compiled kernels.
 
-Each cell computes exactly what the plain formulation computes, up to rounding; what differs is how. What was measured
-(benchmarks/README.md): the gradient of BiasAdd, of LayerNorm and of GELU (a power), a transposition, and a sum over the
-last of more than two axes each take 4 to 30 ns per number; a gather of whole rows takes 0.4, a compiled kernel that
-passes once over memory 0.3 to 2.
+Each cell computes the same function as the plain formulation, up to rounding. The reason is speed (benchmarks/README.md): the
+gradients of BiasAdd, LayerNorm and GELU (a power), a transposition, and a sum over the last of more than two axes each take 4 to
+30 ns per number; a gather of whole rows takes 0.4, a compiled kernel with one pass over memory 0.3 to 2.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ def compiled_operation(function: Callable, name: str, shapes: Callable, outputs:
 
     Args:
         function: takes and returns NumPy arrays.
-        name: unique to what it computes. MindSpore would tell functions apart by their addresses; a graph from its cache
-            finds them by name in another process too.
-        shapes: the results' shapes from the arguments'.
+        name: unique for its computation. MindSpore would distinguish functions by their addresses; with a name, a cached graph
+            also finds them in another process.
+        shapes: shapes of the results from those of the arguments.
         outputs: number of results.
     """
 
@@ -60,7 +59,7 @@ class Linear(nn.Cell):
     def bprop(self, x, w, b, out, dout):
         rows, dy = x.reshape(-1, self.shape[1]), dout.reshape(-1, self.shape[0])
         dx = self.times(dy, w.reshape(self.shape)).reshape(x.shape)
-        # The transposed factor is read column by column: of the two ways to the same product, the narrower one.
+        # The transposed factor is read column by column, so the narrower one of the two factors is transposed.
         dw = self.transpose(self.transposed_times(rows, dy), (1, 0)) if self.widens else self.transposed_times(dy, rows)
         return dx, dw.reshape(-1), self.cast(self.sum(self.cast(dy, ms.float32), 0), b.dtype)
 
@@ -114,7 +113,7 @@ class Gelu(nn.Cell):
 
 
 class LePE(nn.Cell):
-    """A depthwise 3x3 convolution inside windows of `width` tokens a row, zero-padded; holds no parameters."""
+    """A depthwise 3x3 convolution inside windows of `width` tokens a row, zero-padded; without parameters of its own."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -184,7 +183,7 @@ class Attention(nn.Cell):
 class SoftCrossEntropy(nn.Cell):
     """`cswin.train.loss.SoftCrossEntropy`, computed in float64: logits, targets (B, classes) -> loss, its gradient for logits.
 
-    MindSpore's exponential on the CPU is off by up to 3e-6, which every gradient of the network would inherit.
+    MindSpore's exponential on the CPU has errors up to 3e-6, which would affect every gradient of the network.
     """
 
     def __init__(self):
@@ -205,11 +204,11 @@ class SoftCrossEntropy(nn.Cell):
 
 
 class TakeRows(nn.Cell):
-    """Deals out rows of `depth` numbers: (B, L, C) -> one (windows, tokens, depth) per set, disjoint sets that are all rows.
+    """Distributes rows of `depth` numbers: (B, L, C) -> one (windows, tokens, depth) per set. Each row is in exactly one set.
 
     Args:
-        sets: for each result the indices of its rows among the L C / depth of an image.
-        tokens: of a window, for each result.
+        sets: for each result the indices of its rows among the L C / depth rows of an image.
+        tokens: tokens of a window, for each result.
         depth: numbers in a row.
     """
 

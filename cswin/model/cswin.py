@@ -15,9 +15,9 @@ from cswin.model.weights import Layout, Piece
 
 
 class Block(nn.Cell):
-    """A CSWin block: striped attention and an MLP, each behind a LayerNorm and beside a residual connection.
+    """A CSWin block: striped attention and an MLP, each with a LayerNorm before it and a residual connection.
 
-    One cell serves all blocks of a stage: its parameters are arguments.
+    All blocks of a stage use the same cell: its parameters are arguments.
     """
 
     def __init__(self, arch: Architecture, stage: int, piece: Piece, formats: Precision, form: str):
@@ -41,7 +41,7 @@ class Block(nn.Cell):
         return self.proj(self.layout.join(outputs), m[1 + self.branches], v[3 + self.branches])
 
     def construct(self, x, matrices, vectors, attention_factor=None, mlp_factor=None):
-        """x: (B, L, C); matrices, vectors: flat; the factors, (B, 1, 1), are the drop path of the two branches."""
+        """x: (B, L, C); matrices, vectors: flat; the factors (B, 1, 1) are the drop path factors of the two branches."""
         (m, v), at = self.take(matrices, vectors), self.branches
         y = self.cast(self.attend(self.norm(x, v[1], v[2]), m, v), self.stream)
         if attention_factor is not None:
@@ -67,15 +67,15 @@ class Merge(nn.Cell):
 
 
 class CSWin(nn.Cell):
-    """The network. It holds no parameters: `cswin.model.weights.Layout` says what lies where in the two buffers.
+    """The network. It has no parameters of its own: `cswin.model.weights.Layout` gives their places in the two buffers.
 
     Args:
         arch: the architecture.
         formats: number formats (default: float32 throughout).
-        formulation: `CPU` or `Ascend`, two ways to write the same function, see `cswin.model.formulation` (default: the
-            one for the device that MindSpore is set to).
+        formulation: `CPU` or `Ascend`, two formulations of the same function, see `cswin.model.formulation` (default: the one for
+            MindSpore's current device).
 
-    Inputs: images (B, in_channels, image_size, image_size), float32, normalised; the parameters as `cut` gives them; in
+    Inputs: images (B, in_channels, image_size, image_size), float32, normalised; the parameters from `cut`; in
     training the drop path factors (2 * blocks, B) of `drop_path.drop_path_factors`.
     Output: logits (B, num_classes), float32.
     """

@@ -1,7 +1,7 @@
-"""Drop path (stochastic depth, arXiv 1603.09382) as data: the factors are drawn on the host and enter the network.
+"""Drop path (stochastic depth, arXiv 1603.09382) as data: the factors are drawn on the host and are an input of the network.
 
-So the network itself is a pure function, an interrupted epoch resumes with the same draws, and any split of a batch over
-devices sees the same factors.
+So the network is a pure function, an interrupted epoch resumes with the same factors, and they are the same for any split of a
+batch over devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def drop_path_rates(rate: float, depth: tuple[int, ...]) -> np.ndarray:
 
 
 def drop_path_factors(rates: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """What each residual branch of each sample is multiplied by: 0 with the block's rate, else 1 / (1 - rate).
+    """The factor of each residual branch of each sample: 0 with a probability of the block's rate, else 1 / (1 - rate).
 
     Returns:
         float32, shape (2 * blocks, batch_size): rows 2 i and 2 i + 1 are the attention and the MLP branch of block i.

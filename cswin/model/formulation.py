@@ -1,11 +1,10 @@
-"""Which of two equal ways the network's operations are written in.
+"""The choice between two equivalent formulations of the network's operations.
 
-`Ascend`: the operations that an accelerator's library has in one piece (LayerNorm, convolution, transposition), with
-gradients by automatic differentiation; shapes of any batch. It runs everywhere, and is what is exported.
+`Ascend`: single operations of an accelerator's library (LayerNorm, convolution, transposition), with automatic differentiation,
+for any batch size. It runs on every device, and the export uses it.
 
-`CPU`: the same functions from the operations that MindSpore's CPU kernels are fast at and compiled loops of our own, with
-gradients written out (`cswin.model.cpu`, `cswin.model.kernels`). Measured in
-benchmarks/README.md.
+`CPU`: the same functions with operations for which MindSpore has fast CPU kernels, our own compiled loops, and explicit gradients
+(`cswin.model.cpu`, `cswin.model.kernels`). benchmarks/README.md has measurements.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ FORMULATIONS = ("CPU", "Ascend")
 
 
 def resolve(name: str | None) -> str:
-    """The formulation of that name; None: the one made for the device that MindSpore is set to.
+    """The formulation of that name; None: the one for MindSpore's current device.
 
     Raises:
-        UserError: naming the known ones.
+        UserError: if the name is unknown; the message lists the known ones.
     """
     if name is None:
         return "CPU" if ms.get_current_device().device_target == "CPU" else "Ascend"

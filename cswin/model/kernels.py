@@ -1,9 +1,9 @@
-"""The network's operations that MindSpore's CPU kernels are slow at, as loops in one pass over memory: GELU, LayerNorm, LePE.
+"""Operations of the network for which MindSpore's CPU kernels are slow, as loops with one pass over memory: GELU, LayerNorm, LePE.
 
-All arrays are float32, contiguous. Where sums over rows are taken, work is cut into pieces that depend on shapes alone, and the
-pieces' sums are added in their order; elsewhere cuts fall between rows or whole vectors: the number of cores does not change a
-bit. The compiler may reorder sums within a row to fill vectors: results differ between kinds of machines by rounding, as those of
-MindSpore's own products do.
+All arrays are float32 and contiguous. For sums over rows, the work is divided into pieces that depend only on the shapes, and the
+sums of the pieces are added in their order. Elsewhere the pieces are whole rows or whole vectors. So the number of cores changes no
+bit of the results. The compiler may reorder sums within a row to use vectors, so results differ by rounding between kinds of
+machines, as do those of MindSpore's own products.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numba import float32, float64, int32
 from cswin.compiled import compiled
 from cswin.distributed.cores import usable_cores
 
-PIECE = 1 << 16  # numbers in a piece of work: many times what handing it over costs, and small against a layer
-kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning
+PIECE = 1 << 16  # numbers in a piece of work: much more work than passing it on, much less than a layer
+kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity are preserved
 
 
 @cache
@@ -29,24 +29,24 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
-    """Number, first row and last (excluded) of each piece of `rows` rows of `width` numbers."""
+    """Number, first row and last row (exclusive) of each piece of `rows` rows of `width` numbers."""
     step = max(1, PIECE // width)
     return [(i, first, min(first + step, rows)) for i, first in enumerate(range(0, rows, step))]
 
 
 def _parts(rows: int, width: int) -> list[tuple[int, int, int]]:
-    """The same, as few as keep all cores busy: where nothing is summed over rows, the cut changes no result."""
+    """The same, with only as many pieces as keep all cores busy: without sums over rows, the result is the same."""
     count = max(1, min(usable_cores(), rows * width // PIECE))
     return [(i, i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
 def _runs(size: int) -> list[tuple[int, int, int]]:
-    """The same for `size` numbers in a row, cut at multiples of 64: no cut leaves a vector half filled."""
+    """The same for `size` consecutive numbers, divided at multiples of 64, so vectors are always full."""
     return [(i, 64 * first, min(64 * last, size)) for i, first, last in _parts(-(-size // 64), 64)]
 
 
 def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
-    """Call `work` with every piece, on all cores that the process may use, this thread's among them."""
+    """Call `work` with every piece, on all cores that the process may use, including that of this thread."""
 
     def share(number: int) -> None:
         for piece in pieces[number::cores]:
@@ -61,8 +61,8 @@ def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, in
 
 # GELU
 
-# Phi(x) - 1/2 = x P(x^2) / Q(x^2) up to |x| = 3.9 sqrt(2), within 2e-8 relative before rounding: a minimax fit, made for this
-# project by iteratively reweighted least squares on erf. Beyond, Phi is 0 or 1 to float32's resolution of 1.
+# Phi(x) - 1/2 = x P(x^2) / Q(x^2) up to |x| = 3.9 sqrt(2), within 2e-8 relative before rounding: a minimax fit, computed for
+# this project by iteratively reweighted least squares on erf. For larger |x|, Phi is 0 or 1 at float32's resolution of 1.
 _END = np.float32(3.9 * math.sqrt(2.0))
 _P0, _P1, _P2, _P3, _P4, _P5 = np.float32(
     [
@@ -77,7 +77,7 @@ _P0, _P1, _P2, _P3, _P4, _P5 = np.float32(
 _Q1, _Q2, _Q3, _Q4, _Q5 = np.float32(
     [0.2507108747959137, 0.028454868122935295, 0.0018642980139702559, 7.233682845253497e-05, 1.195937215925369e-06]
 )
-# e^r on |r| <= ln(2) / 2, within 3e-9 relative before rounding: interpolation in Chebyshev's points.
+# e^r on |r| <= ln(2) / 2, within 3e-9 relative before rounding: interpolation at Chebyshev points.
 _E2, _E3, _E4, _E5, _E6 = np.float32(
     [0.5000000047118066, 0.1666641551464946, 0.04166635289598705, 0.008375126398416404, 0.00139411084810623]
 )
@@ -115,7 +115,7 @@ def _gelu_gradient(x, dy, dx):
             r = (t - k * _LN2_HIGH) - k * _LN2_LOW
             power_of_e = (((((_E6 * r + _E5) * r + _E4) * r + _E3) * r + _E2) * r + _ONE) * r + _ONE
             fraction[i] = power_of_e if t > _LEAST else float32(0)
-            bits[i] = int32((k + _BIAS) * _MANTISSA)  # 2^k: its exponent's bits, in float32's place for them
+            bits[i] = int32((k + _BIAS) * _MANTISSA)  # 2^k: the bits of its exponent, at their position in float32
         for i in range(len(u)):
             result[i] = du[i] * (u[i] * (_DENSITY * fraction[i] * power[i]) + _phi(u[i]))
 
@@ -260,7 +260,7 @@ def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, width: int) -> 
     """Depthwise 3x3 convolution, zero-padded inside each window of height x width tokens.
 
     Args:
-        v: (windows, height * width, depth), the windows of a stripe's heads one after another.
+        v: (windows, height * width, depth), with the heads of a stripe in consecutive windows.
         weight: heads * depth * 9 numbers, any shape.
         bias: (heads * depth,).
     """
@@ -308,7 +308,7 @@ def square_sum(x: np.ndarray) -> np.ndarray:
 
 
 def soft_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the batch of -sum(targets log softmax(logits)), and its gradient for the logits; inside, float64.
+    """Mean over the batch of -sum(targets log softmax(logits)), and its gradient for the logits; computed in float64.
 
     Args:
         logits, targets: (B, classes).
@@ -317,7 +317,7 @@ def soft_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndar
         (1,) and (B, classes), float32.
     """
     x, t = logits.astype(np.float64), targets.astype(np.float64)
-    with np.errstate(all="ignore"):  # a step that is not finite is the training step's business
+    with np.errstate(all="ignore"):  # the training step handles steps that are not finite
         shifted = x - x.max(1, keepdims=True)
         powers = np.exp(shifted)
         total, weight = powers.sum(1, keepdims=True), t.sum(1, keepdims=True)

@@ -1,8 +1,8 @@
 """Layers as functions of their input and their parameters, with an explicit number format.
 
 MindSpore's own layers differ from the reference in defaults (LayerNorm epsilon, GELU's approximation, convolution padding).
-Parameters are arguments, so that all blocks of a stage are one cell with different weights. They come flat, as they lie in the
-buffers of `cswin.model.weights`. Each layer is written in two equal ways, see `cswin.model.formulation`.
+Parameters are arguments, so all blocks of a stage are one cell with different weights. They are flat, as in the buffers of
+`cswin.model.weights`. Each layer has two equivalent formulations, see `cswin.model.formulation`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cswin.model.weights import GROUPS, Layout, Piece
 
 
 class Cut(nn.Cell):
-    """Cuts the two buffers: (matrices, vectors) -> a tuple of the pieces' matrices and, behind them, of the pieces' vectors.
+    """Cuts the two buffers: (matrices, vectors) -> a tuple of the pieces' matrices, followed by the pieces' vectors.
 
-    A network is differentiated with respect to these, and their gradients are joined: MindSpore's gradient of a part of a
-    buffer would be a buffer of zeros around it, added to those of all other parts.
+    The network is differentiated with respect to these, and their gradients are joined. For a part of a buffer, MindSpore's
+    gradient would be a whole buffer of zeros around it, and all these buffers would be added.
     """
 
     def __init__(self, layout: Layout):
@@ -37,7 +37,7 @@ class Cut(nn.Cell):
 
 
 class Take(nn.Cell):
-    """Cuts a piece's share of the two buffers into its parameters: (matrices, vectors) -> two tuples, all flat."""
+    """Cuts a piece's part of the two buffers into its parameters: (matrices, vectors) -> two tuples of flat arrays."""
 
     def __init__(self, piece: Piece):
         super().__init__()
@@ -113,7 +113,7 @@ class Gelu(nn.Cell):
 
 
 class ConvTokens(nn.Cell):
-    """A convolution with symmetric zero padding that gives tokens, and LayerNorm: (B, C, H, W) -> (B, H' W', C'), float32.
+    """A convolution with symmetric zero padding, then LayerNorm over the tokens: (B, C, H, W) -> (B, H' W', C'), float32.
 
     Args:
         channels: C and C'.
@@ -127,7 +127,7 @@ class ConvTokens(nn.Cell):
         inputs, outputs = channels
         self.take = Take(piece)
         self.shape, self.product = (outputs, inputs, kernel, kernel), product
-        padding = (kernel - stride + 1) // 2  # 2 for the stem's 7 and 4, 1 for a merge's 3 and 2: the authors'
+        padding = (kernel - stride + 1) // 2  # as the authors: 2 for the stem (kernel 7, stride 4), 1 for a merge (3, 2)
         self.conv = ops.Conv2D(outputs, kernel, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add, self.transpose, self.cast = ops.BiasAdd(), ops.Transpose(), ops.Cast()
         self.norm = LayerNorm(outputs, form)

@@ -1,4 +1,4 @@
-"""Which operation runs in which number format."""
+"""Number formats of the operations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Precision:
 
     Attributes:
         product: convolutions, linear layers and both attention products (the white list).
-        stream: what flows between them: residual sums and GELU.
+        stream: values between them: residual sums and GELU.
 
     LayerNorm, softmax, the LePE sum, pooling, the head's logits and the loss are computed in float32 at every level (the
-    black list): their sums run over hundreds of terms or feed an exponential.
+    black list): they have sums of hundreds of terms, or an exponential.
     """
 
     product: ms.Type

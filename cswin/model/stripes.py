@@ -1,6 +1,6 @@
-"""The cut of a stage's tokens into stripes, and its two layouts: from qkv to windows and from windows to tokens.
+"""The division of a stage's tokens into stripes, in two implementations: from qkv to windows and from windows to tokens.
 
-A window is one head of one stripe of one image; its N tokens run row by row. Both layouts give and take windows as
+A window is one head of one stripe of one image; its N tokens are in row order. Both implementations use windows of shape
 (B, stripes, heads, N, head_dim), flattened to (windows, N, head_dim).
 """
 
@@ -17,7 +17,7 @@ from cswin.model.variants import Architecture
 
 @dataclass(frozen=True)
 class Stripes:
-    """How one branch cuts a grid of side x side tokens into stripes of height x width tokens."""
+    """The division of a grid of side x side tokens into stripes of height x width tokens in one branch."""
 
     side: int
     height: int
@@ -25,26 +25,26 @@ class Stripes:
 
     @property
     def rows(self) -> int:
-        """Stripes one below the other."""
+        """Number of stripes in the vertical direction."""
         return self.side // self.height
 
     @property
     def columns(self) -> int:
-        """Stripes side by side."""
+        """Number of stripes in the horizontal direction."""
         return self.side // self.width
 
     @property
     def count(self) -> int:
-        """Stripes of one image."""
+        """Number of stripes of an image."""
         return self.rows * self.columns
 
     @property
     def tokens(self) -> int:
-        """Tokens of one stripe (N)."""
+        """Number of tokens of a stripe (N)."""
         return self.height * self.width
 
     def grid(self) -> np.ndarray:
-        """Index of every stripe's tokens among the image's, (count, tokens)."""
+        """Indices of the tokens of every stripe among those of the image, (count, tokens)."""
         tokens = np.arange(self.side**2).reshape(self.rows, self.height, self.columns, self.width)
         return tokens.transpose(0, 2, 1, 3).reshape(self.count, self.tokens)
 
@@ -59,7 +59,7 @@ def branches(arch: Architecture, stage: int) -> tuple[Stripes, ...]:
 
 
 class TransposeLayout(nn.Cell):
-    """By slices, transpositions and a concatenation.
+    """Implementation with slices, transpositions and a concatenation.
 
     Args:
         cuts: one per branch.
@@ -98,7 +98,7 @@ class TransposeLayout(nn.Cell):
 
 
 class RowLayout(nn.Cell):
-    """The same by gathers of whole rows of head_dim numbers, which the CPU copies 5 times as fast as it transposes."""
+    """Implementation with gathers of whole rows of head_dim numbers, which the CPU copies 5 times as fast as it transposes."""
 
     def __init__(self, cuts: tuple[Stripes, ...], dim: int, num_heads: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """The architectures of the CSWin family, by name.
 
 Source: CSWin Transformer (arXiv 2107.00652), table 2, and the report, which trains the small model with stripes of
-width 2 in the first stage. Both stripe settings of the small model have weights of the same shapes: only the
-architecture's own record tells them apart, so it travels with every checkpoint.
+width 2 in the first stage. Both stripe settings of the small model have weights of the same shapes. Only the record of the
+architecture distinguishes them, so every checkpoint contains it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def _positive(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides a network's function apart from its weights.
+    """All parameters that determine the function of a network, except its weights.
 
     Attributes:
         embed_dim: channels after the stem; doubled by each of the three merges.
         depth: blocks per stage.
-        split_size: stripe width per stage, in tokens. Where it equals the stage's resolution, and in stage 4, one
+        split_size: stripe width per stage, in tokens. If it equals the stage's resolution, and in stage 4, one
             branch attends to the full window.
         num_heads: attention heads per stage; half of them attend vertically, half horizontally.
         image_size: side of the square input, in pixels.
         in_channels: 1 or 3 for images.
         num_classes: outputs of the head.
-        mlp_ratio: hidden width of the MLP over the block's width.
+        mlp_ratio: hidden width of the MLP divided by the block's width.
 
     Raises:
-        UserError: if the numbers do not fit together, with the reason.
+        UserError: if the numbers are not compatible, with the reason.
     """
 
     embed_dim: int
@@ -135,7 +135,7 @@ VARIANTS: dict[str, Architecture] = {
     "cswin_96_24322_base_384": Architecture(**_BASE, split_size=(1, 2, 12, 12), image_size=384),
     "cswin_144_24322_large_224": Architecture(**_LARGE, split_size=(1, 2, 7, 7)),
     "cswin_144_24322_large_384": Architecture(**_LARGE, split_size=(1, 2, 12, 12), image_size=384),
-    # Ours: small enough to be trained on a laptop's CPU in minutes on 32-pixel images.
+    # Ours: small enough for training on a laptop's CPU in minutes, on images of 32 pixels.
     "cswin_32_1121_digits_32": Architecture(
         32, (1, 1, 2, 1), (1, 1, 2, 1), (2, 2, 4, 8), image_size=32, in_channels=3, num_classes=10
     ),
@@ -146,7 +146,7 @@ def variant(name: str) -> Architecture:
     """The architecture of that name.
 
     Raises:
-        UserError: naming the known ones.
+        UserError: if the name is unknown; the message lists the known ones.
     """
     if name not in VARIANTS:
         raise UserError(f"arch: {name!r} is not known; one of: {', '.join(VARIANTS)}")

@@ -1,8 +1,8 @@
-"""The network's parameters: names, shapes, start values, and their places in two flat buffers. Needs no MindSpore.
+"""The network's parameters: names, shapes, initial values, and their places in two flat buffers. Needs no MindSpore.
 
-All parameters of two or more axes lie one after another in one buffer, `matrices` (these have weight decay), all others in
-a second one, `vectors`. So an optimizer step is a handful of operations, whatever the number of parameters. Names are the
-authors'; files hold parameters by name.
+One buffer, `matrices`, contains all parameters with two or more axes (these have weight decay); a second one, `vectors`, contains
+the others. So an optimizer step needs only a few operations, for any number of parameters. Names are those of the authors; files
+store parameters by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUPS = ("matrices", "vectors")
 
 @dataclass(frozen=True)
 class Piece:
-    """Parameters that one piece of the network takes: the stem, a block, a merge, or the end (last LayerNorm and head)."""
+    """Parameters of one piece of the network: the stem, a block, a merge, or the end (last LayerNorm and head)."""
 
     shapes: Mapping[str, Shape]
 
@@ -29,12 +29,12 @@ class Piece:
         return [name for name, shape in self.shapes.items() if (len(shape) < 2) == GROUPS.index(group)]
 
     def sizes(self, group: str) -> tuple[int, ...]:
-        """Numbers in each of them."""
+        """Number of values of each parameter."""
         return tuple(int(np.prod(self.shapes[name])) for name in self.names(group))
 
 
 class Layout:
-    """Where each parameter lies.
+    """The places of the parameters in the buffers.
 
     Attributes:
         pieces: in the order of the forward pass, which is the order of the buffers.
@@ -51,7 +51,7 @@ class Layout:
         return cls(Piece(shapes) for shapes in _pieces(arch))
 
     def size(self, group: str) -> int:
-        """Numbers in a buffer."""
+        """Number of values in a buffer."""
         return sum(sum(piece.sizes(group)) for piece in self.pieces)
 
     def pack(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def initial_weights(arch: Architecture, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Start values, float32, as the authors set them: linear weights truncated normal (0.02, cut at +-2 absolute, i.e. never),
+    """Initial values, float32, as in the authors' code: linear weights truncated normal (0.02, cut at +-2 absolute, i.e. never),
     biases 0; convolutions uniform in +-1/sqrt(fan_in), PyTorch's default; LayerNorm 1 and 0. Deterministic given `rng`."""
     shapes, values = Layout.of(arch).shapes, {}
     fans = {name.removesuffix(".weight"): int(np.prod(shape[1:])) for name, shape in shapes.items() if len(shape) == 4}

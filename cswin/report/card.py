@@ -1,6 +1,6 @@
-"""The card of a run: one Markdown page that says what was trained on what, how, what came out, how to use it, what was not run.
+"""The run card, a Markdown page: what was trained, on what and how; the result, how to use it, and what was not run.
 
-Everything in it is read from the run's files, nothing is computed anew.
+All its content is read from the files of the run; nothing is computed again.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
 
 IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
 REPORT_DEVICES = 8
-HASH = 12  # digits of a hash that are shown where the whole is in a file named beside it
+HASH = 12  # digits of a hash that are shown; the whole hash is in a file that the card names
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a card is made from.
+    """The input of a card.
 
     Attributes:
         folder: results/<run>.
         expected: stages and the figures to compare with.
         stages: all of them evaluated.
         runtime: the resolved runtime section.
-        dataset: that they were trained on.
+        dataset: the one with which they were trained.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Run:
     dataset: Dataset
 
     def attempts(self, stage: StageResult) -> list[AttemptSummary]:
-        """Of the training that made the stage's checkpoint."""
+        """The attempts of the training that made the stage's checkpoint."""
         return current(summaries(stage.attempts))
 
     @property
@@ -101,19 +101,19 @@ def _result_of(stage: StageResult) -> list[Any]:
 
 
 def _comparison(run: Run) -> list[str]:
-    """Beside reported and published figures, each by its own counting."""
+    """Comparison with reported and published figures, each in its own counting."""
     lines = []
     for stage in run.stages:
         reported, which = run.expected.stages.get(stage.name), _chosen(stage)
         mine = stage.evaluation[which]["top1_whole_batches"]
         if reported is not None and mine is not None:
             lines.append(
-                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; by the same counting "
+                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; in the same counting "
                 f"{mine:.2f} % here ({_weights(which)}): {mine - reported:+.2f}."
             )
         elif reported is not None:
             lines.append(
-                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128, of which there is none here."
+                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; there is no such batch here."
             )
     if run.expected.paper_top1 is not None:
         which = _chosen(run.last)
@@ -126,22 +126,20 @@ def _comparison(run: Run) -> list[str]:
 
 
 def _reservations(run: Run) -> list[str]:
-    """What a reader could otherwise take for granted."""
+    """What was not run, and what limits the result."""
     starts = [attempt.start for stage in run.stages for attempt in run.attempts(stage)]
     targets = {start.get("device_target", run.runtime.device_target) for start in starts} or {run.runtime.device_target}
     lines = []
     if "Ascend" not in targets:
-        lines.append("- **Not run on Ascend.** Training ran on the CPU; nothing here says how it runs, or how fast, on NPUs.")
+        lines.append("- **Not run on Ascend.** Training ran on the CPU. Results and speed on NPUs are unknown.")
     if len(targets) > 1:
         lines.append(f"- Attempts ran on different devices: {', '.join(sorted(targets))}.")
     if (run.dataset.images("train"), run.dataset.images("val"), len(run.dataset.class_names)) != IMAGENET:
-        lines.append(f"- Not run on ImageNet-1K: the data are `{run.dataset.name}`; see below.")
-    lines.append(
-        f"- One training with one seed ({run.last.config.seed}): how much the result varies between seeds was not measured."
-    )
+        lines.append(f"- Not run on ImageNet-1K: the dataset is `{run.dataset.name}`; see below.")
+    lines.append(f"- One training with one seed ({run.last.config.seed}): the variation between seeds was not measured.")
     lines += _choice(run)
     if all(value is None for value in run.expected.stages.values()):
-        lines.append("- The report gives no figures for this configuration: nothing is compared with it.")
+        lines.append("- The report has no figures for this configuration, so there is no comparison with it.")
     elif targets != {"Ascend"} or {start.get("devices") for start in starts} != {REPORT_DEVICES}:
         lines.append(f"- The report's figures come from {REPORT_DEVICES} x Ascend 910; this run had other devices.")
     if any(stage.config.optimizer.amp_level != "O0" for stage in run.stages):
@@ -149,7 +147,7 @@ def _reservations(run: Run) -> list[str]:
     if any((start.get("git") or {}).get("dirty") for start in starts):
         lines.append("- The code differed from its commit (dirty working tree) in at least one attempt.")
     if any(start.get("git") is None for start in starts):
-        lines.append("- The commit of the code is not known: it was not run from a git checkout.")
+        lines.append("- The commit of the code is unknown, because it was not run from a git checkout.")
     if len({(start.get("git") or {}).get("commit") for start in starts}) > 1:
         lines.append("- The attempts ran with different commits of the code; see below.")
     return lines
@@ -161,8 +159,8 @@ def _choice(run: Run) -> list[str]:
     if "val" in on:
         lines.append("- The checkpoint's epoch was chosen on the validation set that is also reported: an optimistic choice.")
     if "minival" in on:
-        lines.append("- The checkpoint's epoch was chosen on training images held out for it; the validation set took no part.")
-    return lines or ["- The last epoch was taken; nothing was chosen by its result."]
+        lines.append("- The checkpoint's epoch was chosen on training images that were held out, not on the validation set.")
+    return lines or ["- The last epoch was taken; no epoch was chosen by its result."]
 
 
 def _data(run: Run) -> list[list[str]]:
@@ -175,7 +173,7 @@ def _data(run: Run) -> list[list[str]]:
         ["hash of all images, labels and their order", f"`{dataset.manifest_hash}`"],
     ]
     if evaluation.select_on == "minival":
-        rows.insert(2, ["of these held out to choose the epoch", f"{evaluation.minival_images:,}"])
+        rows.insert(2, ["of these, held out to choose the epoch", f"{evaluation.minival_images:,}"])
     return rows
 
 
@@ -201,7 +199,7 @@ def _recipe_of(stage: StageResult) -> dict[str, str]:
         "learning rate": _learning_rate(config),
         "global batch": f"{optimizer.global_batch:,}",
         "AdamW": f"betas {optimizer.beta1:g}, {optimizer.beta2:g}, eps {optimizer.eps:g}, weight decay {optimizer.weight_decay:g}",
-        "gradient norm at most": "any" if optimizer.clip_norm is None else f"{optimizer.clip_norm:g}",
+        "maximum gradient norm": "none" if optimizer.clip_norm is None else f"{optimizer.clip_norm:g}",
         "EMA": f"{optimizer.ema_decay:g}",
         "precision": optimizer.amp_level if optimizer.amp_level == "O0" else f"{optimizer.amp_level}, {optimizer.amp_dtype}",
         "drop path": f"{config.model.drop_path:g}",
@@ -215,10 +213,10 @@ def _recipe_of(stage: StageResult) -> dict[str, str]:
 
 
 def _start(stage: StageResult) -> str:
-    """What the stage took from where, from its history."""
+    """What the stage took from which checkpoint, according to its history."""
     start = stage.history.start
     if start.get("carry") == "all":
-        return f"everything that `{start['from']}` held"
+        return f"complete state of `{start['from']}`"
     if start.get("carry") == "weights":
         anew = f"; anew: {', '.join(start['anew'])}" if start.get("anew") else ""
         return f"{start['which']} weights of `{start['from']}`{anew}"
@@ -229,7 +227,7 @@ def _learning_rate(config: StageConfig) -> str:
     schedule, phases = config.schedule, []
     begin = schedule.cosine_length(config.epochs)
     if config.start_epoch < begin:
-        warmup = f"warm-up {schedule.warmup_length} epochs to {schedule.base_lr:g}, " if schedule.warmup_length else ""
+        warmup = f"warmup {schedule.warmup_length} epochs to {schedule.base_lr:g}, " if schedule.warmup_length else ""
         phases.append(f"{warmup}cosine to {schedule.min_lr:g} at epoch {begin}")
     for name in ("cool", "tail", "over"):
         length = getattr(schedule, f"{name}_length")
@@ -245,7 +243,7 @@ def _took(tried: list[AttemptSummary]) -> str:
 
 
 def _computed_by(tried: list[AttemptSummary]) -> list[str]:
-    """What was in force on the device, each once."""
+    """The settings of the device in all attempts, without repetition."""
     return list(dict.fromkeys(backend_text(attempt.start["backend"]) for attempt in tried if "backend" in attempt.start))
 
 

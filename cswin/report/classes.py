@@ -1,4 +1,4 @@
-"""Accuracy by class, and what the worst classes are taken for."""
+"""Accuracy by class, and the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from cswin.predictions import Predictions
 from cswin.report.statistics import wilson
 
-WORST, TAKEN_FOR = 20, 5  # classes in the list of confusions, and how many wrong classes are named for each
+WORST, TAKEN_FOR = 20, 5  # number of classes in the list of confusions, and of wrong classes for each
 
 
 def per_class(results: Mapping[str, Predictions], class_names: Sequence[str]) -> pd.DataFrame:
@@ -35,8 +35,8 @@ def accuracy_with_mistakes(predictions: Predictions, class_names: Sequence[str])
     """One row per class that has images, in the order of the labels.
 
     Returns:
-        Columns name, n, right, top1 (per cent), low and high (95 % Wilson interval), mistaken (the class that its images were most
-        often taken for, by name; empty where none was), times (how often).
+        Columns name, n, right, top1 (per cent), low and high (95 % Wilson interval), mistaken (name of the wrong class that was
+        predicted most often; empty if none was), times (how often).
     """
     labels, first, rows = predictions.labels, predictions.top5[:, 0], []
     for label in np.unique(labels):

@@ -1,7 +1,7 @@
-"""What a stage has cost, over all its attempts: hours of training, hours of waiting, interruptions.
+"""The effort of a stage over all its attempts: hours of training, hours of waiting, interruptions.
 
-Two files say it. attempts.jsonl has the wall clock: when each attempt started and ended, or when it was last alive. history.jsonl
-has the seconds of the optimizer steps that count; steps that were repeated after a kill are in it once.
+It comes from two files. attempts.jsonl has the wall-clock times: when each attempt started and ended, or was last alive.
+history.jsonl has the seconds of the optimizer steps; steps that were repeated after a kill appear in it once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Effort:
     """Figures of one training of a stage, from its beginning to its last attempt.
 
     Attributes:
-        attempts: how many times it was started.
-        resumes: how many of them went on from a saved state.
-        unended: attempts of which neither an end nor a last sign of life is recorded. Their time is taken up to their last logged
-            step that counts, so train_hours is too low by what they did after it, and between_hours too high by the same.
-        train_hours: wall clock of all attempts: start-up, compilation, steps (repeated ones too), validation, saving.
-        data_wait_hours: part of it in which the steps that count waited for images.
+        attempts: number of starts.
+        resumes: number of attempts that resumed from a saved state.
+        unended: attempts without a recorded end or last sign of life. Their time counts up to their last step in the history, so
+            train_hours is too low by the time after it, and between_hours too high by the same.
+        train_hours: wall-clock time of all attempts: start-up, compilation, steps (also repeated ones), validation, saving.
+        data_wait_hours: time in which the steps of the history waited for images.
         between_hours: from the end of each attempt to the start of the next.
-        images_per_s: images of the steps that count over their seconds; None before the first.
+        images_per_s: images of the steps of the history divided by their seconds; None before the first step.
         devices: of the last attempt.
-        commits: git commits of the attempts, each once, in order; "-dirty" where tracked files differed from it.
+        commits: git commits of the attempts, without repetition, in order; with "-dirty" if tracked files differed.
     """
 
     attempts: int
@@ -47,7 +47,7 @@ class Effort:
 
 
 def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Effort:
-    """The effort of the training that attempts.jsonl ends with.
+    """The effort of the last training in attempts.jsonl.
 
     Args:
         attempts: all rows of attempts.jsonl.
@@ -78,7 +78,7 @@ def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Ef
 
 
 def _last_logged(one: AttemptSummary, later: list[AttemptSummary], logged: pd.DataFrame) -> datetime:
-    """When an attempt logged the last of its steps that count: its first step's time and the seconds of the steps after it."""
+    """When an attempt logged its last step of the history: its start of training plus the seconds of its steps."""
     last = _time(one.begun or one.start["time"])
     if one.from_step is None:
         return last

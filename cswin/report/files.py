@@ -1,4 +1,4 @@
-"""Where runs are, and their small files; cheap to import."""
+"""The folders of runs, and their small files. Cheap to import."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cswin.errors import UserError
 
 
 def find_runs(results: Path, names: list[str]) -> list[Path]:
-    """Folders of runs: those named (a name in `results`, or a path), else all in `results`.
+    """Folders of the given runs (names in `results`, or paths); without names, of all runs in `results`.
 
     Raises:
-        UserError: if there is none, or not the one named.
+        UserError: if there is no run, or a given one does not exist.
     """
     results = Path(results)
     if not names:
@@ -34,7 +34,7 @@ def find_runs(results: Path, names: list[str]) -> list[Path]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A mapping; empty if the file is missing or is being written."""
+    """The mapping in a YAML file; empty if the file is missing or is being written."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -43,7 +43,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path) -> dict[str, Any] | None:
-    """None if the file is missing or is being written."""
+    """The object in a JSON file; None if the file is missing or is being written."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a reader of a run came for: per stage the top-1 with its interval, beside the reported and the published one."""
+"""The main result: top-1 of each stage with its interval, beside the reported and the published one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTE = (
 
 
 def headline(row: Mapping[str, Any]) -> list[str]:
-    """The cells under `HEAD` of one row of final_acc, as read from its JSON or, as text, from its CSV."""
+    """The cells of one row of final_acc, in the order of `HEAD`. The row comes from the JSON or, as text, from the CSV."""
     which = row["select_by"]
     low, high = (float(row[f"top1_{which}_{end}"]) for end in ("low", "high"))
     return [
@@ -30,14 +30,14 @@ def headline(row: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(value: Any, difference: Any) -> str:
-    """An expected figure and the difference from it; both can be missing (None, or empty in a CSV)."""
+    """An expected figure and the difference from it; both may be missing (None, or empty in a CSV)."""
     if value in (None, ""):
         return "–"
     return f"{float(value):.2f}" + ("" if difference in (None, "") else f" ({float(difference):+.2f})")
 
 
 def outcome(folder: Path) -> str:
-    """What came out of a run, for the end of its output: the table, and where the rest is.
+    """The last lines of a run's output: the table, and the paths of the other results.
 
     Args:
         folder: results/<run> with final_acc.json.

@@ -1,8 +1,8 @@
-"""What a person sees of Snakemake: a line per finished job, and warnings and errors in full.
+"""Snakemake's output on the terminal: one line per finished job, and warnings and errors in full.
 
-No plugin does it. snakemake-logger-plugin-rich 0.5.1 names no finished job and no seconds, and its panel and the trainer's progress
-bar overwrite each other; a plugin inside this package would not be found where it is installed in editable mode. So Snakemake's own
-handler gets another filter and formatter. Its log file, .snakemake/log, always has everything.
+No plugin does this. snakemake-logger-plugin-rich 0.5.1 shows neither finished jobs nor seconds, and its panel and the trainer's
+progress bar overwrite each other. Snakemake does not find a plugin inside a package that is installed in editable mode. So its own
+handler gets another filter and formatter. The log file in .snakemake/log is always complete.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _NO_NEWS = re.compile(
     r"Assuming unrestricted|Building DAG|Using shell|Singularity containers|Select jobs|Execute \d+ jobs|DAG of jobs will|"
     r"Updating checkpoint|Elapsed time"
 )
-_CLEAR = "\r\x1b[K"  # the line in which a progress bar may stand; it is drawn again at its next step
+_CLEAR = "\r\x1b[K"  # clears the line of a progress bar, which is drawn again at its next step
 
 
 class JobLines(logging.Formatter):
     """Filter and formatter of a handler of Snakemake's messages.
 
     Args:
-        other: formats what is shown as Snakemake writes it.
-        terminal: whether progress bars may be on the stream.
+        other: Snakemake's formatter, for messages that are shown unchanged.
+        terminal: whether the stream may show progress bars.
     """
 
     def __init__(self, other: logging.Formatter, terminal: bool):
@@ -37,7 +37,7 @@ class JobLines(logging.Formatter):
         self._finished: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is shown. What it says of a job is kept for the line that says that the job is finished."""
+        """Whether the message is shown. Facts about a job are kept for its line."""
         event = getattr(record, "event", None)
         if event == "job_info":
             self._started[record.jobid] = record.created, " ".join([record.rule_name, *map(str, record.wildcards.values())])
@@ -51,17 +51,17 @@ class JobLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if getattr(record, "event", None) != "progress":
             text = self.other.format(record)
-        else:  # Snakemake counts right after each finished job
+        else:  # Snakemake sends this message right after each finished job
             text = "\n".join(f"{record.done} of {record.total}  {line}" for line in self._finished)
             self._finished.clear()
         return text and self.clear + text
 
 
 def shorten_output(workflow: Any) -> None:
-    """Show job lines on the terminal from now on, unless a dry run, `--verbose`, `-p` or a logger plugin was asked for.
+    """Show job lines on the terminal from now on. Not for a dry run, `--verbose`, `-p` or a logger plugin.
 
     Args:
-        workflow: Snakemake's. Nothing changes in the jobs that it starts on other machines.
+        workflow: Snakemake's workflow object. Jobs that it starts on other machines keep their output.
     """
     from snakemake.logging import logger
 

@@ -1,4 +1,4 @@
-"""The results table for people: stages side by side, the figures that one reads, what they mean."""
+"""The results table for readers: stages side by side, the main figures, and notes on them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pandas as pd
 
 from cswin.report.tables import text_table
 
-ABREAST = 3  # stages in one table; 80 columns of a terminal hold no more
+ABREAST = 3  # stages in one table; more do not fit into 80 columns
 HASH = 12  # digits of a hash that are shown
 
 Row = dict[str, Any]
 
 
 def markdown_table(table: pd.DataFrame, title: str) -> str:
-    """Markdown that is also readable as it is, at most 80 columns wide where the names of the stages are short.
+    """Markdown that is also readable as plain text: at most 80 columns wide if the names of the stages are short.
 
     Args:
         table: of `results_table`.
@@ -95,24 +95,24 @@ def _commit(text: str) -> str:
 
 
 def _notes(rows: list[Row]) -> list[str]:
-    """What one must know to quote a figure."""
+    """Notes for quoting a figure."""
     notes = [
-        "Every image of the validation set is counted once. Intervals: 95 %, Wilson; they",
-        "say how sure the figure is on so many images, not how another training would end.",
+        "Every image of the validation set is counted once. Intervals are 95 % Wilson",
+        "intervals; they do not cover the variation between trainings.",
     ]
     if any(row["select_on"] == "val" for row in rows):
         notes += ["Chosen on val: the epoch was chosen on the images that are reported, so the", "figure is optimistic."]
     if any(row["select_on"] == "minival" for row in rows):
         notes += [
-            "Chosen on minival: the epoch was chosen on training images held out for it; the",
-            "validation set took no part.",
+            "Chosen on minival: the epoch was chosen on training images that were held out,",
+            "not on the validation set.",
         ]
     if any(row["reported_top1"] is not None for row in rows):
         notes += ["Reported figures count whole batches of 128 images: compare them with that line only."]
     if any(row["mcnemar_p"] is not None for row in rows):
-        notes += ["Images lost, gained: against the stage before, by the weights that chose; p is the", "chance of such a difference if neither is better."]  # fmt: skip
+        notes += ["Images lost, gained: compared with the previous stage, for the selecting weights;", "p is the probability of such a difference if both stages are equally good."]  # fmt: skip
     if any(row["attempts_unended"] for row in rows):
-        notes += ["Of an attempt without recorded end the hours go up to its last logged step only."]
+        notes += ["An attempt without a recorded end counts up to its last logged step only."]
     if any("-dirty" in row["git_commit"] for row in rows):
         notes += ["Code with +: files differed from that commit."]
     return [*notes, "", "All columns: final_acc.csv, final_acc.json; their meaning: results/README.md."]

@@ -1,4 +1,4 @@
-"""Pages of a run for people: results, configuration, data, provenance. HTML that needs nothing but itself."""
+"""HTML pages about a run: results, configuration, data, provenance. Each page is a single file without external resources."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cswin.run.attempts import summaries
 
 
 def table_page(run: str, table: pd.DataFrame, curves: bytes) -> str:
-    """The results: top-1 beside the expected figures, the curves, then every figure, a column per stage.
+    """The results: top-1 beside the expected figures, the curves, then all figures with one column per stage.
 
     Args:
-        run: its name.
-        table: final_acc.csv as text, as written: below the curves nothing is rounded or converted.
+        run: name of the run.
+        table: final_acc.csv as text; the values below the curves are shown unchanged.
         curves: curves.png.
     """
     return render(
@@ -37,7 +37,7 @@ def table_page(run: str, table: pd.DataFrame, curves: bytes) -> str:
 
 
 def configuration_page(run: str, stages: list[StageResult], runtime: Section) -> str:
-    """The resolved configuration of each stage, first what differs between them, and the settings of speed."""
+    """The resolved configuration of each stage, differing keys first, and section `runtime`."""
     columns = [flat(stage.config.model_dump(mode="json")) for stage in stages]
     rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
     differing = [number for number, row in enumerate(rows) if len(set(map(str, row[1:]))) > 1]
@@ -80,7 +80,7 @@ def data_page(summary: dict[str, Any], shards: dict[str, int]) -> str:
 
 
 def provenance_page(run: str, stages: list[StageResult]) -> str:
-    """Who trained what when: each stage's result and each of its attempts."""
+    """Each stage's checkpoint and attempts."""
     return render("provenance.html", title=f"{run}: provenance", stages=[_provenance(stage) for stage in stages])
 
 
@@ -96,7 +96,7 @@ def _provenance(stage: StageResult) -> dict[str, Any]:
 
 
 def attempts(stage: StageResult) -> list[dict[str, Any]]:
-    """The attempts at a stage, oldest first, as one flat mapping each; the configuration has a page of its own."""
+    """The attempts of a stage, oldest first, as flat mappings without the configuration, which has its own page."""
     found = []
     for one in summaries(stage.attempts):
         start = {

@@ -1,4 +1,4 @@
-"""Pages from templates: HTML (escaped by itself) and Markdown."""
+"""Pages from templates: HTML (with automatic escaping) and Markdown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cswin.report.tables import text_table
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template in `templates/` makes of the values.
+    """The page that results from a template in `templates/` and values.
 
     Args:
-        template: file name without .j2; what ends in .html is escaped.
-        values: what the template names; a missing one is an error.
+        template: file name without .j2; values are escaped in .html files.
+        values: the variables of the template; a missing one is an error.
     """
     return _environment().get_template(f"{template}.j2").render(values)
 
@@ -27,12 +27,12 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["plain"] = plain
-    environment.globals["table"] = text_table  # in Markdown; pages in HTML import their own
+    environment.globals["table"] = text_table  # for Markdown; HTML templates import their own macro
     return environment
 
 
 def plain(value: Any) -> str:
-    """A value as a person reads it: a dash for none, yes and no, lists with commas."""
+    """A value as text for readers: a dash for None, yes or no, lists with commas."""
     if value is None:
         return "–"
     if isinstance(value, bool):

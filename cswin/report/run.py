@@ -1,4 +1,4 @@
-"""A run's files, read."""
+"""The files of a run as objects."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from cswin.run.history import HISTORY, STEP_COLUMNS, read_columns, read_history
 
 @dataclass(frozen=True)
 class StageHistory:
-    """What training has logged.
+    """The logged training.
 
     Attributes:
-        steps: one row per optimizer step: step, loss and lr; seconds, images_per_s and wait where the device was read. NaN: no value.
+        steps: one row per optimizer step: step, loss, lr; seconds, images_per_s and wait at steps where the device was read. NaN:
+            no value.
         epochs: rows of validated epochs.
-        start: what the stage began with; empty before that.
+        start: what the stage started from; empty before its start.
     """
 
     steps: pd.DataFrame
@@ -33,7 +34,7 @@ class StageHistory:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage left behind; `record` and `evaluation` are None until it has ended.
+    """The files of a stage; `record` and `evaluation` are None until they exist.
 
     Attributes:
         folder: results/<run>/<stage>.
@@ -50,7 +51,7 @@ class StageResult:
 
     @cached_property
     def history(self) -> StageHistory:
-        """Read when it is first asked for: a long stage's has 120 MB, and most pages do without it."""
+        """The history, read at the first access: that of a long stage has 120 MB, and most pages do not need it."""
         path = self.folder / HISTORY
         columns, others = read_columns(path) if path.exists() else (dict.fromkeys(STEP_COLUMNS, ()), [])
         epochs = [row for row in others if row["kind"] == "epoch"]

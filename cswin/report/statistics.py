@@ -1,4 +1,4 @@
-"""How sure a figure is: an interval for an accuracy, a test for the difference of two on the same images."""
+"""Statistics: an interval for an accuracy, and a test for the difference of two accuracies on the same images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two classifiers on the same images; images on which both are right or both wrong say nothing of their difference.
+    """Two classifiers on the same images. Images on which both are correct or both are wrong do not count.
 
     Attributes:
-        lost: images that the first has right and the second wrong (b).
-        gained: images that the first has wrong and the second right (c).
-        p: two-sided p-value of "neither is better".
+        lost: images on which only the first is correct (b).
+        gained: images on which only the second is correct (c).
+        p: two-sided p-value of the hypothesis that both are equally good.
     """
 
     lost: int
@@ -30,10 +30,10 @@ class McNemar:
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
-    """McNemar's test (1947) in its exact form, a binomial test of b against b + c, which holds for few such images as for many.
+    """McNemar's test (1947) in its exact form: a binomial test of b against b + c. It is valid for any number of images.
 
     Args:
-        before, after: (n,) bool, right or wrong, of the same images in the same order.
+        before, after: (n,) bool, whether the image was correct; the same images in the same order.
     """
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     p = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0

@@ -1,6 +1,6 @@
-"""How far a run is, from its files alone: nothing is written, no lock is touched.
+"""Progress of a run, read from its files. Nothing is written, and no lock is touched.
 
-So it works on any machine that sees the files, also while a stage is trained elsewhere.
+So it works on any machine that sees the files, also while a stage trains on another machine.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from cswin.run.lease import Holder, look
 from cswin.run.repeat import COMPLETE, REPEAT
 from cswin.run.states import PATTERN
 
-TAIL = 512 * 1024  # bytes of a history that are read: some 2,500 steps
-TAIL_LIMIT = 32 * TAIL  # and at most, in search of the last validation
-CLOCK_TOLERANCE = 2.0  # seconds by which clocks may differ without being remarked
-LEASE_TIMEOUT = 300.0  # where runtime.yaml does not say
+TAIL = 512 * 1024  # bytes of a history that are read at first: about 2,500 steps
+TAIL_LIMIT = 32 * TAIL  # at most, to find the last validation
+CLOCK_TOLERANCE = 2.0  # seconds by which clocks may differ without a message
+LEASE_TIMEOUT = 300.0  # seconds; used if runtime.yaml has none
 
 
 @dataclass
 class StageStatus:
-    """A stage at one moment. What is not known, or has no meaning in this state, is None.
+    """A stage at one moment. An attribute that is unknown, or has no meaning in this state, is None.
 
     Attributes:
         name: of the stage.
-        state: done, running, stale (it has a trainer that has given no sign of life for longer than the lease allows), interrupted
-            or waiting.
-        detail: in words: what it waits for, why it was interrupted.
+        state: done, running, stale (the trainer's last heartbeat is older than the lease's time-out), interrupted or waiting.
+        detail: for example what it waits for, or why it was interrupted.
         start_epoch, epochs: begin and end on the whole schedule.
-        epoch: the one in training (running), or the best one (done).
+        epoch: the current epoch (running), or the best one (done).
         step, first_step, last_step: optimizer steps on the whole schedule; `step` is the last one in the history.
-        resume_step: from which step the same command goes on.
+        resume_step: step from which the same command resumes.
         images_per_s: of the last steps in the history.
-        seconds_left: to the end of the stage, validation and saving included.
-        heartbeat_age: seconds since the trainer's last sign of life.
-        clock_ahead: seconds by which the trainer's clock is ahead of the file system's, where that is more than 2.
-        host, pid, job: where it runs, or ran last.
+        seconds_left: to the end of the stage, with validation and saving.
+        heartbeat_age: seconds since the trainer's last heartbeat.
+        clock_ahead: seconds by which the trainer's clock is ahead of the file system's, if more than 2.
+        host, pid, job: of the running or last trainer.
         loss, lr: of the last step.
         validated_epoch, top1_raw, top1_ema: the last validation in per cent (running, interrupted), or the result (done).
-        attempts: how many the present training has had.
-        hours: of these; one that was killed counts up to its last sign of life.
+        attempts: number of attempts of the current training.
+        hours: of these attempts; a killed one counts up to its last sign of life.
     """
 
     name: str
@@ -75,9 +74,9 @@ class StageStatus:
 
 @dataclass
 class RunStatus:
-    """A run at one moment: its name, folder, architecture, stages; `seconds_left` for all stages while one is running.
+    """A run at one moment: name, folder, architecture, stages; `seconds_left` for all stages while one is running.
 
-    `problem` says why nothing else is known of it, where its files cannot be read.
+    If its files cannot be read, `problem` says why, and the rest is unknown.
     """
 
     run: str
@@ -94,7 +93,7 @@ class RunStatus:
 
 
 def status_of(folder: Path) -> RunStatus:
-    """As `run_status`, now; a run whose files are damaged does not keep a person from seeing the others."""
+    """As `run_status`, at this moment. Damaged files give a `problem` instead of an error, so other runs can still be shown."""
     try:
         return run_status(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -191,20 +190,20 @@ def _describe_history(status: StageStatus, path: Path, last: AttemptSummary | No
         status.images_per_s = sum(row["images_per_s"] * row["seconds"] for row in logged[-20:]) / seconds
     if batch and status.images_per_s and status.last_step is not None:
         per_step = _seconds_per_step(logged, last) or batch / status.images_per_s
-        mine = last is not None and end.get("time", 0.0) >= last.started  # not what an earlier attempt has logged
+        mine = last is not None and end.get("time", 0.0) >= last.started  # logged by this attempt
         since = max(0.0, now - end["time"]) if mine else 0.0
         status.seconds_left = max(0.0, (status.last_step - end["step"]) * per_step - since)
 
 
 def _seconds_per_step(logged: list[dict[str, Any]], last: AttemptSummary | None) -> float | None:
-    """Seconds between steps as a clock shows them, with what lies between (validation, saving), in the attempt that runs."""
+    """Wall-clock seconds per step in the current attempt, with validation and saving."""
     mine = [row for row in logged if last and row.get("time", 0.0) >= last.started]
     steps = mine[-1]["step"] - mine[0]["step"] if mine else 0
     return (mine[-1]["time"] - mine[0]["time"]) / steps if steps else None
 
 
 def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: float) -> None:
-    """Running, stale, or (on this machine, where it can be seen) dead."""
+    """Running, stale, or (only detectable on this machine) dead."""
     status.host, status.pid, status.job = holder.host, holder.pid, holder.job
     status.heartbeat_age, status.clock_ahead = _age(holder, now)
     if holder.lives is False:
@@ -221,9 +220,9 @@ def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: f
 def _age(holder: Holder, now: float) -> tuple[float, float | None]:
     """Seconds since the last heartbeat, and by how much the trainer's clock is ahead of the file system's.
 
-    Two witnesses: the time that the trainer wrote, by its own clock, and the date of the file, often by a server's. Either clock
-    may be wrong; a sign of life in the future is disregarded, and of the others the younger one counts, so that a stage
-    is called stale only when both say so.
+    There are two times: the one that the trainer wrote, by its own clock, and the date of the file, often by a server's clock.
+    Either clock may be wrong. A time in the future is ignored, and the later of the two counts, so a stage is stale only if both
+    times are old.
     """
     ages = [age for age in (now - holder.heartbeat, now - holder.written) if age >= -CLOCK_TOLERANCE]
     ahead = holder.heartbeat - holder.written
@@ -231,7 +230,7 @@ def _age(holder: Holder, now: float) -> tuple[float, float | None]:
 
 
 def _describe_result(status: StageStatus, record: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
-    """What a finished stage has to show: its evaluation, or until then its validation."""
+    """The figures of a finished stage: those of its evaluation or, until then, of its validation."""
     figures = evaluation or record["figures"]
     status.state, status.detail = "done", "" if evaluation else "not evaluated yet"
     status.heartbeat_age = status.clock_ahead = None
@@ -242,10 +241,10 @@ def _describe_result(status: StageStatus, record: dict[str, Any], evaluation: di
 
 def _describe_interruption(status: StageStatus, state: Path, last: AttemptSummary) -> None:
     if (state / REPEAT).exists():
-        status.detail = "was complete; to train it again from the beginning was asked for"
+        status.detail = "was complete; it will be trained again from the beginning, as requested"
         return
     if (state / COMPLETE).exists():
-        status.detail = "is complete, its files are gone: the next start makes them again from the state, without training"
+        status.detail = "is complete, but its files are missing: the next start writes them again without training"
         return
     status.state, status.detail = "interrupted", last.reason or LOST
     _describe_saved(status, state)
@@ -265,7 +264,7 @@ def _explain_waiting(stages: list[StageStatus], configs: dict[str, dict[str, Any
 
 
 def _run_left(stages: list[StageStatus]) -> float | None:
-    """Seconds to the end of all stages, where one is running: the others at its speed."""
+    """Seconds to the end of all stages if one is running; the others are estimated at its speed."""
     running = next((s for s in stages if s.state == "running" and s.seconds_left is not None), None)
     if running is None or running.last_step is None or running.step == running.last_step:
         return None

@@ -1,4 +1,4 @@
-"""The state of runs for a person: at most 80 columns."""
+"""The status of runs as text, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PLAIN = ("#", ".")
 
 
 _RUNS = ("run", "stage", "epoch", "images/s", "left", "attempts", "what is wrong")
-_NARROWEST = 20  # characters that "what is wrong" has at least
+_NARROWEST = 20  # minimum width of "what is wrong", in characters
 
 
 def runs_text(runs: list[RunStatus], width: int = WIDTH) -> str:
-    """A table of several runs, one line each where nothing is wrong.
+    """A table of several runs, with one line each if nothing is wrong.
 
     Args:
-        runs: what to say.
-        width: characters of the terminal; the last column takes what the others leave.
+        runs: the runs.
+        width: characters of the terminal; the last column takes the rest of the line.
     """
     rows = [_run_row(run) for run in runs]
     columns = list(zip(_RUNS, *rows, strict=True))[:-1]
-    others = sum(max(len(head) + 2, *map(len, cells)) + 2 for head, *cells in columns)  # tabulate gives a head 2 more
+    others = sum(max(len(head) + 2, *map(len, cells)) + 2 for head, *cells in columns)  # tabulate makes a heading 2 wider
     room = max(_NARROWEST, width - others)
     return text_table(_RUNS, [[*row[:-1], "\n".join(wrap(row[-1], room))] for row in rows], style="simple")
 
@@ -50,7 +50,7 @@ def _run_row(run: RunStatus) -> list[str]:
 
 
 def current_stage(run: RunStatus) -> StageStatus:
-    """The stage that a person asks for: the one that runs, or has stopped, or comes next; the last one of a finished run."""
+    """The stage that is running, has stopped, or comes next; the last one of a finished run."""
     order = ("running", "stale", "interrupted", "waiting", "done")
     first = min(run.stages, key=lambda stage: order.index(stage.state))
     return run.stages[-1] if first.state == "done" else first
@@ -74,9 +74,9 @@ def status_text(run: RunStatus, colour: bool = False, blocks: tuple[str, str] = 
     """Lines about a run: one with its name, and one to three for each stage.
 
     Args:
-        run: what to say.
+        run: the run.
         colour: with ANSI colours, for a terminal.
-        blocks: the signs of which a bar is made, done and not done.
+        blocks: characters of a bar, done and not done.
     """
     head = f"{run.run}: {run.arch}" if run.arch else run.run
     if run.seconds_left is not None:
@@ -104,7 +104,7 @@ def _bar(stage: StageStatus, blocks: tuple[str, str]) -> str:
 
 
 def _share(stage: StageStatus) -> float:
-    """How much of the stage is done, 0 to 1."""
+    """The completed share of the stage, 0 to 1."""
     if stage.state == "done":
         return 1.0
     step = stage.step if stage.state == "running" else stage.resume_step
@@ -132,7 +132,7 @@ def _facts(stage: StageStatus) -> list[str]:
         if stage.loss is not None:
             facts.append(f"loss {stage.loss:.4f}")
     if stage.state in ("interrupted", "stale"):
-        facts.append("nothing is saved" if stage.resume_step is None else f"goes on from step {stage.resume_step:,}")
+        facts.append("nothing is saved" if stage.resume_step is None else f"resumes from step {stage.resume_step:,}")
     if stage.state != "waiting" and stage.validated_epoch is not None:
         which = "best epoch" if stage.state == "done" else "epoch"
         pairs = (("raw", stage.top1_raw), ("EMA", stage.top1_ema))
@@ -151,7 +151,7 @@ def _facts(stage: StageStatus) -> list[str]:
 
 
 def _wrapped(facts: list[str], indent: str) -> list[str]:
-    """The facts in as few lines as hold them; one that is longer than a line is cut into words."""
+    """The facts in as few lines as possible; a fact that is longer than a line is wrapped."""
     lines: list[str] = []
     line = ""
     for fact in facts:
@@ -164,5 +164,5 @@ def _wrapped(facts: list[str], indent: str) -> list[str]:
 
 
 def _pieces(text: str, width: int) -> list[str]:
-    """A text that fits stays one piece."""
+    """The text as one piece if it fits, otherwise wrapped."""
     return [text] if len(text) <= width else wrap(text, width)

@@ -20,12 +20,12 @@ FORMAT = "cswin-results-1"
 
 
 def results_table(run: str, stages: list[StageResult], reported: dict[str, float | None], paper: float | None) -> pd.DataFrame:
-    """One row per stage; `COLUMNS` says what is in it.
+    """One row per stage, with the columns of `COLUMNS`.
 
     Args:
         run: the run's name.
         stages: of the run, in order, evaluated.
-        reported: top-1 in per cent that the source document gives, by stage.
+        reported: top-1 in the report by stage, in per cent.
         paper: published top-1 in per cent.
 
     Raises:
@@ -41,16 +41,16 @@ def results_table(run: str, stages: list[StageResult], reported: dict[str, float
 
 
 def table_json(run: str, table: pd.DataFrame) -> str:
-    """The table for programs: format, run, the columns with type and meaning, and one object per stage; what is empty is null."""
+    """The table for programs: format, run, columns with type and meaning, one object per stage. Empty values are null."""
     columns = [{"name": column.name, "type": column.kind, "meaning": column.meaning} for column in COLUMNS]
     content = {"format": FORMAT, "run": run, "columns": columns, "rows": json.loads(table.to_json(orient="records"))}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _checked_predictions(stage: StageResult) -> Predictions:
-    """Predictions of the weights that chose the stage's epoch; what the row says is what they say.
+    """Predictions of the weights that chose the stage's epoch.
 
-    The rows' figures come from evaluation.json, so the two files must be of one evaluation, and that of this checkpoint.
+    The figures of a row come from evaluation.json. So both files must come from the same evaluation of this checkpoint.
     """
     folder = stage.folder
     if stage.record is None or stage.evaluation is None:
@@ -109,7 +109,7 @@ def _difference(found: float | None, wanted: float | None) -> float | None:
 
 
 def _against(before: Predictions | None, now: Predictions) -> dict[str, Any]:
-    """McNemar's test against the stage before, where both saw the same images."""
+    """McNemar's test against the previous stage, if both were evaluated on the same images."""
     if before is None or not (np.array_equal(before.positions, now.positions) and np.array_equal(before.labels, now.labels)):
         return {"mcnemar_lost": None, "mcnemar_gained": None, "mcnemar_p": None}
     test = mcnemar(before.right1, now.right1)

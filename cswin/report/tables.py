@@ -1,4 +1,4 @@
-"""Tables in text: the one place that draws them, for a terminal and for Markdown."""
+"""Tables as text, for a terminal and for Markdown. All tables are made here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tabulate import tabulate
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[Any]], style: str = "pipe", align: str = "left") -> str:
-    """Cells under each other; the first column, which names the rows, is always to the left.
+    """A table of aligned columns; the first one, which names the rows, is always left-aligned.
 
     Args:
         head: names of the columns.
-        rows: cells, shown as `str` gives them.
+        rows: cells, converted by `str`.
         style: of tabulate: "pipe" for Markdown, "simple" for a terminal.
         align: of the other columns, "left" or "right" (figures).
     """

@@ -1,6 +1,6 @@
 #!/bin/bash
 # properties = {properties}
-# A job that is cancelled or at its limit is first asked to end (SIGTERM), all its processes at once. Were this shell to end at
-# that, the scheduler would kill the trainer while it saves: it stays until its command has ended.
+# A cancelled job, or one at its time limit, first gets SIGTERM, in all its processes at once. If this shell ended then, the scheduler
+# would kill the trainer while it saves. So the shell waits until its command has ended.
 trap : TERM
 {exec_job}

@@ -1,8 +1,8 @@
 #!/bin/sh
-# usage: status.sh JOB — running, success or failed, as Slurm sees the job; needs no accounting.
-# A question that gets no answer counts as running: the controller may be away, the job goes on all the same.
-# A job that Slurm has forgotten (MinJobAge) is asked for in the accounting; where there is none it counts as failed: done work
-# is not done again, since a stage goes on from its state.
+# usage: status.sh JOB. Prints running, success or failed, the state of the job in Slurm; needs no accounting.
+# Without an answer the job counts as running: the controller may be unavailable while the job continues.
+# For a job that Slurm has forgotten (MinJobAge) the accounting is queried. Without accounting the job counts as failed: no work is
+# lost, because a stage resumes from its state.
 job=$1
 state=$(timeout 60 squeue --noheader --states=all --format=%T --jobs="$job" 2>&1) || case $state in
   *"Invalid job id"*) state= ;;

@@ -88,7 +88,7 @@ def test_recipe_and_training_are_those_of_the_files(written):
     recipe = {row[0]: row[1:] for row in table(written["Recipe"])[1:]}
     assert recipe["epochs"] == ["0-2", "2-3", "3-4"] and recipe["global batch"] == ["32"] * 3
     assert recipe["learning rate"] == [
-        "warm-up 1 epochs to 0.001, cosine to 1e-05 at epoch 2", "1e-05 to epoch 3", "1e-06 to epoch 4"
+        "warmup 1 epochs to 0.001, cosine to 1e-05 at epoch 2", "1e-05 to epoch 3", "1e-06 to epoch 4"
     ]  # fmt: skip
     assert recipe["starts from"][0] == "fresh weights"
     assert recipe["starts from"][1].startswith("raw weights of `results/digits/stage1/checkpoint.safetensors`")
@@ -121,19 +121,19 @@ def test_commands_are_accepted_and_give_the_figures(written, capsys):
 
 
 def caveats(run: Run) -> str:
-    return sections(card(run))["What was not run, and what to be careful with"]
+    return sections(card(run))["What was not run, and limitations"]
 
 
 @pytest.mark.slow
 def test_it_says_what_was_not_run(run, written):
-    said = written["What was not run, and what to be careful with"]
+    said = written["What was not run, and limitations"]
     assert caveats(run) == said
     for words in (
         "Not run on Ascend",
         "Not run on ImageNet-1K",
         "one seed (42)",
         "optimistic choice",
-        "report gives no figures",
+        "report has no figures",
     ):
         assert words in said
 
@@ -153,9 +153,9 @@ def changed(run: Run, start: dict | None = None, **evaluation) -> Run:
 def test_it_says_what_is_different_elsewhere(run):
     ascend = {"device_target": "Ascend", "devices": 8, "git": {"commit": "c" * 40, "dirty": True}}
     said = caveats(changed(run, ascend, select_on="minival"))
-    assert "Not run on Ascend" not in said and "held out for it" in said and "optimistic" not in said and "dirty" in said
-    assert "nothing was chosen" in caveats(changed(run, select="last"))
-    assert "commit of the code is not known" in caveats(changed(run, {"git": None}))
+    assert "Not run on Ascend" not in said and "held out" in said and "optimistic" not in said and "dirty" in said
+    assert "no epoch was chosen" in caveats(changed(run, select="last"))
+    assert "commit of the code is unknown" in caveats(changed(run, {"git": None}))
 
 
 @pytest.mark.slow

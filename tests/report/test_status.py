@@ -138,7 +138,7 @@ def test_text_fits_80_columns(tmp_path, capsys):
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 80, text
         seen.append(text)
-    assert "goes on from step 30" in seen[0] and "its clock is 5m00s behind" in seen[0] and "job 4711" in seen[0]
+    assert "resumes from step 30" in seen[0] and "its clock is 5m00s behind" in seen[0] and "job 4711" in seen[0]
     assert "step 40 of 100" in seen[1] and "25 images/s" in seen[1] and "heartbeat" in seen[1]
     assert "two  waiting" in seen[2] and "for one" in seen[2]
 

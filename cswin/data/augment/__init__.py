@@ -1,1 +1,1 @@
-"""What happens to an image and to a batch: crop, RandAugment, erasing, mixing, normalisation."""
+"""Augmentation of images and batches: crop, RandAugment, erasing, mixing, normalisation."""

@@ -30,7 +30,7 @@ class Patch(NamedTuple):
 
 
 def paste(image: np.ndarray, patches: list[Patch]) -> np.ndarray:
-    """Writes patches into `image` (C, H, W) float32 in place, later ones over earlier ones, and returns it."""
+    """Writes patches to `image` (C, H, W) float32 in place and returns it. Later patches overwrite earlier ones."""
     for (top, left, height, width), fill in patches:
         image[:, top : top + height, left : left + width] = fill
     return image
@@ -40,7 +40,7 @@ class RandomErasing:
     """Erases boxes of a normalised image.
 
     With probability `prob` an image gets 1 to `count` boxes (uniform). The area of each is a uniform share, `min_area` to
-    `max_area`, of the image's, divided by the number of boxes; its aspect ratio (height / width) is log-uniform between
+    `max_area`, of the image area, divided by the number of boxes; its aspect ratio (height / width) is log-uniform between
     `min_aspect` and its inverse. A box that does not fit is drawn again, up to ten times, and then left out.
 
     Fill, by `mode`: `pixel` standard normal noise for each value, `rand` one standard normal colour for each box, `const` zero,
@@ -72,7 +72,7 @@ class RandomErasing:
         self.log_aspect = math.log(1 / min_aspect)
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> list[Box]:
-        """The boxes for an image of `height` x `width` pixels; an empty list leaves it as it is."""
+        """The boxes for an image of `height` x `width` pixels; without boxes the list is empty."""
         if rng.random() >= self.prob:
             return []
         count = int(rng.integers(1, self.count + 1)) if self.count > 1 else 1
@@ -92,7 +92,7 @@ class RandomErasing:
         return None
 
     def fill(self, boxes: list[Box], channels: int, rng: np.random.Generator) -> list[Patch]:
-        """The boxes with what they are filled with."""
+        """The boxes with their fill."""
         patches = []
         for box in boxes:
             shape = (channels, box.height, box.width) if self.mode == "pixel" else (channels, 1, 1)
@@ -103,7 +103,7 @@ class RandomErasing:
         return patches
 
     def patches(self, rng: np.random.Generator, channels: int, height: int, width: int) -> list[Patch]:
-        """All that is random about the erasing of an image of that shape."""
+        """All random values for the erasing of an image of this shape."""
         return self.fill(self.draw(rng, height, width), channels, rng)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) as timm defines them, as a plan and its application.
 
 Samples are mixed within groups of fixed size, each group with its own reverse. The plan is drawn per group of the *global*
-batch; `local_rows` deals the pairs of partners out to micro-batches. So a batch is the same however it is split over devices
-and accumulation steps.
+batch; `local_rows` distributes the pairs of partners to micro-batches. So a batch is the same for every split over devices and
+accumulation steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODES = ("batch", "pair", "elem")
 class MixPlan:
     """How each sample is mixed with its partner; arrays of one length.
 
-    lam (float64): the sample's own share; 1 leaves it as it is. For cutmix the share of the area outside of the clipped box.
+    lam (float64): the sample's own share; with 1 it is not changed. For cutmix: the share of the area outside the clipped box.
     box (n, 4) int32: top, bottom, left, right (exclusive) of the part that comes from the partner; zeros without cutmix.
     is_cutmix (bool): whether the box, rather than the blend, is used.
     """
@@ -61,11 +61,11 @@ class MixPlan:
 def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
     """Draws how a group of `group` samples is mixed; the partner of sample i is sample group - 1 - i.
 
-    lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. Where both are positive, cutmix is taken with `switch_prob`; an
-    alpha of 0 turns its method off. With probability 1 - `mixup_prob` nothing is mixed. `mixup_mode`: one draw serves the group
-    (`batch`), a pair of partners (`pair`) or a sample (`elem`). `image_size` is (height, width) in pixels.
+    lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. If both are positive, cutmix is used with probability
+    `switch_prob`; an alpha of 0 disables its method. With probability 1 - `mixup_prob` nothing is mixed. `mixup_mode`: one draw per
+    group (`batch`), per pair of partners (`pair`) or per sample (`elem`). `image_size` is (height, width) in pixels.
 
-    Raises UserError for an odd group that could be mixed, an unknown mode, or numbers out of range.
+    Raises UserError for an odd group if mixing is enabled, an unknown mode, or numbers out of range.
     """
     mode = augment.mixup_mode
     if mode not in MODES:
@@ -93,7 +93,7 @@ def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int]
 def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
     mixup, cutmix = augment.mixup, augment.cutmix
     is_cutmix = rng.random(count) < augment.switch_prob if mixup > 0 and cutmix > 0 else np.full(count, cutmix > 0)
-    # Beta is undefined at 0: the method that is off takes the other's alpha, for numbers that are not used.
+    # Beta is undefined at 0: a disabled method takes the other's alpha; its numbers are not used.
     blend = rng.beta(mixup or cutmix, mixup or cutmix, count)
     cut = rng.beta(cutmix or mixup, cutmix or mixup, count)
     boxes = _boxes(rng, cut, image_size)
@@ -107,7 +107,7 @@ def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], aug
 
 
 def _boxes(rng: np.random.Generator, lam: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Boxes (n, 4) of share 1 - lam and the image's aspect ratio about a uniform centre, clipped at the image's border."""
+    """Boxes (n, 4) with share 1 - lam of the area, the image's aspect ratio and a uniform centre, clipped at the image's border."""
     edges = []
     for length in image_size:
         half = (length * np.sqrt(1 - lam)).astype(np.int32) // 2
@@ -117,13 +117,13 @@ def _boxes(rng: np.random.Generator, lam: np.ndarray, image_size: tuple[int, int
 
 
 def local_rows(global_batch: int, group: int, parts: int, *, mixed: bool = True) -> np.ndarray:
-    """Which positions of the global batch each of `parts` equal micro-batches holds: (parts, global_batch / parts) int64.
+    """The positions of the global batch in each of `parts` equal micro-batches: (parts, global_batch / parts) int64.
 
-    Groups are consecutive runs of `group` positions. The pairs of partners are dealt out in order, and a micro-batch lists the
-    first partners of its pairs and then the second ones backwards: reversing a micro-batch therefore always meets the partner,
-    whether it holds part of a group, one group (then in its natural order) or several.
+    Groups are consecutive runs of `group` positions. The pairs of partners are distributed in order. A micro-batch lists the
+    first partners of its pairs and then the second ones in reverse order. So the reverse of a micro-batch always contains the
+    partners, whether it holds a part of a group, one group (then in its natural order) or several.
 
-    With `mixed=False` (nothing is mixed, partners do not matter) the rows are consecutive and any sizes that divide will do.
+    With `mixed=False` (nothing is mixed, so there are no partners) the rows are consecutive, and any sizes that divide are valid.
     """
     if min(global_batch, group, parts) < 1:
         raise UserError(f"global_batch {global_batch}, mixup_group {group} and {parts} micro-batches must all be 1 or more")
@@ -166,13 +166,13 @@ def one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarra
 def apply_mixup(
     images: np.ndarray, labels: np.ndarray, plan: MixPlan, num_classes: int, smoothing: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,) integers, plan of B rows.
+    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,), plan of B rows.
 
-    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32 and
-    rounded, halves to even (`np.rint`, as timm's collate function does). Its target is
-    lam * y_j + (1 - lam) * y_{B-1-j} with smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
+    The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32
+    and rounded, halves to even (`np.rint`, as timm's collate function does). Its target is lam * y_j + (1 - lam) * y_{B-1-j} with
+    smoothed one-hot y. Returns (images, targets (B, num_classes) float32).
 
-    Raises UserError where lengths differ or where the middle sample of an odd batch is to be mixed.
+    Raises UserError if lengths differ, or if the middle sample of an odd batch would be mixed.
     """
     size = len(images)
     if not size == len(labels) == len(plan):

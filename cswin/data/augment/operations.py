@@ -1,4 +1,4 @@
-"""RandAugment's operations: how an argument follows from the magnitude, and what is done to the pixels (Pillow's, to the bit)."""
+"""RandAugment's operations: their arguments as functions of the magnitude, and the pixels (bit-identical to Pillow)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Argument = Callable[[float, int], tuple[float, ...]]
 Apply = Callable[..., np.ndarray]
 
 
-# Arguments: functions of the magnitude and, for the operations that go both ways, of a sign.
+# Arguments: functions of the magnitude and, for operations in two directions, of a sign.
 
 
 def _no_argument(magnitude: float, sign: int) -> tuple[float, ...]:
@@ -68,13 +68,13 @@ def _solarize_add_argument(magnitude: float, sign: int) -> tuple[float, ...]:
     return (int(magnitude / FULL * 110),)
 
 
-# Operations on an image (C, H, W) uint8, which they leave alone; C is 3 (RGB) or 1 (grey).
+# Operations on an image (C, H, W) uint8, which they do not change; C is 3 (RGB) or 1 (grey).
 
 _VALUES = np.arange(256)
 
 
 def _mapped(pixels: np.ndarray, *tables: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Each value looked up: in the one table, or in the table of its channel."""
+    """Each value replaced by that of a table: a common one, or the one of its channel."""
     return look_up(pixels, np.broadcast_to(np.array(tables, np.uint8), (len(pixels), 256)).copy())
 
 
@@ -92,7 +92,7 @@ def _stretched(found: np.ndarray) -> np.ndarray:
 
 
 def _equalize(pixels: np.ndarray) -> np.ndarray:
-    """Spreads each channel's values so that all are about equally frequent."""
+    """Equalises the histogram of each channel."""
     return _mapped(pixels, *(_equalized(counts) for counts in histograms(pixels)))
 
 
@@ -109,7 +109,7 @@ def _invert(pixels: np.ndarray) -> np.ndarray:
 
 
 def _posterize(pixels: np.ndarray, bits: float) -> np.ndarray:
-    """Keeps the upper bits; at least 1, because Pillow refuses 0, which the definition asks for at full magnitude (there: black)."""
+    """Keeps the upper bits; at least 1, because Pillow refuses 0, which the definition gives at full magnitude (a black image)."""
     return _mapped(pixels, _VALUES & -(1 << (8 - min(max(1, int(bits)), 8))))
 
 
@@ -127,7 +127,7 @@ def _colour(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Away from the image's mean grey, or towards it."""
+    """Changes the contrast about the image's mean grey."""
     counts = histograms(luma(pixels))[0]
     return _from_one_value(pixels, int(float(counts @ _VALUES) / int(counts.sum()) + 0.5), factor)
 
@@ -167,7 +167,7 @@ def _translate_y(pixels: np.ndarray, share: float, *, bicubic: bool, fill: Fill)
 
 @dataclass(frozen=True)
 class Definition:
-    """What an operation does, how its argument follows from the magnitude, and what else it draws."""
+    """An operation: its function, its argument as a function of the magnitude, and its further random values."""
 
     apply: Apply
     argument: Argument = _no_argument

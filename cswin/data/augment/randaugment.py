@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) by timm's definition and string syntax, such as `rand-m9-mstd0.5-inc1`.
 
 A draw (which operations, with which arguments) is made without an image, so that its distribution can be tested by itself. The
-operations are Pillow's to the bit (`cswin.data.images.kernels`). Magnitudes live on a scale where 10 is an operation's full strength.
+operations are bit-identical to Pillow's (`cswin.data.images.kernels`). At magnitude 10 an operation has its full strength.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = tuple(name.removesuffix("Increasing") for name in INCREASING)
 
 @dataclass(frozen=True)
 class Operation:
-    """One drawn operation: its name, the magnitude after noise and clipping, its argument, and the filter of geometric ones."""
+    """One drawn operation: name, magnitude after noise and clipping, argument, and for geometric operations the filter."""
 
     name: str
     magnitude: float
@@ -46,8 +46,8 @@ class Operation:
 class RandAugment:
     """Draws `layers` operations with replacement, each carried out with probability `prob`, and applies them in order.
 
-    The magnitude of each is N(magnitude, magnitude_std), or uniform from 0 to `magnitude` where the deviation is infinite,
-    clipped to 0 .. `magnitude_max`. `fill` is the colour (RGB, or one grey value) that moves in from outside of the image.
+    The magnitude of each is N(magnitude, magnitude_std), or uniform from 0 to `magnitude` if the deviation is infinite,
+    clipped to 0 .. `magnitude_max`. `fill` is the colour (RGB, or one grey value) outside the image.
     """
 
     magnitude: int = 10
@@ -63,8 +63,8 @@ class RandAugment:
     def parse(cls, text: str, *, mean_fill: Fill, interpolation: str = "bicubic") -> RandAugment:
         """Reads timm's string syntax; `interpolation` as for `filters_of`, drawn for each geometric operation.
 
-        `inc0` means what it says. (timm reads it as `inc1`, because it asks whether the text "0" is empty.)
-        Raises UserError, naming the string, for anything that timm does not define or would pass over in silence.
+        `inc0` disables increasing magnitudes. (timm reads it as `inc1`, because it tests whether the text "0" is empty.)
+        Raises UserError, which names the string, for anything that timm does not define or would ignore.
         """
         head, *sections = text.split("-")
         if head != "rand":
@@ -88,7 +88,7 @@ class RandAugment:
         )
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """The operations for one image, in order; those that the coin leaves out are not listed."""
+        """The operations for one image, in order; without those that are skipped with probability 1 - `prob`."""
         names = [self.operations[i] for i in rng.integers(0, len(self.operations), size=self.layers)]
         return [self._draw_one(rng, name) for name in names if rng.random() < self.prob]
 
@@ -105,7 +105,7 @@ class RandAugment:
         return Operation(name, magnitude, definition.argument(magnitude, sign), resample)
 
     def apply(self, pixels: np.ndarray, operations: list[Operation]) -> np.ndarray:
-        """Carries out `operations` on an image (C, H, W) uint8, RGB or grey, and returns a new one; the shape stays."""
+        """Applies `operations` to an image (C, H, W) uint8, RGB or grey; returns a new image of the same shape."""
         for operation in operations:
             definition, extra = OPERATIONS[operation.name], {}
             if definition.geometric:
@@ -125,7 +125,7 @@ class RandAugment:
 
 
 def filters_of(interpolation: str) -> tuple[str, ...]:
-    """The filters that are drawn from: one for `bicubic` and `bilinear`, both for `random`.
+    """The possible filters: one for `bicubic` and `bilinear`, both for `random`.
 
     Raises:
         UserError: for another name.

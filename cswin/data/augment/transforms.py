@@ -1,6 +1,6 @@
-"""From the bytes of an image file to a network's input in training: decode, crop, flip, augment, normalise, erase.
+"""Training pipeline from an image file to the network's input: decode, crop, flip, augment, normalise, erase.
 
-Everything up to normalisation happens on 8-bit images. No orientation is read from EXIF, as in every published ImageNet figure.
+All steps before normalisation use 8-bit images. EXIF orientation is ignored, as in every published ImageNet figure.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _DCT_SCALES = (8, 4, 2)
 class RandomResizedCrop:
     """The random resized crop of torchvision: a crop of random area and aspect ratio, resized to a square.
 
-    The area is a uniform share of the image's between the two of `scale`, the aspect ratio (width / height) log-uniform between
-    the two of `ratio`, the place uniform. A crop that does not fit is drawn again; after ten tries the largest central crop
-    whose aspect ratio is allowed is taken.
+    The area is a uniform share of the image, in the range `scale`; the aspect ratio (width / height) is log-uniform in the
+    range `ratio`; the position is uniform. A crop that does not fit is drawn again; after ten tries the largest central crop
+    with an allowed aspect ratio is used.
     """
 
     def __init__(self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> None:
@@ -76,21 +76,21 @@ class RandomResizedCrop:
 
 
 def dct_scale(box: CropBox, size: int) -> int:
-    """By how much a JPEG may be shrunk while decoding (1, 2, 4 or 8) so that `box` still has pixels to spare for `size`."""
+    """The factor (1, 2, 4 or 8) by which a JPEG may be shrunk in decoding, so that `box` still has enough pixels for `size`."""
     return next((s for s in _DCT_SCALES if min(box.width, box.height) >= _DCT_RESERVE * s * size), 1)
 
 
 def resize_shrunk(
     frame: np.ndarray, box: CropBox, size: int, *, bicubic: bool, shrunk: int, mirrored: bool = False
 ) -> np.ndarray:
-    """The part `box` (pixels of the original) as (C, size, size), of an image (H, W, C) that was decoded at 1/`shrunk`."""
+    """The part `box` (in pixels of the original) as (C, size, size), from an image (H, W, C) that was decoded at 1/`shrunk`."""
     left, top, right, bottom = box.left, box.top, box.left + box.width, box.top + box.height
     region = (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
     return resize(frame, (size, size), bicubic=bicubic, region=region, mirrored=mirrored)
 
 
 class Drawn(NamedTuple):
-    """An augmented training image before normalisation: (C, H, W) uint8, and what random erasing will write."""
+    """An augmented training image before normalisation: (C, H, W) uint8, and the patches of random erasing."""
 
     pixels: np.ndarray
     patches: list[Patch]
@@ -99,7 +99,7 @@ class Drawn(NamedTuple):
 class TrainTransform:
     """The training pipeline: random resized crop, horizontal flip, RandAugment, normalisation, random erasing.
 
-    Large JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop has pixels to spare. Where the interpolation is `random`, a filter is
+    Large JPEGs are decoded at 1/2, 1/4 or 1/8 if the crop has enough pixels. If the interpolation is `random`, a filter is
     drawn for each crop and for each geometric operation of RandAugment.
 
     Args:
@@ -126,33 +126,33 @@ class TrainTransform:
         return self.finish(self.draw(data, rng))
 
     def draw(self, data: bytes, rng: np.random.Generator) -> Drawn:
-        """All that takes long or is random, in a form that is quick to hand from process to process. Raises BadImage."""
+        """All slow or random steps. The result can be passed between processes quickly. Raises BadImage."""
         pixels = self.decode_crop(data, rng)
         if self.augment is not None:
             pixels = self.augment(pixels, rng)
         return Drawn(pixels, self.erase.patches(rng, *pixels.shape))
 
     def finish(self, drawn: Drawn, out: np.ndarray | None = None) -> np.ndarray:
-        """Normalisation and erasing, into `out` (channels, size, size) float32 where it is given; returned."""
+        """Normalisation and erasing; the result is written to `out` (channels, size, size) float32 if given, and returned."""
         return paste(self.normalise(drawn.pixels, out), drawn.patches)
 
     def decode_crop(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-        """The drawn crop, with probability `hflip` mirrored: (channels, size, size) uint8. Raises BadImage."""
+        """The drawn crop, flipped with probability `hflip`: (channels, size, size) uint8. Raises BadImage."""
         image = EncodedImage(data)
         box, bicubic = self.crop.draw(rng, *image.size), self.draw_filter(rng) == "bicubic"
         return self.crop_resize(image, box, bicubic=bicubic, mirrored=rng.random() < self.hflip)
 
     def draw_filter(self, rng: np.random.Generator) -> str:
-        """The filter of the crop; nothing is drawn where there is only one."""
+        """The filter of the crop; no random number is drawn if there is only one."""
         return self.filters[int(rng.integers(len(self.filters)))] if len(self.filters) > 1 else self.filters[0]
 
     def crop_resize(self, image: EncodedImage, box: CropBox, *, bicubic: bool, mirrored: bool) -> np.ndarray:
-        """The part `box` of an image, which is decoded at a reduced scale where that is allowed: (channels, size, size) uint8."""
+        """The part `box` of an image, decoded at a reduced scale if allowed: (channels, size, size) uint8."""
         shrunk = dct_scale(box, self.size) if image.is_jpeg else 1
         frame = image.frame(self.mode, shrunk)
         if shrunk > 1:
             return resize_shrunk(frame, box, self.size, bicubic=bicubic, shrunk=shrunk, mirrored=mirrored)
-        # The crop as an image of its own: the filter must not see beyond it, as torchvision's does not.
+        # The crop is a separate image: as in torchvision, the filter must not use pixels outside it.
         return resize(frame, (self.size, self.size), bicubic=bicubic, crop=box, mirrored=mirrored)
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ class TrainTransform:
 
 
 def compile_kernels() -> None:
-    """Loads or compiles every kernel, for processes that are forked from this one."""
+    """Loads or compiles every kernel before processes are forked from this one."""
     pixels = resize(np.zeros((2, 2, 3), np.uint8), (2, 2), bicubic=True)
     augment = RandAugment()
     for name, definition in OPERATIONS.items():

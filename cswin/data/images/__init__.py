@@ -1,1 +1,1 @@
-"""Pixels: decoding, resizing, and operations on 8-bit images, equal to Pillow's to the bit."""
+"""Pixels: decoding, resizing, and operations on 8-bit images, bit-identical to Pillow's."""

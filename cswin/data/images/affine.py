@@ -1,4 +1,4 @@
-"""Affine transforms of 8-bit images (C, H, W) uint8, contiguous, that equal Pillow's to the bit. Each returns a new image."""
+"""Affine transforms of contiguous 8-bit images (C, H, W) uint8, bit-identical to Pillow's. Each returns a new image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cswin.compiled import compiled
 
 
 def affine(pixels: np.ndarray, matrix: Sequence[float], fill: Sequence[int], *, bicubic: bool) -> np.ndarray:
-    """An affine transform: pixel (x, y) comes from (a u + b v + c, d u + e v + f), u = x + 0.5, v = y + 0.5, or is `fill` where that is
-    outside of the image.
+    """An affine transform: pixel (x, y) comes from (a u + b v + c, d u + e v + f), u = x + 0.5, v = y + 0.5, or is `fill` if this
+    point is outside the image.
 
-    Values between the centres of pixels are interpolated in float64, from 2 x 2 pixels linearly or from 4 x 4 by the cubic
-    convolution with a = -1, along x and then along y; the border's pixels repeat themselves outwards; the fraction is cut off.
+    Values between the centres of pixels are interpolated in float64, linearly from 2 x 2 pixels or from 4 x 4 pixels by cubic
+    convolution with a = -1, along x and then along y. Border pixels are repeated outwards. The fraction is truncated.
     """
     matrix = tuple(float(value) for value in matrix)
     a, b, c, d, e, f = matrix
@@ -29,7 +29,7 @@ def affine(pixels: np.ndarray, matrix: Sequence[float], fill: Sequence[int], *, 
 
 
 def rotate(pixels: np.ndarray, degrees: float, fill: Sequence[int], *, bicubic: bool) -> np.ndarray:
-    """Counterclockwise about the centre, in the same frame; quarter turns exactly where the frame allows it."""
+    """Counterclockwise about the centre, in the same frame; quarter turns are exact if the frame allows it."""
     height, width = pixels.shape[1:]
     degrees = degrees % 360.0
     if degrees % 180 == 0 or (degrees % 90 == 0 and width == height):
@@ -47,7 +47,7 @@ def transposed(pixels):
     channels, height, width = pixels.shape
     result = np.empty((channels, width, height), np.uint8)
     for c in range(channels):
-        for top in range(0, height, 32):  # as much as the nearest cache holds
+        for top in range(0, height, 32):  # size of the first-level cache
             for y in range(top, min(top + 32, height)):
                 row = pixels[c, y]
                 for x in range(width):
@@ -57,7 +57,7 @@ def transposed(pixels):
 
 @compiled
 def _shift_rows(pixels, b, c, fill, bicubic):
-    """x' = u + b v + c, y' = v: along each row by itself."""
+    """x' = u + b v + c, y' = v: each row separately."""
     channels, height, width = pixels.shape
     result = np.empty((channels, height, width), np.uint8)
     columns, shares, line = np.empty(width, np.int64), np.empty(width, np.float64), np.empty(width + 4, np.float64)
@@ -80,7 +80,7 @@ def _shift_rows(pixels, b, c, fill, bicubic):
 
 @compiled
 def _widen(row, line):
-    """The row with two values more on either side: its ends."""
+    """The row, extended by two copies of its end values on either side."""
     width, inner = len(row), line[2:]
     line[0] = line[1] = row[0]
     line[width + 2] = line[width + 3] = row[width - 1]
@@ -90,8 +90,8 @@ def _widen(row, line):
 
 @compiled
 def _interpolate(line, columns, shares, out, bicubic):
-    """out[i] between line[columns[i] + 2] and the value after it. Columns rise by 1 but for rounding; where they do, all values are
-    worked on at once."""
+    """out[i] between line[columns[i] + 2] and the value after it. Columns rise by 1 except for rounding; if they do, all values are
+    computed at once."""
     first, in_step = columns[0], True
     for i in range(len(columns)):
         in_step &= columns[i] == first + i
@@ -111,8 +111,8 @@ def _interpolate(line, columns, shares, out, bicubic):
 
 @compiled
 def _affine(pixels, matrix, fill, bicubic):
-    """The general case. Neighbours in x are packed into one number, so that a pixel is gathered from four places, not 16; then the
-    pixels of a row are interpolated side by side."""
+    """The general case. Neighbours in x are packed into one number, so a pixel is gathered from four places instead of 16. Then
+    the pixels of a row are interpolated together."""
     a, b, c, d, e, f = matrix
     channels, height, width = pixels.shape
     result = np.empty((channels, height, width), np.uint8)
@@ -149,7 +149,7 @@ def _affine(pixels, matrix, fill, bicubic):
 
 @compiled
 def _pack(row, line, words):
-    """words[i]: the values at i - 2, i - 1, i, i + 1, first in the lowest byte; the row's ends repeat themselves."""
+    """words[i]: the values at i - 2, i - 1, i, i + 1, first in the lowest byte; the end values of the row are repeated."""
     _widen(row, line)
     v1, v2, v3, v4 = line, line[1:], line[2:], line[3:]
     for i in range(len(words)):
@@ -159,7 +159,7 @@ def _pack(row, line, words):
 @compiled
 def _interpolate_packed(words, x_shares, y_shares, out, span, bicubic):
     begin, end = span
-    # Sliced row by row: a slice of all rows at once would not be known to be contiguous.
+    # Sliced row by row: numba would not know that a slice of all rows is contiguous.
     w1, w2, w3, w4 = words[0][begin:end], words[1][begin:end], words[2][begin:end], words[3][begin:end]
     x_shares, y_shares, out = x_shares[begin:end], y_shares[begin:end], out[begin:end]
     for i in range(len(out)):

@@ -1,7 +1,7 @@
 """From the bytes of an image file to pixels.
 
-JPEGs of the usual kinds go through simplejpeg: the same library and the same pixels as Pillow's, but without its way of reading a
-file in pieces, and with memory that is kept from image to image. Everything else, and everything that is broken, goes to Pillow.
+simplejpeg decodes JPEGs of the usual kinds. It uses the same library and gives the same pixels as Pillow, but it does not read
+files in pieces, and its memory is reused from image to image. Pillow decodes all other files and all damaged ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from cswin.errors import BadImage
 
 _JPEG_START = b"\xff\xd8\xff"
-_KEPT_BYTES = 64 << 20  # a larger image's memory is given back
+_KEPT_BYTES = 64 << 20  # larger buffers are released
 _memory = threading.local()
 
 
@@ -32,7 +32,7 @@ class EncodedImage:
         size: (width, height) in pixels.
         is_jpeg: whether it can be decoded at 1/2, 1/4 or 1/8.
 
-    Raises BadImage, with the reason, for what is empty, no image, or too large; the methods for what is cut off or broken.
+    Raises BadImage with the reason if the file is empty, no image, or too large. The methods raise it if it is damaged.
     """
 
     def __init__(self, data: bytes):
@@ -51,15 +51,15 @@ class EncodedImage:
         return self._load(self._pillow or self._open(), mode)
 
     def frame(self, mode: str, scale: int = 1) -> np.ndarray:
-        """All of it, RGB or L, a JPEG decoded at 1/`scale`: (height, width, channels) uint8, contiguous.
+        """The whole image, RGB or L, a JPEG decoded at 1/`scale`: (height, width, channels) uint8, contiguous.
 
-        To be used at once: the same thread's next call may write into the same memory.
+        Use it at once: the next call in the same thread may overwrite the memory.
         """
         if self._pillow is None and mode == "RGB" and scale == 1:
             try:
                 return simplejpeg.decode_jpeg(self._data, "RGB", buffer=_kept_memory(3 * self.size[0] * self.size[1]))
             except ValueError:
-                pass  # broken; Pillow says how badly
+                pass  # damaged; Pillow gives the reason
         image = self._pillow or self._open()
         if scale > 1:
             image.draft(None, (self.size[0] // scale, self.size[1] // scale))
@@ -96,15 +96,15 @@ def as_frame(image: Image.Image) -> np.ndarray:
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Decodes an image file to RGB: JPEG (also CMYK and greyscale), PNG (also palette and 16 bit), and what else Pillow reads.
+    """Decodes an image file to RGB: JPEG (also CMYK and greyscale), PNG (also palette and 16 bit), and all other formats of Pillow.
 
-    Transparency is dropped. Raises BadImage, with the reason, for a file that is empty, cut off, broken or no image.
+    Transparency is dropped. Raises BadImage with the reason for a file that is empty, truncated, damaged or no image.
     """
     return EncodedImage(data).whole("RGB")
 
 
 def _usual_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in colour or grey; None for all that Pillow has to look at."""
+    """(width, height) of a JPEG in colour or grey; None for files that Pillow must decode."""
     if not data.startswith(_JPEG_START):
         return None
     try:
@@ -116,7 +116,7 @@ def _usual_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _kept_memory(size: int) -> np.ndarray:
-    """At least `size` bytes, the same ones for each call of a thread: fresh memory costs as much as half of the decoding."""
+    """A buffer of at least `size` bytes, reused by each call in a thread: new memory would cost half as much time as decoding."""
     memory = getattr(_memory, "bytes", None)
     if memory is None or len(memory) < size:
         memory = np.empty(size, np.uint8)
@@ -126,7 +126,7 @@ def _kept_memory(size: int) -> np.ndarray:
 
 @contextmanager
 def _bad_image_for_pillow_errors(data: bytes) -> Iterator[None]:
-    """Pillow's plugins raise many kinds of exceptions on broken files; all of them mean the same to us."""
+    """Turns all exceptions of Pillow into BadImage: its plugins raise many kinds for damaged files."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""From an image to a network's input in evaluation. No orientation is read from EXIF, as in every published ImageNet figure."""
+"""Evaluation pipeline from an image file to the network's input. EXIF orientation is ignored, as in published ImageNet figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, the weights of Pillow's conversion 
 class Normalise:
     """(value / 255 - mean) / std, as one multiplication and one addition.
 
-    `mean` and `std` have one value for each channel, in the unit 0 to 1. Three values serve for greyscale too: weighted as
-    Pillow weights red, green and blue (exact for the mean; for the deviation where the three vary together).
+    `mean` and `std` have one value per channel, for values in [0, 1]. Three values are also valid for greyscale: they are weighted
+    as Pillow weights red, green and blue (exact for the mean; for the deviation if the three vary together).
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
@@ -31,7 +31,7 @@ class Normalise:
         self.offset = (-mean / std).astype(np.float32)
 
     def __call__(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """(C, H, W) float32, contiguous, of (C, H, W) uint8; into `out` where it is given."""
+        """(C, H, W) float32, contiguous, from (C, H, W) uint8; written to `out` if given."""
         if out is None:
             out = np.empty(pixels.shape, np.float32)
         kernels.normalise(pixels, self.factor, self.offset, out)
@@ -47,7 +47,7 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> np.ndarra
 
 
 def image_mode(channels: int) -> str:
-    """Pillow's name for 8-bit images of so many channels.
+    """Pillow's mode for 8-bit images with this number of channels.
 
     Raises:
         UserError: unless they are 1 or 3.
@@ -60,7 +60,7 @@ def image_mode(channels: int) -> str:
 class EvalTransform:
     """The evaluation pipeline: shorter side to int(size / crop_ratio), centre crop, normalisation.
 
-    Rounding is that of torchvision's Resize and CenterCrop; the file is always decoded in full, so that figures compare.
+    Rounding is that of torchvision's Resize and CenterCrop. The file is always decoded in full, so figures are comparable.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -70,7 +70,7 @@ class EvalTransform:
         self.normalise = Normalise(preprocessing.mean, preprocessing.std, preprocessing.channels)
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """The file `data` as (channels, size, size) float32. Raises BadImage."""
+        """The file content `data` as (channels, size, size) float32. Raises BadImage."""
         return self.normalise(self.pixels(data))
 
     def pixels(self, data: bytes) -> np.ndarray:
@@ -78,7 +78,7 @@ class EvalTransform:
         return self.resize_crop(EncodedImage(data).frame(self.mode))
 
     def resize_crop(self, frame: np.ndarray) -> np.ndarray:
-        """The central part, (channels, size, size) uint8, of an image (H, W, channels) uint8."""
+        """The central crop, (channels, size, size) uint8, of an image (H, W, channels) uint8."""
         height, width = frame.shape[:2]
         short = self.short_side
         if width <= height:

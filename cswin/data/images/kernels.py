@@ -1,4 +1,4 @@
-"""Tables, colour and arithmetic on 8-bit images (C, H, W) uint8, contiguous, that equal Pillow's to the bit."""
+"""Tables, colour and arithmetic on contiguous 8-bit images (C, H, W) uint8, bit-identical to Pillow's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def look_up(pixels, tables):
 def histograms(pixels):
     """How often each value occurs: (C, 256) int64."""
     channels, height, width = pixels.shape
-    # Two counters take turns: adding to one that was just written has to wait.
+    # Two counters alternate: an addition to a counter that was just written has to wait.
     counts, others = np.zeros((channels, 256), np.int64), np.zeros(256, np.int64)
     for c in range(channels):
         count = counts[c]
@@ -44,7 +44,7 @@ def histograms(pixels):
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """Grey (1, H, W): 0.299 red + 0.587 green + 0.114 blue as 16-bit fractions, rounded; of one channel, itself."""
+    """Grey (1, H, W): 0.299 red + 0.587 green + 0.114 blue as 16-bit fractions, rounded; a single channel is returned unchanged."""
     return pixels if len(pixels) == 1 else _luma(pixels)
 
 
@@ -61,7 +61,7 @@ def _luma(pixels):
 
 @compiled
 def smooth(pixels):
-    """The mean of 3 x 3 pixels, the middle one counted five times, rounded; the border stays as it is."""
+    """The mean of 3 x 3 pixels with weight 5 for the middle one, rounded; border pixels are unchanged."""
     channels, height, width = pixels.shape
     result = pixels.copy()
     for c in range(channels):
@@ -78,7 +78,7 @@ def smooth(pixels):
 
 @compiled
 def blend(base, pixels, factor):
-    """base + factor (pixels - base) in float32, cut off to 8 bits; `base` has the channels of `pixels`, or one for all."""
+    """base + factor (pixels - base) in float32, truncated to 8 bits; `base` has as many channels as `pixels`, or one."""
     channels, height, width = pixels.shape
     result = np.empty((channels, height, width), np.uint8)
     factor = float32(factor)
@@ -111,6 +111,6 @@ def mix_rounded(image, partner, own, other):
         for y in range(height):
             row, second = image[c, y], partner[c, y]
             for x in range(width):
-                # The sum of both with 1.5 x 2^23 has no digits left after the point: that rounds it.
+                # A sum with 1.5 x 2^23 has no digits after the point, so it is rounded.
                 value = float32(row[x]) * own + float32(second[x]) * other
                 row[x] = int32((value + float32(12582912.0)) - float32(12582912.0))

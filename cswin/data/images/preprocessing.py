@@ -1,4 +1,4 @@
-"""What is done to an image before a network sees it in evaluation; `evaluation` does it."""
+"""Parameters of the preprocessing in evaluation; module `evaluation` applies them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FILTERS = ("bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the network sees it.
+    """Preprocessing of an image for the network.
 
     Attributes:
         image_size: side of the square input, pixels.
         crop_ratio: the image's short side is resized to int(image_size / crop_ratio), then the centre is cropped.
-        mean, std: per channel, of values in [0, 1]; three of them serve for grey images too (see `Normalise`).
+        mean, std: per channel, for values in [0, 1]; three values are also valid for grey images (see `Normalise`).
         interpolation: of the resize, `bicubic` or `bilinear`.
         channels: 3 (RGB) or 1 (grey).
     """
@@ -49,8 +49,8 @@ class Preprocessing:
 
     @classmethod
     def of_stage(cls, config: StageConfig) -> Preprocessing:
-        """What a stage's validation does, and all that uses its weights later. Bicubic where training draws the filter; a grey image
-        takes the averages of mean and deviation over the colours."""
+        """Preprocessing in a stage's validation and in all later uses of its weights. The filter is bicubic if training draws it. A
+        grey image uses the averages of mean and deviation over the colours."""
         arch, augment = config.architecture, config.augment
         mean, std = (
             tuple(values) if arch.in_channels == 3 else (sum(values) / len(values),) for values in (augment.mean, augment.std)

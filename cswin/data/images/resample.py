@@ -1,10 +1,10 @@
-"""Resizing of 8-bit images by antialiased bicubic or bilinear filters, Pillow's to the bit, with the crop and the mirror in one go.
+"""Resizing of 8-bit images by antialiased bicubic or bilinear filters, bit-identical to Pillow, with crop and flip in one pass.
 
-Output pixel i of n looks at the input about c = start + (i + 0.5) s, where s = (stop - start) / n, with a filter that is stretched by
-max(s, 1): weights f((j + 0.5 - c) / max(s, 1)), divided by their sum, rounded to 22 binary digits after the point. Bicubic is the
-Keys filter with a = -0.5, bilinear the triangle. First along the rows, then along the columns, each pass rounded to 8 bits. That is
-Pillow's definition (its Resample.c) up to version 12; 13 does the columns first where an image shrinks much more in height than in
-width, which rounds differently. Here it is the rows first in every case.
+Output pixel i of n depends on the input about c = start + (i + 0.5) s, where s = (stop - start) / n, with a filter that is
+stretched by max(s, 1): weights f((j + 0.5 - c) / max(s, 1)), divided by their sum, rounded to 22 binary digits after the point.
+Bicubic is the Keys filter with a = -0.5, bilinear the triangle. First along the rows, then along the columns, each pass rounded to
+8 bits. That is Pillow's definition (its Resample.c) up to version 12. Version 13 processes the columns first if an image shrinks
+much more in height than in width, which rounds differently. Here the rows always come first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cswin.compiled import compiled
 
 DIGITS = 22
 _HALF = 1 << (DIGITS - 1)
-_BAND = 48  # rows that go through the first pass together; 32 and 64 are slower, by the ways of caches
-_UNROLLED = 4  # weights per output pixel are filled up with zeros to a multiple of this
+_BAND = 48  # rows in one step of the first pass; 32 and 64 are slower because of cache conflicts
+_UNROLLED = 4  # the weights of an output pixel are padded with zeros to a multiple of this
 
 
 class CropBox(NamedTuple):
@@ -45,11 +45,11 @@ def resize(
     """`image` (H, W, C) uint8, contiguous, in another size (width, height): (C, height, width) uint8.
 
     Args:
-        crop: the part that is the image; the filter sees nothing beyond it.
-        region: left, top, right, bottom of what is resized, within `crop` and in its pixels, not necessarily whole ones (rounded to
-            float32, as Pillow does); the filter sees beyond it. All of it by default.
-        window: the part of the result that is wanted; all by default.
-        mirrored: whether left and right change places in what is returned.
+        crop: the part of the image to use; the filter uses no pixel outside it.
+        region: left, top, right, bottom of the part to resize, in pixels of `crop`, not necessarily integers (rounded to float32,
+            as in Pillow); the filter also uses pixels outside it. Default: all of `crop`.
+        window: the part of the result to return; default: all of it.
+        mirrored: whether the returned part is flipped horizontally.
     """
     crop = crop or CropBox(0, 0, image.shape[1], image.shape[0])
     left, top, right, bottom = (float(np.float32(edge)) for edge in region or (0, 0, crop.width, crop.height))
@@ -119,7 +119,7 @@ def _turn_back(done, mirrored, rows):
 
 @compiled
 def _filter(inputs, starts, weights, results):
-    """results[i] = sum of weights[i, k] inputs[starts[i] + k] over k, in 8 bits; along the other axis all values at once."""
+    """results[i] = sum of weights[i, k] inputs[starts[i] + k] over k, in 8 bits; all values along the other axis at once."""
     length = results.shape[1]
     sums = np.empty(length, np.int32)
     for i in range(len(starts)):
@@ -138,7 +138,7 @@ def _filter(inputs, starts, weights, results):
 
 @compiled
 def _resize(image, crop, across, down, mirrored):
-    """Both passes. Weights of zero may look beyond the crop's end, at memory that is there but means nothing."""
+    """Both passes. Weights of zero may read memory behind the end of the crop; it exists, and its content does not matter."""
     channels, (left, top, width, height) = image.shape[2], crop
     (x_starts, x_weights), (y_starts, y_weights) = across, down
     columns, x_taps = x_weights.shape

@@ -1,7 +1,7 @@
 """Batches from MindRecord: the order, the augmentation, the mixing.
 
-Every random decision is keyed by (seed, epoch, sample) or (seed, epoch, step), so the batches are the same bytes for any number
-and kind of workers, for any split over devices and accumulation, and when an epoch is entered in its middle.
+Every random decision is keyed by (seed, epoch, sample) or (seed, epoch, step). So the batches are bit-identical for any number and
+kind of workers, for any split over devices and accumulation, and when an epoch is resumed in its middle.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cswin.errors import BadImage, UserError
 
 @dataclass
 class Batch:
-    """What one device's forward pass takes.
+    """The input of one device's forward pass.
 
     Attributes:
         images: (B, C, H, W) float32.
@@ -43,12 +43,12 @@ class Batch:
 
 
 def training_positions(images: int, config: StageConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training set to train on, and rows held out to select on (empty unless select_on is minival).
+    """Rows of the training set for training, and rows held out for selection (empty unless select_on is minival).
 
-    The choice depends on the seed, the number of images and the size of the part: it is the same in every stage and epoch.
+    The choice depends only on the seed, the number of images and the size of the part. It is the same in every stage and epoch.
 
     Raises:
-        UserError: if nothing would be left to train on.
+        UserError: if no image would be left for training.
     """
     if config.evaluation.select_on == "val":
         return np.arange(images), np.arange(0)
@@ -65,7 +65,7 @@ class TrainLoader:
     """Mixed and augmented training batches of one device.
 
     Args:
-        dataset, config, runtime: what to read, how to change it, with how many workers.
+        dataset, config, runtime: the images, the augmentation, the number of workers.
         rank: this device among runtime.devices.
     """
 
@@ -82,7 +82,7 @@ class TrainLoader:
         self.transform = TrainTransform(Preprocessing.of_stage(config), config.augment)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """The optimizer steps of an epoch from `first_step` on: a list of micro-batches for each. Earlier rows are not read."""
+        """The optimizer steps of an epoch from `first_step` on, as lists of micro-batches. Earlier rows are not read."""
         order = order_rng(self.config.seed, epoch).permutation(self.positions)
         steps = range(first_step, self.steps_per_epoch)
         local = np.concatenate(self.micro_rows)
@@ -149,7 +149,7 @@ class TrainTask:
 
 
 class EvalBatch(NamedTuple):
-    """What an evaluator takes.
+    """A batch for evaluation.
 
     Attributes:
         images: (n, C, H, W) float32.
@@ -198,5 +198,5 @@ def eval_batches(rows: Iterable[Row], task: EvalTask, runtime: Runtime) -> Itera
 
 
 def _ahead(runtime: Runtime, batch: int) -> int:
-    """Rows under way: enough for every worker and for the next batch."""
+    """Number of rows in progress: enough for every worker and for the next batch."""
     return max(2 * batch, 2 * CHUNK * runtime.workers)

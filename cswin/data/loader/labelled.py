@@ -1,4 +1,4 @@
-"""Labelled images for evaluation, from whatever holds them: a converted dataset, one shard, a folder, an archive."""
+"""Labelled images for evaluation from a converted dataset, one shard, a folder, or an archive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cswin.data.store.dataset import Dataset, read_rows
 from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
 
-Row = tuple[int, int, bytes] | tuple[int, int, bytes, str]  # position, label, file content; the file, where it has a name
+Row = tuple[int, int, bytes] | tuple[int, int, bytes, str]  # position, label, file content; and the file's name if it has one
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Labelled:
     """Labelled images.
 
     Attributes:
-        rows: starts reading a part of them (a slice of all); can be called again.
-        images: how many, None where only reading tells.
-        manifest: hash of the dataset's manifest, None for others.
+        rows: starts to read a slice of all images; can be called again.
+        images: their number; None if it is only known after reading.
+        manifest: hash of the dataset's manifest; None for other sources.
     """
 
     rows: Callable[[slice], Iterator[Row]]
@@ -36,7 +36,7 @@ class Labelled:
 
 
 def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
-    """What lies at `path`, labelled by the position of its class in `class_names`.
+    """The images at `path`, labelled by the position of their class in `class_names`.
 
     Args:
         path: a dataset.json (or the folder that holds it), a .mindrecord file, a folder with one folder per class (beside it or
@@ -45,7 +45,7 @@ def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelle
         class_names: of the checkpoint.
 
     Raises:
-        UserError: if there is nothing of the kind, or it holds a class that the checkpoint does not know.
+        UserError: if there is no such source, or it has a class that the checkpoint does not have.
     """
     path = Path(path)
     if path.is_dir():

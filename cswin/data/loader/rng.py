@@ -2,8 +2,8 @@
 
 Every stream is a Philox4x64-10 generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) whose key is
 (seed, name of the stream) and whose counter starts at (0, group, index, epoch). Philox is a bijection of the counter under a
-key, and a stream advances in the lowest counter word alone, so no two streams ever share a block; and a stream is made without
-running through those before it: any worker, at any time, gets the same numbers for the same sample.
+key, and a stream advances only in the lowest counter word, so two streams never share a block. A stream can be created without
+running through earlier ones: any worker, at any time, gets the same numbers for the same sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = 1 << 64
 
 
 class Stream(IntEnum):
-    """The named streams. The numbers are part of what makes a run reproducible: never change or reuse one."""
+    """The named streams. The numbers make runs reproducible: never change or reuse one."""
 
     SAMPLE = 1
     BATCH = 2
@@ -32,7 +32,7 @@ def _generator(stream: Stream, seed: int, *, epoch: int = 0, index: int = 0, gro
     for name, value in (("seed", seed), ("epoch", epoch), ("index", index), ("group", group)):
         if not 0 <= value < _WORD:
             raise UserError(f"{name} is {value}: give an integer from 0 to 2^64 - 1")
-    # The arrays keep construction cheap: it happens once per sample, and seeding by integers costs twice as much.
+    # Arrays make construction cheap: it happens once per sample, and integers as seeds take twice as long.
     key = np.array([seed, int(stream)], dtype=np.uint64)
     counter = np.array([0, group, index, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -64,5 +64,5 @@ def init_rng(seed: int) -> np.random.Generator:
 
 
 def holdout_rng(seed: int) -> np.random.Generator:
-    """The choice of a held-out part where a dataset comes without one."""
+    """The choice of the held-out part of the training set."""
     return _generator(Stream.HOLDOUT, seed)

@@ -1,4 +1,4 @@
-"""Rows through threads or processes: results in the rows' order, a bounded number of them under way."""
+"""Rows processed by threads or processes: results in the order of the rows, with a bounded number in progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any
 from cswin.distributed.sockets import use_short_socket_folder
 from cswin.errors import UserError
 
-CHUNK = 8  # rows per task: handing one over costs about 0.2 ms, a row takes 2 to 6 ms
-TERM_GRACE = 10.0  # seconds that a worker process works on after SIGTERM
+CHUNK = 8  # rows per task: passing a task costs about 0.2 ms, a row takes 2 to 6 ms
+TERM_GRACE = 10.0  # seconds for which a worker process continues after SIGTERM
 
 
 @contextlib.contextmanager
 def worker_pool(kind: str, count: int) -> Iterator[Executor]:
-    """`count` workers, `thread` or `process`; work not yet begun is dropped at the end."""
+    """`count` workers, `thread` or `process`; at the end, work that has not begun is dropped."""
     executor: Executor
     if kind == "thread":
         executor = ThreadPoolExecutor(count, thread_name_prefix="loader")
@@ -41,10 +41,10 @@ def worker_pool(kind: str, count: int) -> Iterator[Executor]:
 
 
 def in_order(pool: Executor, task: Callable[[Any], Any], rows: Iterable, ahead: int) -> Iterator:
-    """task(row) for each row, in order, with about `ahead` rows under way.
+    """task(row) for each row, in order, with about `ahead` rows in progress.
 
     Raises:
-        UserError: if a worker process dies; and whatever `task` raises, at the place of its row.
+        UserError: if a worker process dies. Errors of `task` are raised at the position of their row.
     """
     rows, pending = iter(rows), deque()
     while chunk := list(islice(rows, CHUNK)):
@@ -56,7 +56,7 @@ def in_order(pool: Executor, task: Callable[[Any], Any], rows: Iterable, ahead: 
 
 
 def prefetched(items: Iterator, depth: int) -> Iterator:
-    """The same items, made by a thread up to `depth` ahead; its errors are raised here, and it ends when nobody reads on."""
+    """The same items, prepared by a thread up to `depth` ahead. Its errors are raised here; it ends when the reader stops."""
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
@@ -98,14 +98,14 @@ def _each(task: Callable[[Any], Any], rows: list) -> list:
     for row in rows:
         try:
             done.append(task(row))
-        except Exception as error:  # the rows before it are still wanted
+        except Exception as error:  # the rows before it are still needed
             done.append(_Raised(error))
             break
     return done
 
 
 class _Raised:
-    """An exception in the place of a result."""
+    """An exception instead of a result."""
 
     def __init__(self, error: Exception):
         self.error = error
@@ -126,12 +126,12 @@ def _results(future: Future) -> Iterator:
 
 
 def _prepare_process() -> None:
-    """Signals are the trainer's business: a terminal or a cluster sends them to all processes of a job, and the trainer still
-    wants its batches while it stops. Without the trainer, though, there is nothing left to do."""
+    """Ignores signals, which a terminal or a cluster sends to all processes of a job: the trainer handles them, and it still needs
+    batches while it stops. Ends when the trainer has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _exit_later())
-    warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, which nobody reads here
+    warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, which is not used
     threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
 
 

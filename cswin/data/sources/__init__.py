@@ -1,1 +1,1 @@
-"""Where images come from: archives, folders, the embedded digits; and the tree that an extraction writes."""
+"""Sources of images: archives, folders, the digits of scikit-learn; and the tree that an extraction writes."""

@@ -1,4 +1,4 @@
-"""The report's archive: one tar or tar.gz with train/ and val/ by class, alone or below one top folder."""
+"""The report's archive: one tar or tar.gz with train/ and val/ by class, at the top or below one folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cswin.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _NAMED_IGNORED = 20
-# What other layouts of ImageNet are known by, and what to do with them: seen in the first members, before all is read.
+# Signs of other layouts of ImageNet, and advice. They appear in the first members, before the whole archive is read.
 _OTHER_LAYOUTS = (
     (
         re.compile(r"(.*/)?(Data|Annotations|ImageSets)/CLS-LOC/.*"),
@@ -30,7 +30,7 @@ _OTHER_LAYOUTS = (
 class Archive(Source):
     """A tar or tar.gz.
 
-    A plain tar is taken up at the member where an interrupted extraction stood; a tar.gz is decompressed again up to there.
+    An interrupted extraction of a plain tar resumes at the next member; a tar.gz is decompressed again up to there.
     """
 
     kind = "archive"
@@ -78,11 +78,11 @@ class Archive(Source):
         return {"ignored": {"count": self._ignored[0], "first": self._ignored[1]}}
 
     def _place(self, member: Member, top: str | None) -> tuple[str, str, str, str] | None:
-        """(split, class, file name, top folder) of a member; None for a file that is no image of the dataset.
+        """(split, class, file name, top folder) of a member; None for a file that does not belong to the dataset.
 
         Raises:
-            UserError: for another known layout; for a file in train/ or val/ that is not in a class folder of it, or below another
-                top folder than `top` (None: none was seen).
+            UserError: for another known layout; for a file in train/ or val/ that is not in a class folder, or is below another top
+                folder than `top` (None: none so far).
         """
         parts = member.parts
         depth = next((depth for depth in (0, 1) if len(parts) > depth and parts[depth] in SPLITS), None)

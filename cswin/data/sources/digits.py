@@ -1,8 +1,8 @@
-"""The embedded default: scikit-learn's handwritten digits, packed like ImageNet.
+"""The default dataset: scikit-learn's handwritten digits, packed like ImageNet.
 
 1,797 real 8 x 8 images with 17 grey levels (UCI "Optical Recognition of Handwritten Digits", test part), inside the scikit-learn
-package. They are enlarged to 32 x 32 and written as JPEG files into one tar.gz with train/<class>/ and val/<class>/, so that from
-the archive on everything is what ImageNet goes through.
+package. They are enlarged to 32 x 32 and written as JPEG files into one tar.gz with train/<class>/ and val/<class>/, so the
+steps after the archive are the same as for ImageNet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SIDE = 32
 VAL_IMAGES = 360
 SPLIT_SEED = 0
-_LEVELS = 16  # the source's largest grey level
+_LEVELS = 16  # largest grey level of the source
 # At this quality JPEG changes no pixel by more than 3 of 255 (6 at quality 95).
 _JPEG_QUALITY = 98
 

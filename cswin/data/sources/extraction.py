@@ -1,4 +1,4 @@
-"""From any source to a folder with train/<class>/ and val/<class>/; an interrupted extraction goes on where it stopped."""
+"""Extraction of any source to a folder with train/<class>/ and val/<class>/. An interrupted extraction resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def extract(
     """Extract a source to `output`, then write `receipt`. Memory does not depend on the size of the source.
 
     Args:
-        source: where the images come from.
-        output: folder that gets train/ and val/.
-        receipt: JSON file, written last: the files read, the number of images by class, and what the source adds.
+        source: the source of the images.
+        output: folder for train/ and val/.
+        receipt: JSON file, written last: the files read, the number of images by class, and facts that the source adds.
         console: for progress.
-        journal_seconds: how often the place is written down.
+        journal_seconds: time between two entries of the journal.
 
     Returns:
         The receipt's content.
 
     Raises:
-        UserError: damaged or refused files, another layout, disk full, foreign files in `output`.
+        UserError: damaged or rejected files, another layout, disk full, foreign files in `output`.
     """
     identity = source.identity()
     marker = existing_tree(output, identity)
@@ -51,13 +51,13 @@ def _fill(tree: TreeWriter, source: Source, size: int, console: Console) -> None
         for entry in source.entries(tree.cursor):
             tree.add(f"{entry.split}/{entry.class_name}", entry.name, entry.data)
             tree.reached(entry.cursor)
-            # A tar.gz's decompressed size is unknown; for images it is that of the archive within a percent.
+            # The decompressed size of a tar.gz is unknown; for images it equals that of the archive within a percent.
             progress.update(max(0, min(entry.cursor["position"], size) - progress.done), files=f"{tree.written:,}")
         progress.update(size - progress.done)
 
 
 def _write_receipt(receipt: Path, marker: dict[str, Any]) -> None:
-    """The receipt says what was extracted and from what; it depends on content alone, not on times."""
+    """The receipt says what was extracted from which files. It depends only on content, not on times."""
     source = {key: {"name": value["name"], "bytes": value["bytes"]} for key, value in marker["source"].items()}
     totals = {split: sum(n for name, n in marker["files"].items() if name.startswith(f"{split}/")) for split in SPLITS}
     receipt.parent.mkdir(parents=True, exist_ok=True)

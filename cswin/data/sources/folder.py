@@ -1,4 +1,4 @@
-"""A folder of one's own with train/ and val/ by class: it is used where it is."""
+"""A user's own folder with train/ and val/ by class; the images are not copied."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def class_folders(split: Path) -> list[str]:
     """Sorted names of the classes in the folder of a split.
 
     Raises:
-        UserError: if the folder is missing or empty, or has files beside its class folders; if a name cannot be stored.
+        UserError: if the folder is missing or empty, or has files beside its class folders; if a name is not valid UTF-8.
     """
     entries = [entry for entry in _entries(split) if not entry.name.startswith(".")]
     strays = sorted(entry.name for entry in entries if not entry.is_dir())
@@ -82,13 +82,13 @@ def class_folders(split: Path) -> list[str]:
 def _is_text(name: str) -> bool:
     try:
         name.encode("utf-8")
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+    except UnicodeEncodeError:  # bytes that are not UTF-8
         return False
     return True
 
 
 def check_class_folders(images: Path, classes: dict[str, Sequence[str]]) -> dict[str, int]:
-    """Count the files before any of them is read.
+    """Count the files before reading any of them.
 
     Args:
         images: folder of the splits.
@@ -116,7 +116,7 @@ def check_class_folders(images: Path, classes: dict[str, Sequence[str]]) -> dict
 
 
 def image_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the files and of the folders in a class folder; hidden ones are left out."""
+    """Sorted names of the files and of the folders in a class folder, without hidden ones."""
     entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
     names = sorted(entry.name for entry in entries if not entry.is_dir())
     return names, sorted(entry.name for entry in entries if entry.is_dir())

@@ -2,7 +2,7 @@
 
 `ILSVRC2012_img_train.tar` is a tar of one tar per class, `ILSVRC2012_img_val.tar` is flat, and the labels of the latter are in
 `ILSVRC2012_devkit_t12.tar.gz`: line k of the ground truth is the ILSVRC2012_ID of image k, and `meta.mat` gives the WNID of each
-ID. The IDs are not the class indices of this project, nor of any published weights: those are the positions of the WNIDs in
+ID. The IDs are not the class indices of this project or of published weights: those are the positions of the WNIDs in
 sorted order.
 """
 
@@ -35,11 +35,11 @@ _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the devkit says.
+    """The content of the devkit.
 
     Attributes:
-        train_images: number of training images by WNID of the classes (the leaves of the hierarchy); None: not given.
-        val_wnids: WNID of each validation image, the first of image 1.
+        train_images: number of training images by WNID of the classes (the leaves of the hierarchy); None: unknown.
+        val_wnids: WNID of each validation image, beginning with image 1.
     """
 
     train_images: dict[str, int | None]
@@ -50,7 +50,7 @@ def read_devkit(path: Path) -> Devkit:
     """Read the devkit's archive.
 
     Raises:
-        UserError: if it lacks one of the two files, they cannot be read, or the ground truth has IDs that are no class.
+        UserError: if one of the two files is missing or cannot be read, or the ground truth has IDs without a class.
     """
     found: dict[str, bytes] = {}
     with open_archive(path, 1) as stream:
@@ -106,7 +106,7 @@ class Ilsvrc2012(Source):
 
     @cached_property
     def truth(self) -> Devkit:
-        """What the devkit says; read once."""
+        """The content of the devkit; read once."""
         return read_devkit(self.devkit)
 
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -172,7 +172,7 @@ def _val_wnid(val: Path, member: Member, truth: Devkit) -> str:
 
 
 def _check_counts(train: Path, val: Path, truth: Devkit, counts: dict[str, int]) -> None:
-    """Compare what was extracted with what the devkit promises."""
+    """Compare the extracted images with the devkit."""
     wrong = []
     for wnid, promised in sorted(truth.train_images.items()):
         there = counts.get(f"train/{wnid}", 0)

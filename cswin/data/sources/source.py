@@ -1,4 +1,4 @@
-"""What every source of images offers, whatever its layout: entries of (split, class, name, bytes) from a cursor."""
+"""The interface of all sources of images: entries of (split, class, name, bytes) from a cursor on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
         class_name, name: of its class and its file.
         place: the file, for messages.
         data: its bytes.
-        cursor: where the next entry begins: values that JSON holds, `position` among them: bytes of the source read so far.
+        cursor: where the next entry begins: JSON values, among them `position`, the bytes of the source read so far.
     """
 
     split: str
@@ -39,13 +39,13 @@ class Entry(NamedTuple):
 
 
 class Source:
-    """A set of images in one layout. A new layout is a subclass in a file of its own and a line in `registry`.
+    """A set of images in one layout. For a new layout, add a subclass in a new file and a line in `registry`.
 
     Class attributes:
         kind: its name in the configuration (data.source).
-        inputs: the keys of the data section that it needs, and what lies there. The constructor takes the paths in this order.
-        extracts: whether the images have to be copied to a folder before they are converted.
-        classes: their number, where the source fixes it.
+        inputs: the required keys of the data section, and what their paths contain. The constructor takes the paths in this order.
+        extracts: whether the images must be copied to a folder before the conversion.
+        classes: their number, if the source determines it.
     """
 
     kind: ClassVar[str]
@@ -59,37 +59,37 @@ class Source:
         raise NotImplementedError
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Name, size and time of modification of each file by its role: what tells the source from another without reading it."""
+        """Name, size and modification time of each file by its role. They identify the source without reading it."""
         raise NotImplementedError
 
     def entries(self, cursor: dict[str, Any] | None = None, splits: Sequence[str] = SPLITS) -> Iterator[Entry]:
         """The images of these splits from a cursor on, or from the start.
 
         Raises:
-            UserError: damaged or refused files, another layout.
+            UserError: damaged or rejected files, another layout.
         """
         raise NotImplementedError
 
     def complete(self, counts: dict[str, int]) -> dict[str, Any]:
-        """Called when all entries were read.
+        """Called after all entries were read.
 
         Args:
             counts: number of images by folder ("train/n01440764").
 
         Returns:
-            What the receipt says beside the counts.
+            Further facts for the receipt.
 
         Raises:
-            UserError: if the images are not all there.
+            UserError: if images are missing.
         """
         return {}
 
 
 def identify(path: Path) -> dict[str, Any]:
-    """Name, size and time of modification of a file.
+    """Name, size and modification time of a file.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if it does not exist or cannot be read.
     """
     try:
         status = path.stat()
@@ -99,6 +99,6 @@ def identify(path: Path) -> dict[str, Any]:
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and how many there are besides."""
+    """The first names, and the number of further ones."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

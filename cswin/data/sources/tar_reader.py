@@ -1,8 +1,8 @@
-"""Members of a tar or tar.gz, one after the other, in constant memory, checked by name and kind.
+"""Sequential reader of a tar or tar.gz in constant memory; it checks the names and kinds of the members.
 
-Python's tarfile reads the headers (GNU and pax names included). Two things are done here: its iteration takes a damaged header in
-the middle of an archive for the end of it, and here that is an error; and gzip is decompressed by rapidgzip on all cores, in a
-process of its own, which keeps no index of the archive in memory.
+Python's tarfile reads the headers (GNU and pax names included). Two things are done here. tarfile takes a damaged header
+in the middle of an archive for its end; here this is an error. rapidgzip decompresses gzip on all cores, in a separate process that
+keeps no index of the archive in memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KINDS = (
 
 
 class _Stream(Protocol):
-    """What tarfile needs of a file."""
+    """The part of a file's interface that tarfile needs."""
 
     def read(self, size: int, /) -> bytes: ...
     def seek(self, position: int, /) -> int: ...
@@ -52,11 +52,11 @@ class Member:
     """A regular file in an archive.
 
     Attributes:
-        name: as the archive has it.
-        parts: its path, checked: relative, without `.`, `..` and empty parts.
+        name: name in the archive.
+        parts: its checked path: relative, without `.`, `..` and empty parts.
         size: bytes.
         start: where its data begin in the (decompressed) archive.
-        next: where the next header is; reading may be taken up there.
+        next: where the next header is; reading can resume there.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Member:
 
 
 class Forward:
-    """A pipe as a file that can be skipped forward and knows its position."""
+    """A pipe as a file that can skip forward and knows its position."""
 
     def __init__(self, pipe: BinaryIO):
         self._pipe, self._position = pipe, 0
@@ -101,7 +101,7 @@ def is_gzip(path: Path) -> bool:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path of the archive") from error
     if head.startswith(_GZIP_MAGIC):
         return True
-    # A tar of before 1988 has no magic; an empty one is zeros.
+    # A tar from before 1988 has no magic number; an empty one consists of zeros.
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC or (len(head) == 512 and not any(head)):
         return False
     if head.startswith(_ZIP_MAGIC):
@@ -111,14 +111,14 @@ def is_gzip(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_archive(path: Path, threads: int) -> Iterator[_Stream]:
-    """The decompressed archive; a plain tar can be read from anywhere, a tar.gz only forward.
+    """The decompressed archive; a plain tar can be read from any position, a tar.gz only forward.
 
     Args:
         path: tar or tar.gz.
-        threads: for decompression; more than eight are not used, they would outrun the writing and cost memory.
+        threads: for decompression, at most eight; more would decompress faster than the files are written, and need memory.
 
     Raises:
-        UserError: if the file cannot be read, or at the end if it turned out to be damaged.
+        UserError: if the file cannot be read, or at the end if it is damaged.
     """
     try:
         with _gzip_stream(path, threads) if is_gzip(path) else path.open("rb", buffering=_BUFFER) as stream:
@@ -133,13 +133,13 @@ def _gzip_stream(path: Path, threads: int) -> Iterator[Forward]:
     command = [sys.executable, "-c", _RAPIDGZIP, *options]
     with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=_BUFFER) as process:
         try:
-            with contextlib.suppress(OSError):  # only faster
+            with contextlib.suppress(OSError):  # only affects speed
                 fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _BUFFER)
             stream = Forward(process.stdout)
             yield stream
             _finish(path, process, stream)
         except _Damaged as damaged:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # where the file is cut off it ends by itself and says so
+            with contextlib.suppress(subprocess.TimeoutExpired):  # at a truncation it ends by itself with a message
                 process.wait(timeout=2)
             process.kill()
             raise UserError(damage(path, _complaint(process) or str(damaged))) from damaged
@@ -148,7 +148,7 @@ def _gzip_stream(path: Path, threads: int) -> Iterator[Forward]:
 
 
 def _finish(path: Path, process: subprocess.Popen, stream: Forward) -> None:
-    """Read to the end, where the checksum is, and see whether it was right."""
+    """Read to the end, where the checksum is, and check the result."""
     while stream.read(_BUFFER):
         pass
     complaint = _complaint(process)
@@ -158,10 +158,10 @@ def _finish(path: Path, process: subprocess.Popen, stream: Forward) -> None:
 
 
 def _check_end(path: Path, size: int) -> None:
-    """Refuse a file that is cut off in its last bytes, where the checksum is: rapidgzip takes that for a good end.
+    """Raise for a file that is truncated in its last bytes, where the checksum is: rapidgzip does not detect this.
 
-    The last four bytes give the size. Where they do not, the file may still be good (several gzip streams one after the other),
-    and Python's decompressor decides; it is slow.
+    The last four bytes contain the size. If they differ, the file may still be valid (several consecutive gzip streams), and
+    Python's decompressor decides; it is slow.
     """
     with path.open("rb") as file:
         file.seek(-4, os.SEEK_END)
@@ -181,22 +181,22 @@ def _complaint(process: subprocess.Popen) -> str:
 
 
 class _Damaged(Exception):
-    """The bytes are not those of a whole tar."""
+    """The bytes are not a complete tar."""
 
 
 def damage(path: Path, reason: str) -> str:
-    """The message for an archive that is not whole."""
+    """The message for a damaged or truncated archive."""
     return f"{path}: is damaged or cut off ({reason}); compare its size and checksum with the source's and fetch it again"
 
 
 def files(path: Path, stream: _Stream, start: int = 0) -> Iterator[Member]:
-    """The regular files of the tar that begins at (or has a header at) `start`.
+    """The regular files of the tar, beginning at `start`, where a header must be.
 
-    After a member is yielded, its data may be read from `stream`; what is not read is skipped.
+    After a member is yielded, its data can be read from `stream`; unread data are skipped.
 
     Raises:
-        UserError: for a member that is neither a file nor a folder, for a path that leads out of the archive's own tree (the
-            message names it), and for an archive that is damaged or has no end mark.
+        UserError: for a member that is neither a file nor a folder, for a path that leads out of the archive's tree (the message
+            names it), and for an archive that is damaged or has no end mark.
     """
     try:
         stream.seek(start)
@@ -219,22 +219,22 @@ def files(path: Path, stream: _Stream, start: int = 0) -> Iterator[Member]:
 
 def _fail(path: Path, stream: _Stream, reason: str) -> NoReturn:
     if isinstance(stream, Forward):
-        raise _Damaged(reason)  # the decompressor may know better
+        raise _Damaged(reason)  # the decompressor may have a better reason
     raise UserError(damage(path, reason))
 
 
 def _skip_to(stream: _Stream, position: int) -> None:
-    """Go to the next header, and make sure that the data before it were there."""
+    """Go to the next header, and check that the data before it exist."""
     stream.seek(position - 1)
     if not stream.read(1):
         raise _Damaged("the data end in the middle of a member")
 
 
 def read_data(path: Path, stream: _Stream, member: Member) -> bytes:
-    """The data of the member that was yielded last.
+    """The data of the last member that was yielded.
 
     Raises:
-        UserError: if the archive ends before.
+        UserError: if the archive ends before their end.
     """
     data = stream.read(member.size)
     if len(data) != member.size:

@@ -1,7 +1,7 @@
-"""A tree of extracted images that is whole or not there.
+"""Writes a tree of extracted images, completely or not at all.
 
-Everything is written to `<output>.partial`, which is renamed to `<output>` when all is there and on the disk. A journal in the
-partial tree says up to which place of the archive all files are written; an extraction that was killed goes on from there.
+Files are written to `<output>.partial`, which is renamed to `<output>` when all of them are on the disk. A journal in the partial
+tree records up to which position of the archive all files are written; a killed extraction resumes there.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cswin.errors import UserError
 from cswin.progress import size_text
 
 MARKER = ".cswin-extracted.json"
-_JOURNAL, _LOCK = ".journal-2.json", ".lock"  # the number changes with the content of cursors
+_JOURNAL, _LOCK = ".journal-2.json", ".lock"  # the number changes with the format of cursors
 _BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
 JOURNAL_SECONDS = 30.0
 _MOST_THREADS = 16
-# Beside the bytes of the images: partly filled blocks and folders.
+# In addition to the bytes of the images: partly filled blocks, and folders.
 _DISK_MARGIN = 1.05
 
 
@@ -38,8 +38,8 @@ class TreeWriter:
     """Writes files below a folder with several threads; see `open_tree`.
 
     Attributes:
-        cursor: where the killed extraction stood, None at the start.
-        written: files in the tree, those of earlier attempts included.
+        cursor: position of the killed extraction, None at the start.
+        written: number of files in the tree, with those of earlier attempts.
     """
 
     def __init__(self, output: Path, source: dict[str, Any], journal_seconds: float):
@@ -48,7 +48,7 @@ class TreeWriter:
         self.cursor: Any = None
         self.written = 0
         self._read_journal()
-        # What the last attempt wrote after its last entry in the journal is there already and is written again.
+        # Files that the last attempt wrote after its last journal entry exist already and are written again.
         self._flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_EXCL if self.cursor is None else os.O_TRUNC)
         self._pool = ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS), thread_name_prefix="write")
         self._limit = 4 * min(usable_cores(), _MOST_THREADS)
@@ -59,7 +59,7 @@ class TreeWriter:
         self._journal_due = time.monotonic() + journal_seconds
 
     def add(self, folder: str, name: str, data: bytes) -> None:
-        """Write a file; `folder` (with `/`) and `name` were checked by the reader of the archive."""
+        """Write a file; the reader of the archive has checked `folder` (with `/`) and `name`."""
         if folder not in self._folders:
             with self._writing():
                 (self.partial / folder).mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class TreeWriter:
             self._submit()
 
     def reached(self, cursor: Any) -> None:
-        """All files before `cursor` (anything that JSON holds) were added; from time to time this is written down."""
+        """All files before `cursor` (a JSON value) were added; from time to time the journal records this."""
         if time.monotonic() < self._journal_due:
             return
         self._drain()
@@ -81,17 +81,17 @@ class TreeWriter:
         self._journal_due = time.monotonic() + self.journal_seconds
 
     def complete(self, check: Callable[[dict[str, int]], dict[str, Any]]) -> dict[str, Any]:
-        """Put the whole tree in its place.
+        """Move the complete tree to its final place.
 
         Args:
-            check: looks at the number of files by folder, and raises UserError if the tree is not to be used; what it returns
-                stands in the marker beside the counts.
+            check: gets the number of files by folder, and raises UserError if the tree must not be used; its result is stored in
+                the marker beside the counts.
 
         Returns:
-            What the marker in the tree says: source, facts, and the number of files by folder.
+            The content of the marker in the tree: source, facts, and the number of files by folder.
 
         Raises:
-            UserError: if the tree holds fewer files than were added: some had the same path.
+            UserError: if the tree has fewer files than were added, because some had the same path.
         """
         self._drain()
         counts = count_files(self.partial)
@@ -111,7 +111,7 @@ class TreeWriter:
         return marker
 
     def close(self) -> None:
-        """End the threads; what was not yet begun is not written."""
+        """End the threads; files that were not begun are not written."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self) -> None:
@@ -154,12 +154,12 @@ class TreeWriter:
 
 @contextlib.contextmanager
 def open_tree(output: Path, source: dict[str, Any], journal_seconds: float = JOURNAL_SECONDS) -> Iterator[TreeWriter]:
-    """A tree to write to, taken up where a killed extraction of the same source stopped.
+    """A tree to write to; it resumes a killed extraction of the same source.
 
     Args:
-        output: folder that is there at the end.
-        source: what identifies the archives (names, sizes, times); a partial tree of another source is thrown away.
-        journal_seconds: how often the place is written down.
+        output: the final folder.
+        source: identity of the archives (names, sizes, times); a partial tree of another source is removed.
+        journal_seconds: time between two entries of the journal.
 
     Raises:
         UserError: if `output` exists, another process is extracting to it, or the disk is full.
@@ -177,10 +177,10 @@ def open_tree(output: Path, source: dict[str, Any], journal_seconds: float = JOU
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep a second process out of it; a killed process keeps nobody out.
+    """Make a folder and lock it against a second process; a killed process leaves no lock.
 
     Raises:
-        UserError: if another process is in there, or the folder cannot be made.
+        UserError: if another process has locked it, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from error
         except OSError as error:
-            # Some cluster file systems have no locks; there it is up to Snakemake alone.
+            # Some cluster file systems have no locks; there only Snakemake prevents this.
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise write_error(folder, error) from error
         yield
@@ -208,12 +208,12 @@ def _clear(partial: Path) -> None:
 
 
 def existing_tree(output: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """What the marker of a whole tree of this source says; None if there is no tree.
+    """The content of the marker of a complete tree of this source; None if there is no tree.
 
-    A tree of another source, or one that has lost files, is removed.
+    A tree of another source, or one with missing files, is removed.
 
     Raises:
-        UserError: if `output` holds something that was not extracted by this program.
+        UserError: if `output` has content that this program did not extract.
     """
     if not output.exists():
         return None
@@ -230,10 +230,10 @@ def existing_tree(output: Path, source: dict[str, Any]) -> dict[str, Any] | None
 
 
 def remove_tree(output: Path) -> None:
-    """Remove an extracted tree; what is left by a kill in between is not taken for a tree.
+    """Remove an extracted tree; the rest after a kill in between does not count as a tree.
 
     Raises:
-        UserError: if it was not extracted by this program.
+        UserError: if this program did not extract it.
     """
     doomed = output.with_name(output.name + ".removed")
     if output.exists():
@@ -255,15 +255,15 @@ def count_files(tree: Path) -> dict[str, int]:
 
 
 def check_space(output: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Check that the disk has enough space before the extraction begins.
 
     Args:
-        output: the folder to be made.
+        output: the future folder.
         needed: bytes of data.
         what: for the message.
 
     Raises:
-        UserError: if less is free than that plus a margin for blocks and folders.
+        UserError: if the free space is less than that plus a margin for blocks and folders.
     """
     folder = output.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ def check_space(output: Path, needed: int, what: str) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """A failed write as something that a person can act on."""
+    """A failed write as an error with a remedy."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "make room (df -h, df -i) and run the same command again" if full else "check the folder and its permissions"
     return UserError(f"{error.filename or path}: cannot be written ({error.strerror or error}); {remedy}")
@@ -293,7 +293,7 @@ def _write_files(batch: list[tuple[str, bytes]], flags: int) -> None:
 
 
 def _flush_file_system(folder: Path) -> None:
-    """Everything written to the folder's file system is on the disk; Python has no name for syncfs(2)."""
+    """Flush the folder's file system to the disk with syncfs(2), which Python does not offer."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:

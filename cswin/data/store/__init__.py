@@ -1,1 +1,1 @@
-"""A dataset on disk: the manifest, its shards, their index, and the check of all of it."""
+"""A dataset on disk: the manifest, its shards, their index, and their verification."""

@@ -1,4 +1,4 @@
-"""From the receipts of all shards to dataset.json, and the check of a whole dataset afterwards."""
+"""Writes dataset.json from the receipts of all shards, and verifies a whole dataset."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
     Args:
         summary_path: manifest.json, or a plan made from it.
         shards: folder with the shards and their receipts.
-        output: dataset.json; the folder above it gives the dataset its name.
-        remove_images: extracted tree that is removed when dataset.json is there.
+        output: dataset.json; its folder gives the dataset its name.
+        remove_images: extracted tree that is removed after dataset.json was written.
 
     Raises:
         UserError: if a shard is missing, was made from another manifest, or its sizes have changed.
@@ -60,7 +60,7 @@ def write_dataset(summary_path: Path, shards: Path, output: Path, remove_images:
 
 
 def shard_entry(summary: Summary, split: str, shard: int, shards: Path, folder: Path) -> dict:
-    """What dataset.json in `folder` says of a shard; raises `UserError` if the shard is not there or does not belong to the summary."""
+    """The entry of a shard for dataset.json in `folder`. Raises `UserError` if it is missing or does not belong to the summary."""
     path = shards / f"{shard_name(split, shard)}.mindrecord"
     receipt = load_receipt(path.with_suffix(".json"))
     first, last = summary.shard_range(split, shard)
@@ -79,7 +79,7 @@ def _facts(receipt: Receipt, file: str) -> ShardFacts:
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """The result of checking one shard; `problems` is empty for a good one."""
+    """The result of the verification of a shard; `problems` is empty if it is intact."""
 
     shard: Path
     rows: int
@@ -89,8 +89,8 @@ class ShardCheck:
 def verify_dataset(path: Path, console: Console) -> Iterator[ShardCheck]:
     """Read every row of every shard and compare it with the manifest and with dataset.json.
 
-    Where the manifest's rows are there, a damaged row is named by its image; 44 bytes per image are in memory then. Without them
-    (they may be deleted after conversion) the hashes in dataset.json are what is compared with.
+    If the rows of the manifest exist, a damaged row is named by its image; this takes 44 bytes of memory per image. Without them
+    (they may be deleted after the conversion) the comparison uses the hashes in dataset.json.
 
     Args:
         path: dataset.json.
@@ -118,7 +118,7 @@ def verify_dataset(path: Path, console: Console) -> Iterator[ShardCheck]:
 
 @dataclass
 class _Expected:
-    """Labels and hashes of a split's rows in the order in which they are stored."""
+    """Labels and hashes of a split's rows, in storage order."""
 
     manifest: Path
     summary: Summary

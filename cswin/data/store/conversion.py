@@ -1,4 +1,4 @@
-"""From a manifest to all of its shards: those that are not there yet are converted, several at once."""
+"""Converts the missing shards of a manifest, several at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = "plan.json"
 
 
 def plan_shards(summary_path: Path, shard_mb: int, shards: Path) -> Path:
-    """Cut a manifest into shards of about `shard_mb` MiB; the plan (a summary) lies beside them, in `shards`."""
+    """Divide a manifest into shards of about `shard_mb` MiB. The plan (a summary) is written to `shards`, beside them."""
     summary, plan = load_summary(summary_path).recut(shard_mb), shards / PLAN
     shards.mkdir(parents=True, exist_ok=True)
     rows = summary_path.parent.absolute() / summary.rows_file
@@ -28,17 +28,17 @@ def plan_shards(summary_path: Path, shard_mb: int, shards: Path) -> Path:
 
 
 def convert_missing(images: Path, rows: Path, plan: Path, workers: int, console: Console) -> None:
-    """Convert the shards of a plan that are not there, or were made from other images. Interrupted, it goes on with the next one.
+    """Convert the shards of a plan that are missing or were made from other images. After an interruption, complete shards stay.
 
     Args:
         images: folder with train/ and val/.
         rows: the manifest's rows.
-        plan: what `plan_shards` wrote; the shards lie beside it.
-        workers: processes, each of which holds a shard at a time.
+        plan: the file from `plan_shards`; the shards are written beside it.
+        workers: number of processes; each one converts a shard at a time.
         console: for progress.
 
     Raises:
-        UserError: as `convert_shard`, or if a process was killed; shards that are there stay.
+        UserError: as `convert_shard`, or if a process was killed; complete shards stay.
     """
     summary, shards = load_summary(plan), plan.parent
     missing = [
@@ -49,7 +49,7 @@ def convert_missing(images: Path, rows: Path, plan: Path, workers: int, console:
     ]
     if not missing:
         return
-    # Not forked: MindSpore has threads.
+    # Not forked, because MindSpore has threads.
     context = multiprocessing.get_context("spawn")
     with (
         console.progress("convert", len(missing), "shards") as progress,

@@ -1,7 +1,7 @@
-"""A converted dataset: what a trainer must know of it, and its rows in any order.
+"""A converted dataset, and random access to its rows.
 
-dataset.json lies beside the shards' folder and names, for each split, the shards with their sizes and hashes. Nothing here needs
-MindSpore or decodes an image.
+dataset.json is beside the folder of the shards. For each split it lists the shards with their sizes and hashes. This module does
+not need MindSpore and decodes no image.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cswin.data.store.shard_reader import damaged, index_path, read_image, read_
 from cswin.errors import UserError
 
 FORMAT = "cswin-dataset-1"
-_OTHER_FILES = 512  # what else a trainer may have open
-_CHUNK, _CHUNKS_AHEAD = 16, 8  # rows that the system is told of at once, and how long before they are read
+_OTHER_FILES = 512  # for the other open files of a trainer
+_CHUNK, _CHUNKS_AHEAD = 16, 8  # rows that are announced to the system at once, and how far ahead
 
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """A shard as dataset.json has it.
+    """A shard in dataset.json.
 
     Attributes:
         file: path, relative to dataset.json.
@@ -49,7 +49,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class _SplitIndex:
-    """Where every row of a split is; 16 bytes per row in memory.
+    """The location of every row of a split; 16 bytes of memory per row.
 
     Attributes:
         shards: files, in the order of their rows.
@@ -71,7 +71,7 @@ class Dataset:
     Attributes:
         path: dataset.json.
         name: of the dataset.
-        manifest_hash: what decides which image has which position and label.
+        manifest_hash: hash over positions and labels of all images.
         class_names: in the order of the labels.
         summary: path of manifest.json, relative to dataset.json.
         splits: shards of train and val.
@@ -88,14 +88,14 @@ class Dataset:
 
     @classmethod
     def load(cls, path: str | Path, check_files: bool = True) -> Dataset:
-        """Read dataset.json and look whether all shards are there with the right sizes (one `stat` per file, nothing is opened).
+        """Read dataset.json and check that all shards exist with the right sizes (one `stat` per file, none is opened).
 
         Args:
             path: dataset.json.
-            check_files: False leaves the look out, for what reports on damage by itself.
+            check_files: False skips this check, for callers that report damage themselves.
 
         Raises:
-            UserError: if it is missing or no dataset, or a shard is missing or has another size; names the file.
+            UserError: if it is missing or not a dataset, or a shard is missing or has another size; names the file.
         """
         path = Path(path)
         try:
@@ -123,10 +123,10 @@ class Dataset:
         return [self.path.parent / shard.file for shard in self._split(split)]
 
     def check_files(self) -> None:
-        """Look whether all shards are there with the right sizes.
+        """Check that all shards exist with the right sizes.
 
         Raises:
-            UserError: for the first one that is not.
+            UserError: for the first wrong one.
         """
         for split in self.splits:
             for shard, facts in zip(self.shards(split), self._split(split), strict=True):
@@ -135,7 +135,7 @@ class Dataset:
                     raise damaged(shard, problem)
 
     def index(self, split: str) -> _SplitIndex:
-        """Where the rows of a split are; read once per process."""
+        """The locations of a split's rows; read once per process."""
         with self._lock:
             if split not in self._indexes:
                 self._indexes[split] = self._read_index(split)
@@ -153,7 +153,7 @@ class Dataset:
         return _SplitIndex(shards, starts, *joined)
 
     def __getstate__(self) -> dict:
-        # A lock does not travel to another process, and the index is quicker read there than sent.
+        # A lock cannot be sent to another process, and reading the index there is faster than sending it.
         return {**self.__dict__, "_indexes": {}, "_lock": None}
 
     def __setstate__(self, state: dict) -> None:
@@ -166,7 +166,7 @@ class Dataset:
 
 
 def file_problem(shard: Path, facts: ShardFacts) -> str | None:
-    """What is wrong with a shard's files as far as their sizes tell; None: nothing."""
+    """The problem with the files of a shard, judged by their sizes; None if there is none."""
     for file, size in ((shard, facts.bytes), (index_path(shard), facts.index_bytes)):
         try:
             there = file.stat().st_size
@@ -180,9 +180,9 @@ def file_problem(shard: Path, facts: ShardFacts) -> str | None:
 def read_rows(dataset: Dataset, split: str, positions: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
     """Rows in exactly the order of `positions`, not decoded.
 
-    The system is told of the next rows in time, so a disk or a network file system works on many at once without threads here.
-    In memory are 16 bytes per row of the split (21 MB for ImageNet; read once per process, 2 microseconds per row), `positions`
-    itself, and one image. Only the rows asked for are read.
+    The next rows are announced to the system, so a disk or a network file system serves many requests at once without threads here.
+    Memory: 16 bytes per row of the split (21 MB for ImageNet; read once per process, 2 microseconds per row), `positions`, and
+    one image. Only the requested rows are read.
 
     Args:
         dataset: the dataset.
@@ -219,7 +219,7 @@ def read_rows(dataset: Dataset, split: str, positions: np.ndarray) -> Iterator[t
 
 
 def _allow_open_files(shards: int) -> None:
-    """Raise this process's limit of open files, usually 1,024, where a very large dataset needs it."""
+    """Raise this process's limit of open files, usually 1,024, if a very large dataset needs it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = shards + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -231,14 +231,14 @@ def _allow_open_files(shards: int) -> None:
 def _open(shard: Path) -> int:
     try:
         descriptor = os.open(shard, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # what comes next in the file is not what is read next
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the next bytes of the file are not read next
         return descriptor
     except OSError as error:
         raise damaged(shard, f"cannot be opened ({error.strerror})") from error
 
 
 def _announce(index: _SplitIndex, descriptors: list[int], positions: np.ndarray) -> list[tuple[int, int, int, int, int]]:
-    """(position, label, shard, offset, size) of rows that are to be read soon; the system begins to fetch them."""
+    """(position, label, shard, offset, size) of the rows that are read next; the system begins to fetch them."""
     shards = np.searchsorted(index.starts, positions, side="right") - 1
     columns = (positions, index.labels[positions], shards, index.offsets[positions], index.sizes[positions])
     rows = list(zip(*(column.tolist() for column in columns), strict=True))

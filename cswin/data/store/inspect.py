@@ -1,4 +1,4 @@
-"""What a dataset holds: counts, sizes, and a contact sheet to look at."""
+"""Description of a dataset: counts, sizes, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def contact_sheet(dataset: Dataset, split: str, samples: int, seed: int, output:
 
 
 def _fitted(image: Image.Image) -> Image.Image:
-    """The whole image at the size of a tile; small ones are enlarged with their pixels visible."""
+    """The whole image at the size of a tile; small images are enlarged without interpolation."""
     scale = _TILE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

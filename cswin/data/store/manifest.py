@@ -1,8 +1,8 @@
-"""The manifest: one row per image, and a small summary that everything after it depends on.
+"""The manifest: one row per image, and a small summary on which all later steps depend.
 
-Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, each in the order in which its images are
-stored: a seeded permutation of classes and images sorted by name. A label is the position of its class in the sorted names of the
-classes of train. A shard is a slice of the rows of its split.
+Rows (CSV, gzip, UTF-8): path, class, label, bytes, width, height, sha256; train before val, each in
+storage order: a seeded permutation of the images sorted by class and name. A label is the position of its class in the sorted
+names of the training classes. A shard is a slice of the rows of its split.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cswin.errors import UserError
 FORMAT = "cswin-manifest-2"
 COLUMNS = ("path", "class", "label", "bytes", "width", "height", "sha256")
 _MB = 1 << 20
-_SHARD_ROWS = 100_000  # a conversion holds the rows of its shard: this bounds its memory where images are tiny
+_SHARD_ROWS = 100_000  # a conversion holds the rows of its shard in memory; this limits them if images are very small
 
 
 class Row(NamedTuple):
@@ -53,17 +53,17 @@ class Row(NamedTuple):
 
 
 def shard_count(images: int, size: int, shard_mb: int) -> int:
-    """Shards for so many images of `size` bytes together: rounded up, never more than rows, and with a bounded number of rows."""
+    """Number of shards for images of `size` bytes in total: rounded up, at most one per row, with a bounded number of rows each."""
     return min(images, max(1, -(-size // (shard_mb * _MB)), -(-images // _SHARD_ROWS)))
 
 
 @dataclass(frozen=True)
 class Split:
-    """What the summary says of train or val.
+    """The summary of train or val.
 
     Attributes:
         images: number of rows.
-        bytes: of all files together.
+        bytes: total size of all files.
         largest: bytes of the largest file.
         shards: number of MindRecord files.
         counts: images by label.
@@ -78,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Summary:
-    """manifest.json: below 1 MB, the same for the same images, seed and shard size.
+    """manifest.json: less than 1 MB, and equal for equal images, seed and shard size.
 
     Attributes:
         rows_file: the rows' file, relative to the summary's folder.
@@ -87,8 +87,8 @@ class Summary:
         shard_mb: target size of a shard, MiB.
         class_names: in the order of the labels.
         splits: train and val.
-        formats: how many files there are of each kind ("JPEG RGB", "PNG RGBA", …).
-        skipped: bad images that were left out.
+        formats: number of files of each kind ("JPEG RGB", "PNG RGBA", …).
+        skipped: number of images that could not be decoded and were left out.
     """
 
     rows_file: str
@@ -102,11 +102,11 @@ class Summary:
 
     @property
     def manifest_hash(self) -> str:
-        """SHA-256 over what decides which image has which position and label: the rows and the seed."""
+        """SHA-256 over the rows and the seed, which determine the position and label of each image."""
         return hashlib.sha256(f"{FORMAT}\n{self.rows_sha256}\n{self.seed}\n".encode()).hexdigest()
 
     def shard_range(self, split: str, shard: int) -> tuple[int, int]:
-        """First position of a shard and the one after its last; shards differ by one row at most.
+        """First position of a shard, and the position after its last one. Shards differ by one row at most.
 
         Raises:
             UserError: if there is no such shard.
@@ -117,7 +117,7 @@ class Summary:
         return facts.images * shard // facts.shards, facts.images * (shard + 1) // facts.shards
 
     def recut(self, shard_mb: int) -> Summary:
-        """The same images in the same order, cut into shards of another target size; the hash stays."""
+        """The same images in the same order, divided into shards of another target size; the hash stays the same."""
         splits = {
             name: replace(split, shards=shard_count(split.images, split.bytes, shard_mb)) for name, split in self.splits.items()
         }
@@ -134,7 +134,7 @@ def load_summary(path: Path) -> Summary:
     """Read manifest.json.
 
     Raises:
-        UserError: if it is missing, or is not what `cswin data manifest` writes.
+        UserError: if it is missing, or was not written by `cswin data manifest`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -151,19 +151,19 @@ def load_summary(path: Path) -> Summary:
 
 
 def storage_order(seed: int, split: str, images: int) -> np.ndarray:
-    """(images,) int64: which of a split's images, sorted by class and name, is stored at each position."""
-    # PCG64's permutation has been the same since NumPy 1.17; the second number keeps the splits apart.
+    """(images,) int64: for each position, the index of its image in the order of class and name."""
+    # PCG64's permutation has been the same since NumPy 1.17; the second number separates the splits.
     return np.random.Generator(np.random.PCG64([seed, SPLITS.index(split)])).permutation(images)
 
 
 class SplitRows:
-    """The rows of a split as text, sorted by class and name: about 200 bytes of memory for each."""
+    """The rows of a split as text, sorted by class and name; about 200 bytes of memory each."""
 
     def __init__(self):
         self._text, self._ends = bytearray(), array("q", [0])
         self._buffer = io.StringIO(newline="")
         self._csv = csv.writer(self._buffer, lineterminator="\n")
-        # A carriage return ends a line for the reader, but the writer leaves it without quotes.
+        # A carriage return ends a line for the reader, but the writer does not quote it.
         self._quoting = csv.writer(self._buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
     def add(self, row: Row) -> None:
@@ -175,16 +175,16 @@ class SplitRows:
         self._buffer.truncate()
 
     def stored(self, split: str, seed: int) -> Iterator[memoryview]:
-        """The rows' text in the order in which the images are stored."""
+        """The text of the rows in storage order."""
         text = memoryview(self._text)
         for row in storage_order(seed, split, len(self._ends) - 1).tolist():
             yield text[self._ends[row] : self._ends[row + 1]]
 
 
 def write_rows(raw: io.BufferedIOBase, splits: Mapping[str, SplitRows], seed: int) -> str:
-    """Write the rows' file; the SHA-256 of its text."""
+    """Write the file of the rows; returns the SHA-256 of its text."""
     sha = hashlib.sha256()
-    # Level 1: most of a row is its hash, which no level makes smaller than half.
+    # Level 1: most of a row is its hash, which no level compresses to less than half.
     with (
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
         io.BufferedWriter(packed, 1 << 18) as buffered,
@@ -212,10 +212,10 @@ class _Hashing(io.RawIOBase):
 
 
 def read_manifest(path: Path, summary: Summary) -> Iterator[Row]:
-    """All rows in their order, streaming; at the end it is checked that they are those of the summary.
+    """All rows in their order, as a stream; at the end their hash is compared with the summary.
 
     Raises:
-        UserError: if the file is missing, damaged, or not the one that the summary was made with, or a label is out of range.
+        UserError: if the file is missing, damaged, or does not belong to the summary, or a label is out of range.
     """
     try:
         with gzip.open(path, "rb") as packed:
@@ -244,7 +244,7 @@ def _parse(path: Path, text: TextIO, classes: int) -> Iterator[Row]:
 
 
 def shard_rows(path: Path, summary: Summary, split: str, shard: int) -> tuple[int, list[Row]]:
-    """The rows of one shard, in the order in which they are stored, and the position of the first.
+    """The position of a shard's first row, and its rows in storage order.
 
     Raises:
         UserError: as `read_manifest` and `Summary.shard_range`.

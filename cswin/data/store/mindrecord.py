@@ -1,4 +1,4 @@
-"""One MindRecord shard from the manifest: written aside, read back, moved into place."""
+"""Conversion of one MindRecord shard: it is written to a hidden folder, read back, and moved to its place."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _USUAL_PAGE, _LARGEST_PAGE = 1 << 25, 1 << 28  # FileWriter's default and upper bound, bytes
 _SMALLEST_PAGE, _SMALLEST_HEADER = 1 << 16, 1 << 16
 _ROW_OVERHEAD = 64  # above the length before each blob and the bytes of index and label
-_HEADER_PER_PAGE = 1 << 10  # a page's entry in the header is below 200 bytes, twice that for one of rows
+_HEADER_PER_PAGE = 1 << 10  # an entry of a page in the header has less than 200 bytes, twice that for a page of rows
 
 
 @dataclass(frozen=True)
 class Receipt(ShardFacts):
-    """What lies beside a shard: written last, so that a shard without it is not there. `file` is a name, without a folder.
+    """The file beside a shard. It is written last, so a shard without it does not count. `file` is a name without a folder.
 
     Attributes:
-        split, shard: which one it is.
-        manifest_hash: of the manifest that it was made from.
+        split, shard: split and number of the shard.
+        manifest_hash: hash of the manifest from which it was made.
     """
 
     split: str
@@ -50,7 +50,7 @@ class Receipt(ShardFacts):
 
 
 class Layout(NamedTuple):
-    """Sizes inside of a MindRecord file, bytes; MindSpore reads files together only if they agree in them."""
+    """Sizes inside a MindRecord file, in bytes. MindSpore reads files together only if these sizes are equal."""
 
     page: int
     header: int
@@ -59,11 +59,11 @@ class Layout(NamedTuple):
 def layout_of(summary: Summary) -> Layout:
     """Pages and header for the shards of a dataset.
 
-    The first page takes its whole size in the file and so does the header (by default 32 and 16 MiB), so small shards get small
-    ones; and every image must fit into a page.
+    The header and the first page take their full sizes in the file (by default 16 and 32 MiB). So small shards get small ones.
+    Every image must fit into a page.
 
     Raises:
-        UserError: if an image is larger than any page may be.
+        UserError: if an image is larger than the largest possible page.
     """
     splits = summary.splits.values()
     rows = max(-(-split.images // split.shards) for split in splits)
@@ -72,7 +72,7 @@ def layout_of(summary: Summary) -> Layout:
     page = max(_SMALLEST_PAGE, min(_USUAL_PAGE, _power_of_two(shard)), _power_of_two(largest + _ROW_OVERHEAD))
     if page > _LARGEST_PAGE:
         raise UserError(f"an image has {largest:,} bytes and does not fit into MindRecord (256 MiB); make it smaller")
-    # A page of blobs is full but for less than its largest; the factor is for chance, and for pages of index and label.
+    # The free rest of a page of blobs is smaller than its largest blob; the factor is a margin, also for pages of index and label.
     pages = 4 * (shard // max(page - largest, page // 2) + 2)
     return Layout(page, _power_of_two(max(_SMALLEST_HEADER, pages * _HEADER_PER_PAGE)))
 
@@ -110,16 +110,15 @@ def convert_shard(
 ) -> Receipt:
     """Write one shard, its index and its receipt.
 
-    The files are written in a hidden folder beside `output` under their final names, because those are inside of the file. They
-    are then read back, and every image's hash is compared with the manifest's: that proves reading, writing and reading back at
-    once.
+    The files are written in a hidden folder beside `output` under their final names, because the names are inside the files. Then
+    they are read back, and the hash of every image is compared with the manifest. This verifies reading and writing together.
 
     Args:
         images: folder with train/ and val/.
         manifest, summary_path: rows and summary.
         split: train or val.
         shard: from 0.
-        output: the .mindrecord file; `.mindrecord.db` and `.json` lie beside it.
+        output: the .mindrecord file; `.mindrecord.db` and `.json` are written beside it.
         console: for progress.
 
     Raises:
@@ -157,10 +156,10 @@ def convert_shard(
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed instead of giving it back to the system, for the rest of the process.
+    """Let the C library keep freed memory for the rest of the process, instead of returning it to the system.
 
-    FileWriter copies every batch several times into new memory; without giving it back a third of its time is saved. For a
-    process that does nothing else; without effect where the C library is not glibc.
+    FileWriter copies every batch several times into new memory; this saves a third of its time. Only for processes that do nothing
+    else. It has no effect with another C library than glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -195,7 +194,7 @@ def _write(path: Path, rows: list[Row], first: int, images: Path, layout: Layout
 
 
 def _batches(rows: list[Row], first: int, images: Path) -> Iterator[list[dict]]:
-    """Rows as FileWriter takes them, enough at once for its speed and not more than memory should hold."""
+    """Batches of rows for FileWriter: large enough for its speed, with bounded memory."""
     batch, size = [], 0
     for position, (row, data) in enumerate(_read_files(images, rows), start=first):
         batch.append({"index": position, "label": row.label, "image": data})
@@ -212,7 +211,7 @@ def _power_of_two(value: int) -> int:
 
 
 def _read_files(images: Path, rows: list[Row]) -> Iterator[tuple[Row, bytes]]:
-    """Files in the rows' order, some of them read ahead: the order is random, and a disk answers several requests at once."""
+    """Files in the order of the rows, some of them read ahead: the order is random, and a disk serves several requests at once."""
     pending: deque = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
         for start in range(0, len(rows), _READ_CHUNK):
@@ -262,7 +261,7 @@ def _read_back(path: Path, rows: list[Row], first: int, progress: Progress) -> s
 
 
 def _publish(path: Path, target: Path) -> None:
-    """Give a finished file the permissions of any other one (FileWriter's are for its owner alone) and its place."""
+    """Move a finished file to its place, with the usual permissions (FileWriter's are for the owner only)."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

@@ -1,7 +1,7 @@
-"""From a folder of images to its manifest: every file is read once, hashed, and decoded to see that it can be.
+"""Makes the manifest of a folder of images: every file is read once, hashed, and decoded as a check.
 
-The check costs less than it seems: a JPEG is decoded at 1/8 of its size, for which the whole compressed stream is read (so a
-file that is cut off anywhere is found, as in a full decode) but nearly no pixels are computed.
+The check is cheap: a JPEG is decoded at 1/8 of its size. This reads the whole compressed stream (so it finds a truncation anywhere,
+as a full decode does) but computes few pixels.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cswin.data.store.manifest import SPLITS, Row, Split, SplitRows, Summary, sh
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
 
-_CHUNK = 32  # files handed to a thread at once
+_CHUNK = 32  # files per task of a thread
 
 
 class Expected(NamedTuple):
-    """What the dataset promises; None: anything."""
+    """Expected numbers; None: any number."""
 
     train: int | None = None
     val: int | None = None
@@ -39,10 +39,10 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """How a manifest is made.
+    """Options for making a manifest.
 
     Attributes:
-        expected: numbers of images (bad ones included) and classes that are promised.
+        expected: expected numbers of images (with undecodable ones) and classes.
         on_bad_image: "fail" lists all bad images and stops, "skip" leaves them out.
         report: CSV of the bad images with reasons (path, reason); written in both cases.
         shard_mb: target size of a shard, MiB.
@@ -62,14 +62,14 @@ USUAL = ManifestOptions()
 
 
 class Bad(NamedTuple):
-    """A file that is no usable image, and why."""
+    """A file that is not a usable image, and the reason."""
 
     path: str
     reason: str
 
 
 class Checked(NamedTuple):
-    """What reading one file gave: its kind ("JPEG RGB"), size in bytes and pixels, hash."""
+    """The facts about one file: kind ("JPEG RGB"), size in bytes and pixels, hash."""
 
     kind: str
     bytes: int
@@ -90,7 +90,7 @@ class _Tally:
 
 @dataclass
 class _Scan:
-    """All that is known of the images apart from the rows."""
+    """The facts about all images except the rows."""
 
     classes: list[str]
     tallies: dict[str, _Tally] = field(default_factory=dict)
@@ -111,7 +111,7 @@ def check_image(data: bytes) -> tuple[str, int, int]:
             image.draft(None, (width // 8, height // 8))
             image.load()
             return kind, width, height
-    except Exception:  # whatever a broken file makes Pillow raise: the decoder of the training is the judge
+    except Exception:  # any error of Pillow for a damaged file; the decoder of the training decides
         kind, (width, height) = "other", decode_rgb(data).size
     else:
         decode_rgb(data)
@@ -123,18 +123,17 @@ def write_manifest(
 ) -> Summary:
     """Read all images and write the rows and the summary.
 
-    Memory holds the rows, about 200 bytes each (0.3 GB for ImageNet), because they are written in the order of storage.
+    The rows are held in memory, about 200 bytes each (0.3 GB for ImageNet), because they are written in storage order.
 
     Args:
         images: folder with train/<class>/ and val/<class>/.
         output: rows' file (.csv.gz), in the summary's folder.
         summary_path: manifest.json, written last.
         console: for progress.
-        options: what is promised, what to do with bad images, seed and size of shards.
+        options: expected numbers, treatment of bad images, seed and size of shards.
 
     Raises:
-        UserError: a layout that is not as described, empty classes, classes of val that train lacks, other numbers than
-            promised, bad images.
+        UserError: another layout, empty classes, classes of val that train lacks, other numbers than expected, bad images.
     """
     if output.parent.resolve() != summary_path.parent.resolve():
         raise UserError(f"{output} and {summary_path} are in different folders: put the rows beside their summary")
@@ -166,7 +165,7 @@ def find_classes(images: Path, promised: int | None = None) -> dict[str, list[st
 
     Raises:
         UserError: if train/ or val/ is missing or empty, has files instead of class folders, if val has a class that train
-            lacks, or there is another number of classes than promised.
+            lacks, or the number of classes is not the expected one.
     """
     found = {split: class_folders(images / split) for split in SPLITS}
     unknown = sorted(set(found["val"]) - set(found["train"]))
@@ -183,13 +182,13 @@ def find_classes(images: Path, promised: int | None = None) -> dict[str, list[st
 
 
 def check_counts(images: Path, classes: dict[str, list[str]], expected: Expected) -> int:
-    """Count the files before any of them is read.
+    """Count the files before reading any of them.
 
     Returns:
         The number of files in all class folders.
 
     Raises:
-        UserError: if a class is empty, holds folders, or a split has another number of files than promised.
+        UserError: if a class is empty or contains folders, or the number of files of a split is not the expected one.
     """
     totals = check_class_folders(images, classes)
     for split, promised in (("train", expected.train), ("val", expected.val)):
@@ -202,7 +201,7 @@ def check_counts(images: Path, classes: dict[str, list[str]], expected: Expected
 
 
 def _scan_images(images: Path, scan: _Scan, pool: ThreadPoolExecutor, ahead: int) -> Iterator[int]:
-    """Read all files, sorted by class and name; the number of files of one chunk after the other."""
+    """Read all files, sorted by class and name; yields the number of files of each chunk."""
     pending: deque = deque()
     labels = {name: label for label, name in enumerate(scan.classes)}
     for split in SPLITS:
@@ -253,7 +252,7 @@ def _count(scan: _Scan, labels: dict[str, int], split: str, class_name: str, pat
 
 
 def _judge_bad_images(images: Path, scan: _Scan, options: ManifestOptions, console: Console) -> None:
-    """Report the bad images; refuse them, or a class that has no others."""
+    """Report the bad images; raise if they are not to be skipped, or if a class has no others."""
     report = options.report
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)

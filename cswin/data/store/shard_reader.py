@@ -1,10 +1,10 @@
 """Single rows of a MindRecord file, in any order, without MindSpore.
 
-MindDataset reads a random order at a twentieth of this speed and keeps a thread pool of its own beside the loader's. A MindRecord
-file is a header (8 bytes with the length of a JSON text, the text, zeros up to `header_size`) and pages of `page_size` bytes; the
-SQLite file beside it says in which page and where each row's blob lies. A blob of one field is 8 bytes with its length, then the
-field. Files of other versions, compressed or encrypted ones are refused. tests/data/test_mindrecord.py reads the same files with
-MindDataset.
+MindDataset reads a random order at a twentieth of this speed and has its own thread pool beside the loader's. A MindRecord file
+consists of a header (8 bytes with the length of a JSON text, the text, zeros up to `header_size`) and pages of `page_size` bytes.
+The SQLite file beside it gives the page and the offset of each row's blob. A blob of one field is 8 bytes with its length, then the
+field. Files of other versions, and compressed or encrypted files, are errors. tests/data/test_mindrecord.py reads the same files
+with MindDataset.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _QUERY = "SELECT ROW_ID, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, {
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the rows of a shard are.
+    """The locations of a shard's rows.
 
     Attributes:
         offsets: (rows,) int64, the first byte of each image in the file.
@@ -53,7 +53,7 @@ def read_index(shard: Path) -> ShardIndex:
     """Read the header and the index of a shard; about 2 microseconds per row.
 
     Raises:
-        UserError: if one of the two files is missing, damaged, or not of the kind that `cswin data convert` writes.
+        UserError: if one of the two files is missing, damaged, or has another format than `cswin data convert` writes.
     """
     try:
         header = _read_header(shard)
@@ -73,10 +73,10 @@ def read_image(descriptor: int, shard: Path, offset: int, size: int) -> bytes:
     """The image of `size` bytes at `offset`; safe to call from several threads.
 
     Raises:
-        UserError: if the file is cut off or the row's own length is another one than the index says.
+        UserError: if the file is truncated, or the row's length differs from the index.
     """
     try:
-        # Two reads of one place: one of both would have to be copied once more to take the length off.
+        # Two reads: after a single one, the data would be copied once more to remove the length.
         length = os.pread(descriptor, _LENGTH.size, offset - _LENGTH.size)
         data = os.pread(descriptor, size, offset)
     except OSError as error:
@@ -87,7 +87,7 @@ def read_image(descriptor: int, shard: Path, offset: int, size: int) -> bytes:
 
 
 def damaged(shard: Path, reason: str) -> UserError:
-    """The error for a shard that is not whole, with the way out."""
+    """The error for a damaged shard, with the remedy."""
     return UserError(
         f"{shard}: {reason}; convert again this shard alone with `snakemake -f {shard}` (nothing is trained again for it), then "
         "look at all of them with `cswin data verify`"
@@ -114,7 +114,7 @@ def _read_cells(shard: Path, header: dict) -> list[tuple]:
     database = index_path(shard)
     if not database.is_file():
         raise FileNotFoundError(f"{database} is missing")
-    # Immutable: nobody writes, and locks do not work on every cluster file system.
+    # Immutable: the file does not change, and locks do not work on every cluster file system.
     connection = sqlite3.connect(f"file:{quote(str(database.absolute()))}?immutable=1", uri=True)
     try:
         return connection.execute(_QUERY.format(index=index, label=label)).fetchall()

@@ -1,1 +1,1 @@
-"""Pictures of a run: one module each, and one (`style`) for how they all look."""
+"""Pictures of a run: one module each, and `style` for their common appearance."""

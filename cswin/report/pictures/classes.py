@@ -1,4 +1,4 @@
-"""Accuracy by class: bars with names, or for many classes a sorted curve and the worst by name."""
+"""Accuracy by class: bars with names; for many classes a sorted curve and the names of the worst."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from cswin.report.pictures.style import BAR, EMA, FAINT, INK, QUIET, RAW, SMALL, picture
 
 _MOST_BARS = 40  # more classes than this are drawn as a curve
-_WORST = 25  # named beside the curve
-_LONGEST = 26  # characters of a class name
+_WORST = 25  # number of classes named beside the curve
+_LONGEST = 26  # maximum characters of a class name
 
 
 def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str) -> None:
@@ -26,7 +26,7 @@ def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str)
     """
     right, n = int(classes.right.sum()), int(classes.n.sum())
     subtitle = (
-        f"{right:,} of {n:,} validation images right ({100 * right / n:.2f} %), {weights}; thin lines: 95 % Wilson intervals"
+        f"{right:,} of {n:,} validation images correct ({100 * right / n:.2f} %), {weights}; thin lines: 95 % Wilson intervals"
     )
     if len(classes) <= _MOST_BARS:
         with picture(path, 1.3 + 0.3 * len(classes), title, subtitle) as figure:
@@ -40,7 +40,7 @@ def draw_classes(classes: pd.DataFrame, path: Path, *, title: str, weights: str)
 
 
 def _draw_bars(axes: Axes, classes: pd.DataFrame) -> None:
-    """One bar per row, the first on top; beside it the counts and what the class was taken for."""
+    """One bar per row, the first on top; beside it the counts and the most frequent mistake."""
     places = np.arange(len(classes))
     axes.barh(places, classes.top1, height=0.72, color=BAR, zorder=2)
     axes.hlines(places, classes.low, classes.high, color=INK, linewidth=1.0, zorder=3)

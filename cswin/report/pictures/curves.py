@@ -29,7 +29,7 @@ def draw_curves(
         paper: published or expected top-1; a line across.
     """
     spans = [(stage.name, stage.config.start_epoch, stage.config.epochs) for stage in stages]
-    subtitle = "by epoch on the whole schedule; the training loss is of mixed images and smoothed labels, the validation loss of neither"
+    subtitle = "by epoch on the whole schedule; only the training loss includes mixing and label smoothing"
     with picture(path, 9.4, title, subtitle) as figure:
         loss, rate, top1, enlarged = figure.subplots(4, 1, sharex=True, height_ratios=(1.1, 0.6, 0.9, 1.2))
         _draw_loss(loss, stages)
@@ -115,7 +115,7 @@ def selected(stages: list[StageResult]) -> list[tuple[int, float, str]]:
 
 
 def _draw_references(axes: Axes, stages: list[StageResult], reported: dict[str, float | None], paper: float | None) -> None:
-    """Limits that show where epochs differ, reported and expected values, and the checkpoints' own."""
+    """Axis limits that show the differences between epochs; reported, expected and checkpoint values."""
     rows = [row for stage in stages for row in stage.history.epochs]
     low, high = accuracy_limits(rows, [value for value in [*reported.values(), paper] if value])
     axes.set(ylim=(low, high), ylabel="top-1, %, enlarged")
@@ -141,6 +141,6 @@ def accuracy_limits(rows: list[dict], references: list[float]) -> tuple[float, f
 
 
 def _note(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **style) -> None:
-    """Small text beside a point; not drawn where the point is outside of the axes."""
+    """Small text beside a point; not drawn if the point is outside the axes."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
     axes.annotate(text, place, xytext=offset, textcoords="offset points", size=SMALL, zorder=6, bbox=box, **style)

@@ -1,4 +1,4 @@
-"""Validation images as the network sees them, with what it said: wrong ones first."""
+"""Validation images as the network sees them, with its predictions; wrong ones first."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def choose(predictions: Predictions, seed: int) -> dict[str, np.ndarray]:
 
 
 def prediction_tile(predictions: Predictions, names: tuple[str, ...], position: int, label: int, pixels: np.ndarray) -> Tile:
-    """The image at `position` with what was said of it and the probability of its label."""
+    """The image at `position` with its prediction and the probability of its label."""
     probability, said = percent(np.exp(-predictions.losses[position])), int(predictions.top5[position, 0])
     if said == label:
         return Tile(pixels, (f"✓ {shortened(names[label])}", f"p {probability}"), RIGHT)

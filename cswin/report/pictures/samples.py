@@ -18,8 +18,8 @@ from cswin.errors import UserError
 from cswin.report.pictures.style import picture
 from cswin.report.pictures.tiles import COLUMNS, Block, Tile, blocks_height, draw_blocks, percent, shortened
 
-_SAMPLES = 2 * COLUMNS  # of a batch: a row of samples above a row of their partners
-_SEARCHED = 500  # batches looked through for each kind of mixing
+_SAMPLES = 2 * COLUMNS  # samples of a batch: a row of samples above a row of their partners
+_SEARCHED = 500  # batches that are searched for each kind of mixing
 
 
 def draw_samples(dataset: Dataset, config: StageConfig, path: Path, *, title: str) -> None:
@@ -51,15 +51,15 @@ def draw_samples(dataset: Dataset, config: StageConfig, path: Path, *, title: st
 
 
 def sample_loader(dataset: Dataset, config: StageConfig) -> TrainLoader:
-    """The stage's own loader, as one of many devices: batches are the same bytes for any number of them, so that only the few
-    samples that are shown are read."""
+    """The stage's own loader, as one of many devices. Batches do not depend on the number of devices, so only the few samples
+    that are shown are read."""
     batch = config.optimizer.global_batch
     parts = batch // _SAMPLES if batch % _SAMPLES == 0 else 1
     return TrainLoader(dataset, config, Runtime(devices=parts, batch_size=batch // parts, workers=2, worker_kind="thread"))
 
 
 def first_steps(loader: TrainLoader) -> dict[str, int]:
-    """For each kind of mixing that the first epoch's batches show, the first of them (step within the epoch)."""
+    """For each kind of mixing in the first epoch, its first batch (step within the epoch)."""
     if not loader.mixes:
         return {"not mixed": 0}
     found: dict[str, int] = {}
@@ -72,13 +72,13 @@ def first_steps(loader: TrainLoader) -> dict[str, int]:
 
 
 def denormalised(images: np.ndarray, normalise: Normalise) -> np.ndarray:
-    """Pixels (…, C, H, W) uint8 of a network's input (…, C, H, W) float32; what is out of range (erased noise) is clipped."""
+    """Pixels (…, C, H, W) uint8 of a network's input (…, C, H, W) float32; values out of range (erased noise) are clipped."""
     factor, offset = normalise.factor[:, None, None], normalise.offset[:, None, None]
     return np.clip(np.rint((images - offset) / factor), 0, 255).astype(np.uint8)
 
 
 def soft_label(target: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The largest share of a target with its class, and the second where it is more than label smoothing gives every class."""
+    """The largest share of a target with its class, and the second if it exceeds what label smoothing gives every class."""
     first, second = np.argsort(-target, kind="stable")[:2] if len(target) > 1 else (0, 0)
     lines = [f"{shortened(names[first], 8)}: {percent(target[first])}"]
     if target[second] > target.min() + 1e-6 and first != second:

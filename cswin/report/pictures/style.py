@@ -1,4 +1,4 @@
-"""How the pictures look: size, type, colours; opaque white, so that they read in print and on a dark page alike."""
+"""Appearance of the pictures: size, type, colours. Opaque white, so they are legible in print and on a dark page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cswin.atomic import atomic_path
 WIDTH, DPI = 8.0, 160  # inches: 1,280 pixels across; 7.5 point type when printed across an A4 page
 SMALL, TITLE = 8.5, 12
 
-# Okabe and Ito's palette, darkened to 4.5:1 or more against white (WCAG AA for text): told apart in grey and by the colour-blind.
+# Okabe and Ito's palette, darkened to 4.5:1 or more against white (WCAG AA for text): distinguishable in grey and by the colour-blind.
 RAW, EMA = "#b24a00", "#0067a8"
 RIGHT, WRONG = EMA, RAW
 RATE, NEUTRAL = "#007a5a", "#5a3d8a"
 BAR = "#4f95c4"  # 3:1 against white (WCAG for graphics), and INK on it 5:1
 INK, QUIET, FAINT = "#1a1a1a", "#5c5c5c", "#d9d9d9"  # text; secondary text and reference lines; grid
 
-# DejaVu Sans comes with matplotlib; the others hold Chinese, Japanese and Korean class names, where a system has one of them.
+# DejaVu Sans comes with matplotlib; the others have Chinese, Japanese and Korean characters, if one of them is installed.
 _FAMILIES = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC")
 _STYLE = {
     "font.size": 9.5,
@@ -53,7 +53,7 @@ _STYLE = {
 
 @contextmanager
 def picture(path: Path, height: float, title: str, subtitle: str = "") -> Iterator[Figure]:
-    """A figure to draw on; written as PNG, whole or not at all, when the block ends.
+    """A figure to draw on; written as PNG, completely or not at all, when the block ends.
 
     Args:
         path: PNG to write.
@@ -82,7 +82,7 @@ def heading_height(subtitle: str) -> float:
 
 
 def mark_stages(axes: Axes, spans: list[tuple[str, float, float]], *, names: bool) -> None:
-    """Thin lines where a stage begins, and above the axes, with `names`, what the stages are called.
+    """Thin lines where a stage begins; with `names`, the names of the stages above the axes.
 
     Args:
         axes: where.

@@ -47,7 +47,7 @@ def draw_throughput(stages: list[StageResult], path: Path, *, title: str) -> Non
 
 
 def throughput_series(stages: list[StageResult]) -> pd.DataFrame:
-    """What was measured, in order; one row per measurement (every runtime.log_every steps).
+    """The measurements in order, one row each (every runtime.log_every steps).
 
     Returns:
         Columns stage, step (the last of the measurement, on the whole schedule), seconds (of the measurement), images_per_s, wait
@@ -81,13 +81,13 @@ def smoothed(frame: pd.DataFrame, key: str, spans: int) -> pd.DataFrame:
 
 
 def resumptions(stages: list[StageResult], frame: pd.DataFrame) -> list[float]:
-    """Hours of training at which an interrupted stage was taken up again."""
+    """Hours of training at which an interrupted stage resumed."""
     steps = [row["step"] for stage in stages for row in stage.attempts if row["event"] == "resume"]
     return [float(frame.hours[frame.step <= step].max()) if (frame.step <= step).any() else 0.0 for step in steps]
 
 
 def _draw(axes: Axes, frame: pd.DataFrame, key: str, factor: float, colour: str) -> None:
-    """One stage: measurements as points, their mean as a line; what includes compilation is left out of the line."""
+    """One stage: measurements as points, their mean as a line; measurements with compilation are left out of the line."""
     axes.plot(
         (frame.begin + frame.time) / 2, factor * frame[key], ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0
     )
