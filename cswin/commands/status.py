@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cswin.layout import RESULTS
+
 
 def configure(parser):
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name or folder of a run (default: all)")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where runs are")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where runs are")
     parser.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
     parser.add_argument(
         "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again until all is done (default: 5 s)"

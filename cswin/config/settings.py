@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cswin.data.sources.registry import SOURCES
+from cswin.layout import RESULTS, DataLayout, RunLayout
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -80,6 +81,11 @@ class Data(Section):
         "them and stops, `skip` lists them and leaves them out.",
     )
     keep_images: bool = Field(True, description="Keep the extracted images after conversion.")
+
+    @property
+    def layout(self) -> DataLayout:
+        """Where the dataset's files are."""
+        return DataLayout(Path(self.directory, self.name))
 
 
 class Model(Section):
@@ -305,3 +311,8 @@ class Settings(Section):
         description="The training stages by name; their order is that of start_epoch."
     )
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
+
+    @property
+    def layout(self) -> RunLayout:
+        """Where the run's files are, below the workflow's folder."""
+        return RunLayout(RESULTS / self.run)

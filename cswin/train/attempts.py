@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from cswin.distributed import slurm
-from cswin.train.history import HISTORY, read_history
+from cswin.layout import ATTEMPTS as ATTEMPTS
+from cswin.layout import HISTORY
+from cswin.train.history import read_history
 from cswin.train.lease import Holder, look
 
-ATTEMPTS = "attempts.jsonl"
 LOST, COMPLETE = "killed, or its machine failed", "complete"
 
 

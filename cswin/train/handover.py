@@ -12,6 +12,7 @@ import numpy as np
 from cswin.checkpoint import HEAD, fitting_weights, load_checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
+from cswin.layout import STATE
 from cswin.train.state import StateFolder
 
 STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to a stage, never carried
@@ -76,7 +77,7 @@ def prepare_start(config: StageConfig, previous: Path | None) -> Start:
 
 def _everything(config: StageConfig, previous: Path) -> Start:
     """All that the stage before ended with, from its last state."""
-    folder = previous.parent / "state"
+    folder = previous.parent / STATE
     state = StateFolder(folder, keep=2, say=print).load()
     if state is None:
         raise UserError(

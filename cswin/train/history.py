@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cswin.errors import UserError
+from cswin.layout import HISTORY as HISTORY
 
-HISTORY = "history.jsonl"  # in a stage's folder
 STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # what `read_columns` keeps of a step
 BLOCK = 1 << 22  # bytes that `read_columns` decodes at a time
 
