@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path("results")  # of all runs, in the workflow's folder
-TABLES = tuple(RESULTS / f"final_acc.{kind}" for kind in ("csv", "md", "json"))  # of the run that was finished last
+SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 AT_WORK = Path(".snakemake/at_work.json")  # locked, and names the process, as long as a snakemake runs jobs in the folder
 IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # no stage can have one of these names
 CHECKPOINT, RECORD, STATE = "checkpoint.safetensors", "record.json", "state"  # in a stage's folder
@@ -57,6 +57,9 @@ class RunLayout:
     folder: Path
 
     card = _named("README.md")
+    table_csv = _named("final_acc.csv")
+    table_markdown = _named("final_acc.md")
+    table_json = _named("final_acc.json")
     configs = _named("config")
     runtime = _named("config/runtime.yaml")
     expectations = _named("config/expectations.yaml")
@@ -84,8 +87,11 @@ class RunLayout:
 
     @property
     def tables(self) -> list[Path]:
-        """The results table as CSV, Markdown and JSON."""
-        return [self.folder / table.name for table in TABLES]
+        """The results table in all formats."""
+        return [self.table_csv, self.table_markdown, self.table_json]
+
+
+LAST = RunLayout(RESULTS)  # the tables of the run that was finished last
 
 
 @dataclass(frozen=True)

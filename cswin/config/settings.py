@@ -87,6 +87,11 @@ class Data(Section):
         """Where the dataset's files are."""
         return DataLayout(Path(self.directory, self.name))
 
+    @property
+    def images(self) -> Path:
+        """The folder with the images, train/ and val/ by class."""
+        return Path(self.folder) if self.source == "folder" else self.layout.images
+
 
 class Model(Section):
     """The network."""
