@@ -58,7 +58,7 @@ include: "rules/pages.smk"
 
 
 onstart:
-    SESSION.start()
+    told(SESSION.start)
 
 
 onsuccess:

@@ -1,13 +1,25 @@
 """What the rules share: checked settings, where files are, what jobs ask for. The work behind it is in cswin/workflow."""
 
+from snakemake.exceptions import WorkflowError
+
 from cswin.config.resolve import dump, expectations, resolve_stage
+from cswin.errors import UserError
 from cswin.layout import LAST, PLAN
 from cswin.workflow.job_lines import shorten_output
 from cswin.workflow.resources import launcher, options, time_limit
 from cswin.workflow.session import Session
 
+
+def told(step, *arguments):
+    """Do a step; what a user has to put right is shown by Snakemake without a traceback."""
+    try:
+        return step(*arguments)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 shorten_output(SNAKEMAKE)
-SESSION = Session(SNAKEMAKE, config)
+SESSION = told(Session, SNAKEMAKE, config)
 config = SESSION.config
 SETTINGS, JOBS = SESSION.settings, SESSION.resources
 

@@ -7,6 +7,7 @@ Snakemake validates against (config/schema.json) and the reference page (config/
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,15 +27,20 @@ Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-def _without_tilde(path: str) -> str:
+_SNAKEMAKES = re.compile(r"[{}\x00-\x1f\x7f]|<[a-z][a-z0-9_]*>")  # wildcards, lines of its lock files, path variables
+
+
+def _usable(path: str) -> str:
     """The one place where `~` is expanded; every path of a configuration goes through it."""
+    if found := _SNAKEMAKES.search(path):
+        raise ValueError(f"{found[0]!r} in a path has a meaning for Snakemake; rename the folder or file, or link to it")
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         raise ValueError(f"there is no home directory for {Path(path).parts[0]}; write the path out") from None
 
 
-FilePath = Annotated[str, AfterValidator(_without_tilde)]
+FilePath = Annotated[str, AfterValidator(_usable)]
 Source = Literal[tuple(SOURCES)]
 
 

@@ -6,10 +6,12 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cswin.config.settings import Runtime
 from cswin.distributed.slurm import Partition, find_partition
+from cswin.errors import UserError
 from cswin.workflow.internals import Internals
 
 DEVICE_MB, WORKER_MB = (
@@ -72,6 +74,7 @@ def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
         return Resources(runtime)
     if not snakemake.plans:
         return Resources(runtime, device)
+    _require_submittable(Path.cwd())
     name = snakemake.default_resource("slurm_partition") or snakemake.default_resource("partition")
     resources = Resources(runtime, device, find_partition(name))
     if (partition := resources.partition) is not None:
@@ -85,6 +88,14 @@ def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
         if partition.cores:
             snakemake.limit_threads(partition.cores)
     return resources
+
+
+def _require_submittable(folder: Path) -> None:
+    """Raise UserError if the cluster executors would not find the project's folder: they put it between double quotes."""
+    if found := next((character for character in str(folder) if character in '"$`\\\n'), None):
+        raise UserError(
+            f"{folder}: jobs of a cluster cannot find a folder with {found!r} in its path; move the project's folder"
+        )
 
 
 def launcher(wildcards: Any, resources: Any, threads: int) -> list[str]:

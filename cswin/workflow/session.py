@@ -7,12 +7,9 @@ writes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-from snakemake.exceptions import WorkflowError
 
 from cswin.atomic import atomic_path
 from cswin.config.files import read_yaml
@@ -43,19 +40,20 @@ class Session:
         resources: what jobs ask for.
 
     Raises:
-        WorkflowError: if the configuration is refused, or what Slurm would refuse.
+        UserError: if the configuration is refused, or what Slurm would refuse.
     """
 
     def __init__(self, snakemake: Internals, config: dict[str, Any]):
         self.snakemake, self.presence = snakemake, Presence()
         self.config = typed_overrides(config, snakemake.overrides)
-        with _refusals("The configuration is refused:\n"):
+        try:
             for file in snakemake.config_files:
                 read_yaml(file)  # Snakemake's reader takes the last one of two equal keys
             self.settings = parse_settings(self.config)
+        except UserError as error:
+            raise UserError(f"The configuration is refused:\n{error}") from None
         self.run, self.data = self.settings.layout, self.settings.data.layout
-        with _refusals():
-            self.resources = available_resources(self.settings.runtime, snakemake)
+        self.resources = available_resources(self.settings.runtime, snakemake)
         notes = missing_inputs(self.settings)  # Snakemake's own message names the file, this one the key and the remedy
         if snakemake.plans and not snakemake.is_dry_run and (advice := self.presence.advice()):
             notes.append(advice)
@@ -101,9 +99,11 @@ class Session:
         The settings that only change speed are not the output of a job: none may run again when they change, and a job cannot wait
         for another one without that (rules/common.smk). A training job decides by content whether it trains; what it cannot see is
         noted for it: that its repetition was asked for.
+
+        Raises:
+            UserError: if another snakemake is at work here.
         """
-        with _refusals():
-            self.presence.take()
+        self.presence.take()
         print(
             f"run {self.settings.run}: {', '.join(self.settings.stages)}; table: {LAST.table_csv}, everything else: {self.run.folder}/\n"
             "one stage again: --forcerun train_<stage>; only so far: --until train_<stage>; plan: -n; other run: --configfile FILE"
@@ -126,12 +126,3 @@ class Session:
                 accept(self.run.stage(stage).state)
         if "final_acc" in examined:
             print(outcome(self.run.folder))
-
-
-@contextlib.contextmanager
-def _refusals(before: str = "") -> Iterator[None]:
-    """What a user has to put right, as Snakemake shows it without a traceback."""
-    try:
-        yield
-    except UserError as error:
-        raise WorkflowError(f"{before}{error}") from None
