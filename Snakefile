@@ -1,11 +1,13 @@
 # CSWin Transformer training: archives -> manifest -> MindRecord -> stages -> evaluation -> results/final_acc.csv
 from snakemake.utils import min_version, validate
 
-min_version("9.0")
+from cswin.workflow.internals import Internals
 
-if (
-    not workflow.overwrite_configfiles
-):  # --configfile replaces the embedded default, it is not merged with it
+min_version("9.0")
+SNAKEMAKE = Internals(workflow)
+
+# --configfile replaces the default, it is not merged with it.
+if not SNAKEMAKE.config_files:
 
     configfile: "config/config.yaml"
 
@@ -13,14 +15,10 @@ if (
 include: "rules/common.smk"
 
 
-shorten_output(workflow)
 validate(config, "config/schema.json", set_default=False)
 
 
 report: "rules/report/workflow.rst"
-
-
-container: "docker://python:3.11-slim"
 
 
 localrules:
@@ -45,10 +43,10 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/final_acc.csv",
-        expand(f"{RUN}/{{stage}}/checkpoint.safetensors", stage=STAGES),
-        run_pictures(),
-        run_pages(),
+        LAST.table_csv,
+        [stage.checkpoint for stage in STAGES],
+        PICTURES,
+        PAGES,
 
 
 include: f"rules/sources/{SETTINGS.data.source}.smk"
@@ -60,12 +58,8 @@ include: "rules/pages.smk"
 
 
 onstart:
-    print(guide())
-    write_runtime()
-    ask_for_repetitions()
+    told(SESSION.start)
 
 
 onsuccess:
-    accept_stages()
-    if made("final_acc"):
-        print(outcome(Path(RUN)))
+    SESSION.succeed()

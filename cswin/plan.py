@@ -82,7 +82,7 @@ def count_images(data: Data) -> Images:
     Raises:
         UserError: if neither is there.
     """
-    manifest = Path(data.directory, data.name, "manifest.json")
+    manifest = data.layout.manifest
     if manifest.is_file():
         splits = load_summary(manifest).splits
         size = sum(split.bytes for split in splits.values())

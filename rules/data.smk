@@ -1,21 +1,31 @@
 rule manifest:
     input:
-        images_receipt,
+        SESSION.images_receipt,
     output:
-        rows=f"{DATA}/manifest.csv.gz",
-        summary=f"{DATA}/manifest.json",
+        rows=DATA.rows,
+        summary=DATA.manifest,
     log:
-        f"{DATA}/logs/manifest.log",
+        DATA.log("manifest"),
     threads: 8
     resources:
         mem_mb=4000,
-        runtime=minutes(sum(IMAGES.values()), 200),
+        runtime=JOBS.minutes(ALL, 200),
     params:
-        images=images_folder(),
-        promised=promised(),
+        images=IMAGES,
+        promised=options(
+            expect_train=SETTINGS.data.expect_train,
+            expect_val=SETTINGS.data.expect_val,
+            expect_classes=SETTINGS.data.classes,
+            on_bad_image=SETTINGS.data.on_bad_image,
+            report=DATA.bad_images,
+            seed=SETTINGS.data.seed,
+            fingerprint=(
+                DATA.fingerprint if SETTINGS.data.source == "folder" else None
+            ),
+        ),
     shell:
-        "cswin data manifest --images {params.images} --output {output.rows} --summary {output.summary} "
-        "{params.promised} --workers {threads} --log {log}"
+        "cswin data manifest --images {params.images:q} --output {output.rows:q} --summary {output.summary:q} "
+        "{params.promised:q} --workers {threads} --log {log:q}"
 
 
 # What training waits for. One job converts all shards that are not there yet: the disk is the limit, not the number of machines, and
@@ -23,66 +33,67 @@ rule manifest:
 # are functions of `input` out of the comparison.
 rule dataset:
     input:
-        summary=f"{DATA}/manifest.json",
-        rows=ancient(f"{DATA}/manifest.csv.gz"),
+        summary=DATA.manifest,
+        rows=ancient(DATA.rows),
     output:
-        dataset=DATASET,
-        receipt=CONVERTED,
+        dataset=DATA.dataset,
+        receipt=DATA.converted,
     log:
-        f"{DATA}/logs/dataset.log",
+        DATA.log("dataset"),
     threads: CONVERSIONS
     resources:
         mem_mb=1000 * (1 + CONVERSIONS),
-        runtime=minutes(sum(IMAGES.values()), 200),
+        runtime=JOBS.minutes(ALL, 200),
     params:
-        images=images_folder(),
+        images=IMAGES,
         shard_mb=lambda wildcards, input: SETTINGS.data.shard_mb,
-        shards=lambda wildcards, input: SHARDS,
-        cleanup=lambda wildcards, input: cleanup(),
+        shards=lambda wildcards, input: str(SHARDS),
+        cleanup=lambda wildcards, input: CLEANUP,
     shell:
-        "cswin data dataset --images {params.images} --manifest {input.rows} --summary {input.summary} "
-        "--shard-mb {params.shard_mb} --shards-dir {params.shards} --output {output.dataset} --receipt {output.receipt} {params.cleanup} "
-        "--workers {threads} --log {log}"
+        "cswin data dataset --images {params.images:q} --manifest {input.rows:q} --summary {input.summary:q} "
+        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {output.dataset:q} --receipt {output.receipt:q} {params.cleanup:q} "
+        "--workers {threads} --log {log:q}"
 
 
 # Cuts the same images into shards of another size, and removes the extracted images where they are not kept. No training depends on
 # it, so the shards of each size have a folder of their own, and dataset.json names the new ones once they are all there.
 rule shard_plan:
     input:
-        converted=CONVERTED,
-        summary=f"{DATA}/manifest.json",
-        rows=ancient(f"{DATA}/manifest.csv.gz"),
+        converted=DATA.converted,
+        summary=DATA.manifest,
+        rows=ancient(DATA.rows),
     output:
-        f"{DATA}/plan.json",
+        DATA.plan,
     log:
-        f"{DATA}/logs/shard_plan.log",
+        DATA.log("shard_plan"),
     threads: CONVERSIONS
     resources:
         mem_mb=1000 * (1 + CONVERSIONS),
-        runtime=minutes(sum(IMAGES.values()), 200),
+        runtime=JOBS.minutes(ALL, 200),
     params:
-        images=images_folder(),
+        images=IMAGES,
         shard_mb=SETTINGS.data.shard_mb,
-        shards=SHARDS,
-        dataset=DATASET,
-        cleanup=cleanup(),
+        shards=str(SHARDS),
+        dataset=str(DATA.dataset),
+        plan=str(SHARDS / PLAN),
+        cleanup=CLEANUP,
     shell:
-        "cswin data dataset --images {params.images} --manifest {input.rows} --summary {input.summary} "
-        "--shard-mb {params.shard_mb} --shards-dir {params.shards} --output {params.dataset} {params.cleanup} "
-        "--workers {threads} --log {log} && cp {params.shards}/plan.json {output}"
+        "cswin data dataset --images {params.images:q} --manifest {input.rows:q} --summary {input.summary:q} "
+        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {params.dataset:q} {params.cleanup:q} "
+        "--workers {threads} --log {log:q} && cp {params.plan:q} {output:q}"
 
 
 # One shard alone: for the repair of a damaged one (snakemake -f FILE). No other job asks for it.
 rule convert:
     input:
-        summary=f"{DATA}/manifest.json",
-        rows=ancient(f"{DATA}/manifest.csv.gz"),
+        summary=DATA.manifest,
+        rows=ancient(DATA.rows),
     output:
-        shard=f"{SHARDS}/{{split}}-{{shard}}.mindrecord",
-        index=f"{SHARDS}/{{split}}-{{shard}}.mindrecord.db",
-        receipt=f"{SHARDS}/{{split}}-{{shard}}.json",
+        shard=SHARDS / "{split}-{shard}.mindrecord",
+        index=SHARDS / "{split}-{shard}.mindrecord.db",
+        receipt=SHARDS / "{split}-{shard}.json",
     log:
-        f"{DATA}/logs/convert_{{split}}_{{shard}}.log",
+        DATA.log("convert_{split}_{shard}"),
     wildcard_constraints:
         split="train|val",
         shard=r"\d{5}",
@@ -90,8 +101,8 @@ rule convert:
         mem_mb=2000,
         runtime=30,
     params:
-        images=images_folder(),
-        plan=f"{SHARDS}/plan.json",
+        images=IMAGES,
+        plan=str(SHARDS / PLAN),
     shell:
-        "cswin data convert --images {params.images} --manifest {input.rows} --summary {params.plan} "
-        "--split {wildcards.split} --shard {wildcards.shard} --output {output.shard} --log {log}"
+        "cswin data convert --images {params.images:q} --manifest {input.rows:q} --summary {params.plan:q} "
+        "--split {wildcards.split:q} --shard {wildcards.shard:q} --output {output.shard:q} --log {log:q}"

@@ -1,74 +1,74 @@
 # Pages for people: what Snakemake's report shows beside the pictures, and a browser by itself.
 rule table_page:
     input:
-        table=f"{RUN}/final_acc.csv",
-        curves=f"{RUN}/curves.png",
+        table=RUN.table_csv,
+        curves=RUN.picture("curves"),
     output:
         report(
-            f"{RUN}/table.html",
+            RUN.page("table"),
             caption="report/table.rst",
             category="1. Results",
             labels={"result": "Table"},
         ),
     log:
-        f"{RUN}/logs/table_page.log",
+        RUN.log("table_page"),
     shell:
-        "cswin page table {input.table} --curves {input.curves} --output {output} > {log} 2>&1"
+        "cswin page table {input.table:q} --curves {input.curves:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule configuration_page:
     input:
-        stages=expand(f"{RUN}/config/{{stage}}.yaml", stage=STAGES),
-        settings=f"{RUN}/config/stages.yaml",
+        stages=[RUN.config(name) for name in SETTINGS.stages],
+        settings=RUN.stages,
     output:
         report(
-            f"{RUN}/configuration.html",
+            RUN.page("configuration"),
             caption="report/configuration.rst",
             category="3. Origin",
             labels={"page": "Configuration"},
         ),
     log:
-        f"{RUN}/logs/configuration_page.log",
+        RUN.log("configuration_page"),
     params:
         runtime=RUNTIME,
         run=subpath(output[0], parent=True),
     shell:
-        "cswin page configuration {params.run} --settings {input.settings} --runtime {params.runtime} --output {output} > {log} 2>&1"
+        "cswin page configuration {params.run:q} --settings {input.settings:q} --runtime {params.runtime:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule data_page:
     input:
-        summary=f"{DATA}/manifest.json",
-        plan=f"{DATA}/plan.json",
-        dataset=ancient(DATASET),
-        converted=CONVERTED,
+        summary=DATA.manifest,
+        plan=DATA.plan,
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
     output:
         report(
-            f"{RUN}/data.html",
+            RUN.page("data"),
             caption="report/data.rst",
             category="3. Origin",
             labels={"page": "Data"},
         ),
     log:
-        f"{RUN}/logs/data_page.log",
+        RUN.log("data_page"),
     shell:
-        "cswin page data {input.summary} --dataset {input.dataset} --output {output} > {log} 2>&1"
+        "cswin page data {input.summary:q} --dataset {input.dataset:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule provenance_page:
     input:
-        records=expand(f"{RUN}/{{stage}}/record.json", stage=STAGES),
-        settings=f"{RUN}/config/stages.yaml",
+        records=[stage.record for stage in STAGES],
+        settings=RUN.stages,
     output:
         report(
-            f"{RUN}/provenance.html",
+            RUN.page("provenance"),
             caption="report/provenance.rst",
             category="3. Origin",
             labels={"page": "Provenance"},
         ),
     log:
-        f"{RUN}/logs/provenance_page.log",
+        RUN.log("provenance_page"),
     params:
         run=subpath(output[0], parent=True),
     shell:
-        "cswin page provenance {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
+        "cswin page provenance {params.run:q} --settings {input.settings:q} --output {output:q} > {log:q} 2>&1"

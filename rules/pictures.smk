@@ -1,99 +1,99 @@
 # Pictures, drawn from the run's files alone.
 rule curves:
     input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=f"{RUN}/config/expectations.yaml",
+        evaluations=[stage.evaluation for stage in STAGES],
+        settings=RUN.expectations,
     output:
         report(
-            f"{RUN}/curves.png",
+            RUN.picture("curves"),
             caption="report/curves.rst",
             category="1. Results",
             labels={"result": "Curves over all stages"},
         ),
     log:
-        f"{RUN}/logs/curves.log",
+        RUN.log("curves"),
     params:
         run=subpath(output[0], parent=True),
     shell:
-        "cswin draw curves {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
+        "cswin draw curves {params.run:q} --settings {input.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule throughput:
     input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=f"{RUN}/config/stages.yaml",
+        evaluations=[stage.evaluation for stage in STAGES],
+        settings=RUN.stages,
     output:
         report(
-            f"{RUN}/throughput.png",
+            RUN.picture("throughput"),
             caption="report/throughput.rst",
             category="1. Results",
             labels={"result": "Throughput and data wait"},
         ),
     log:
-        f"{RUN}/logs/throughput.log",
+        RUN.log("throughput"),
     params:
         run=subpath(output[0], parent=True),
     shell:
-        "cswin draw throughput {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
+        "cswin draw throughput {params.run:q} --settings {input.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule classes:
     input:
-        predictions=f"{RUN}/{{stage}}/predictions.npz",
-        config=f"{RUN}/config/{{stage}}.yaml",
+        predictions=STAGE.predictions,
+        config=RUN.config("{stage}"),
     output:
         report(
-            f"{RUN}/{{stage}}/classes.png",
+            STAGE.picture("classes"),
             caption="report/classes.rst",
             category="2. Stages",
             labels={"stage": "{stage}", "picture": "Accuracy by class"},
         ),
     log:
-        f"{RUN}/logs/classes_{{stage}}.log",
+        RUN.log("classes_{stage}"),
     wildcard_constraints:
-        stage="|".join(STAGES),
+        stage=ANY_STAGE,
     shell:
-        "cswin draw classes --config {input.config} --predictions {input.predictions} --output {output} > {log} 2>&1"
+        "cswin draw classes --config {input.config:q} --predictions {input.predictions:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule predictions:
     input:
-        predictions=f"{RUN}/{{stage}}/predictions.npz",
-        config=f"{RUN}/config/{{stage}}.yaml",
-        dataset=ancient(DATASET),
-        converted=CONVERTED,
+        predictions=STAGE.predictions,
+        config=RUN.config("{stage}"),
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
     output:
         report(
-            f"{RUN}/{{stage}}/predictions.png",
+            STAGE.picture("predictions"),
             caption="report/predictions.rst",
             category="2. Stages",
             labels={"stage": "{stage}", "picture": "Right and wrong predictions"},
         ),
     log:
-        f"{RUN}/logs/predictions_{{stage}}.log",
+        RUN.log("predictions_{stage}"),
     wildcard_constraints:
-        stage="|".join(STAGES),
+        stage=ANY_STAGE,
     shell:
-        "cswin draw predictions --config {input.config} --dataset {input.dataset} --predictions {input.predictions} "
-        "--output {output} > {log} 2>&1"
+        "cswin draw predictions --config {input.config:q} --dataset {input.dataset:q} --predictions {input.predictions:q} "
+        "--output {output:q} > {log:q} 2>&1"
 
 
 rule samples:
     input:
-        config=f"{RUN}/config/{{stage}}.yaml",
-        manifest=f"{DATA}/manifest.json",
-        dataset=ancient(DATASET),
-        converted=CONVERTED,
+        config=RUN.config("{stage}"),
+        manifest=DATA.manifest,
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
     output:
         report(
-            f"{RUN}/{{stage}}/samples.png",
+            STAGE.picture("samples"),
             caption="report/samples.rst",
             category="2. Stages",
             labels={"stage": "{stage}", "picture": "Training samples"},
         ),
     log:
-        f"{RUN}/logs/samples_{{stage}}.log",
+        RUN.log("samples_{stage}"),
     wildcard_constraints:
-        stage="|".join(STAGES),
+        stage=ANY_STAGE,
     shell:
-        "cswin draw samples --config {input.config} --dataset {input.dataset} --output {output} > {log} 2>&1"
+        "cswin draw samples --config {input.config:q} --dataset {input.dataset:q} --output {output:q} > {log:q} 2>&1"

@@ -1,79 +1,81 @@
 rule evaluate:
     input:
-        record=f"{RUN}/{{stage}}/record.json",
-        checkpoint=ancient(f"{RUN}/{{stage}}/checkpoint.safetensors"),
-        dataset=ancient(DATASET),
-        converted=CONVERTED,
+        record=STAGE.record,
+        checkpoint=ancient(STAGE.checkpoint),
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
     output:
-        figures=f"{RUN}/{{stage}}/evaluation.json",
-        predictions=f"{RUN}/{{stage}}/predictions.npz",
-        per_class=f"{RUN}/{{stage}}/per_class.csv",
-        confusions=f"{RUN}/{{stage}}/confusions.csv",
+        figures=STAGE.evaluation,
+        predictions=STAGE.predictions,
+        per_class=STAGE.per_class,
+        confusions=STAGE.confusions,
     log:
-        f"{RUN}/logs/evaluate_{{stage}}.log",
+        RUN.log("evaluate_{stage}"),
     wildcard_constraints:
-        stage="|".join(STAGES),
-    threads: DEVICES_PER_NODE * SETTINGS.runtime.workers
+        stage=ANY_STAGE,
+    threads: JOBS.cores
     resources:
-        **on_devices(DEVICES_PER_NODE),
-        runtime=minutes(IMAGES["val"], 25),
+        **JOBS.on_devices(),
+        runtime=JOBS.minutes(VAL, 25),
     params:
         runtime=RUNTIME,
     shell:
-        "cswin evaluate --checkpoint {input.checkpoint} --data {input.dataset} --runtime {params.runtime} "
-        "--output {output.figures} --predictions {output.predictions} "
-        "--per-class {output.per_class} --confusions {output.confusions} > {log} 2>&1"
+        "cswin evaluate --checkpoint {input.checkpoint:q} --data {input.dataset:q} --runtime {params.runtime:q} "
+        "--output {output.figures:q} --predictions {output.predictions:q} "
+        "--per-class {output.per_class:q} --confusions {output.confusions:q} > {log:q} 2>&1"
 
 
 rule table:
     input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        predictions=expand(f"{RUN}/{{stage}}/predictions.npz", stage=STAGES),
-        settings=f"{RUN}/config/expectations.yaml",
+        evaluations=[stage.evaluation for stage in STAGES],
+        predictions=[stage.predictions for stage in STAGES],
+        settings=RUN.expectations,
     output:
         csv=report(
-            f"{RUN}/final_acc.csv",
+            RUN.table_csv,
             caption="report/table.rst",
             category="1. Results",
             labels={"result": "Table, as CSV"},
         ),
-        markdown=f"{RUN}/final_acc.md",
-        json=f"{RUN}/final_acc.json",
+        markdown=RUN.table_markdown,
+        json=RUN.table_json,
     log:
-        f"{RUN}/logs/table.log",
+        RUN.log("table"),
     params:
         run=subpath(output.csv, parent=True),
     shell:
-        "cswin table {params.run} --settings {input.settings} --output {output} > {log} 2>&1"
+        "cswin table {params.run:q} --settings {input.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule card:
     input:
-        evaluations=expand(f"{RUN}/{{stage}}/evaluation.json", stage=STAGES),
-        settings=f"{RUN}/config/expectations.yaml",
-        dataset=ancient(DATASET),
-        converted=CONVERTED,
+        evaluations=[stage.evaluation for stage in STAGES],
+        settings=RUN.expectations,
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
     output:
-        f"{RUN}/README.md",
+        RUN.card,
     log:
-        f"{RUN}/logs/card.log",
+        RUN.log("card"),
     params:
         runtime=RUNTIME,
         run=subpath(output[0], parent=True),
     shell:
-        "cswin card {params.run} --settings {input.settings} --runtime {params.runtime} --dataset {input.dataset} "
-        "--output {output} > {log} 2>&1"
+        "cswin card {params.run:q} --settings {input.settings:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
+        "--output {output:q} > {log:q} 2>&1"
 
 
 rule final_acc:
     input:
-        card=f"{RUN}/README.md",
-        tables=multiext(f"{RUN}/final_acc", ".csv", ".md", ".json"),
-        pictures=run_pictures(),
-        pages=run_pages(),
+        card=RUN.card,
+        tables=RUN.tables,
+        pictures=PICTURES,
+        pages=PAGES,
     output:
-        multiext("results/final_acc", ".csv", ".md", ".json"),
+        LAST.tables,
     log:
-        f"{RUN}/logs/final_acc.log",
+        RUN.log("final_acc"),
+    params:
+        results=subpath(output[0], parent=True),
     shell:
-        "cp {input.tables} results/ 2> {log}"
+        "cp {input.tables:q} {params.results:q} 2> {log:q}"

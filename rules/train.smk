@@ -1,69 +1,69 @@
 # Configuration files are the only way by which settings reach the trainer. Snakemake compares them by content.
 rule stage_config:
     output:
-        f"{RUN}/config/{{stage}}.yaml",
+        RUN.config("{stage}"),
     log:
-        f"{RUN}/logs/config_{{stage}}.log",
+        RUN.log("config_{stage}"),
     wildcard_constraints:
-        stage="|".join(STAGES),
+        stage=ANY_STAGE,
     params:
-        text=stage_text,
+        text=lambda wildcards: dump(resolve_stage(SETTINGS, wildcards.stage)),
     shell:
-        "printf '%s' {params.text:q} > {output} 2> {log}"
+        "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
 rule expectations_config:
     output:
-        f"{RUN}/config/expectations.yaml",
+        RUN.expectations,
     log:
-        f"{RUN}/logs/config_expectations.log",
+        RUN.log("config_expectations"),
     params:
         text=dump(expectations(SETTINGS)),
     shell:
-        "printf '%s' {params.text:q} > {output} 2> {log}"
+        "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
 # The stages alone, without what was reported for them: pages that do not show it are not made again when it changes.
 rule stages_config:
     output:
-        f"{RUN}/config/stages.yaml",
+        RUN.stages,
     log:
-        f"{RUN}/logs/config_stages.log",
+        RUN.log("config_stages"),
     params:
         text=dump(expectations(SETTINGS, reported=False)),
     shell:
-        "printf '%s' {params.text:q} > {output} 2> {log}"
+        "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
-# Training state lives in {RUN}/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
+# Training state lives in results/<run>/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
 # Files above 1 MB (compared by date) are ancient: they are never a reason to run. Nor is what only changes speed, RUNTIME. A job that
 # runs decides by content whether it trains (cswin/train/stage.py).
-for stage in STAGES:
+for stage in SETTINGS.stages:
 
     rule:
         name:
             f"train_{stage}"
         input:
-            config=configuration(stage),
-            manifest=f"{DATA}/manifest.json",
-            dataset=ancient(DATASET),
-            converted=CONVERTED,
-            record=previous_record(stage),
-            previous=ancient(previous_checkpoint(stage)),
+            config=SESSION.configuration(stage),
+            manifest=DATA.manifest,
+            dataset=ancient(DATA.dataset),
+            converted=DATA.converted,
+            record=SESSION.record_before(stage),
+            previous=ancient(SESSION.start_of(stage)),
         output:
-            record=f"{RUN}/{stage}/record.json",
-            checkpoint=f"{RUN}/{stage}/checkpoint.safetensors",
+            record=RUN.stage(stage).record,
+            checkpoint=RUN.stage(stage).checkpoint,
         log:
-            f"{RUN}/logs/train_{stage}.log",
-        threads: DEVICES_PER_NODE * SETTINGS.runtime.workers
+            RUN.log(f"train_{stage}"),
+        threads: JOBS.cores
         resources:  # `runtime` is the profile's: a stage goes on in as many jobs as it takes
-            **on_devices(DEVICES_PER_NODE, NODES),
+            **JOBS.on_devices(SETTINGS.runtime.nodes),
         params:
             launcher=launcher,
             limit=time_limit,
             folder=subpath(output.record, parent=True),
             runtime=RUNTIME,
-            previous=optional("--previous", previous_checkpoint(stage)),
+            previous=options(previous=next(iter(SESSION.start_of(stage)), None)),
         shell:
-            "exec {params.launcher} cswin train --config {input.config} --runtime {params.runtime} --dataset {input.dataset} "
-            "--output {params.folder} --log {log} {params.previous} {params.limit}"
+            "exec {params.launcher:q} cswin train --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
+            "--output {params.folder:q} --log {log:q} {params.previous:q} {params.limit:q}"

@@ -17,11 +17,12 @@ def configure(parser):
 
 def run(args):
     from cswin.errors import UserError
+    from cswin.layout import StageLayout
     from cswin.run.identity import code_of, differences, installed_code
     from cswin.run.lease import Lease, look
     from cswin.run.states import StateFolder
 
-    states = StateFolder(args.folder / "state", keep=2, say=print)
+    states = StateFolder(StageLayout(args.folder).state, keep=2, say=print)
     if not states.path.is_dir():
         raise UserError(f"{states.path}: is missing; name the folder of a stage that has begun, results/<run>/<stage>")
     if args.set_aside or args.accept_versions:

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cswin.layout import RESULTS
+
 
 def configure(parser):
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name or folder of a run (default: all)")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead, for programs")
     parser.add_argument(
         "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="repeat until all are done (default: 5 s)"

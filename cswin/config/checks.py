@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cswin.config.settings import Augment, Runtime, Settings, Stage
 from cswin.data.sources.registry import INPUTS, SOURCES
 from cswin.errors import UserError
+from cswin.layout import IN_RUN
 
 if TYPE_CHECKING:
     from cswin.config.resolve import StageConfig
@@ -31,7 +32,7 @@ def _check_order(settings: Settings) -> list[str]:
     """Each stage begins where the previous one ends, and says what it takes from it."""
     problems = []
     for name, stage in settings.stages.items():
-        if name in ("config", "expectations", "logs", "runtime", "stages"):
+        if name in IN_RUN:
             problems.append(f"stages.{name}: the name is taken by the run's own files; choose another")
         if stage.epochs <= stage.start_epoch:
             problems.append(

@@ -14,7 +14,7 @@ def missing_inputs(settings: Settings) -> list[str]:
     A source is needed until its images are listed, a pretrained checkpoint until the first stage has ended.
     """
     data, lines = settings.data, []
-    if not Path(data.directory, data.name, "manifest.json").exists():
+    if not data.layout.manifest.exists():
         for key, what in SOURCES[data.source].inputs.items():
             path = getattr(data, key)
             if not Path(path).exists():
@@ -22,9 +22,7 @@ def missing_inputs(settings: Settings) -> list[str]:
                     f"data.{key}: {path} is missing: {what}; put it there, or name its place: --config 'data={{{key}: /path}}'"
                 )
     first = next(iter(settings.stages))
-    if settings.pretrained and not (
-        Path(settings.pretrained).exists() or Path("results", settings.run, first, "record.json").exists()
-    ):
+    if settings.pretrained and not (Path(settings.pretrained).exists() or settings.layout.stage(first).record.exists()):
         lines.append(
             f"pretrained: {settings.pretrained} is missing: a checkpoint of this project; convert the authors' weights (cswin "
             "convert-weights), or name its place: --config pretrained=/path"

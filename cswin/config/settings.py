@@ -7,12 +7,14 @@ two files from these classes: the JSON schema with which Snakemake validates (co
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cswin.data.sources.registry import SOURCES
+from cswin.layout import RESULTS, DataLayout, RunLayout
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -25,15 +27,20 @@ Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-def _without_tilde(path: str) -> str:
+_SNAKEMAKES = re.compile(r"[{}\x00-\x1f\x7f]|<[a-z][a-z0-9_]*>")  # wildcards, lines of its lock files, path variables
+
+
+def _usable(path: str) -> str:
     """A path with `~` expanded. Every path of a configuration passes through this function."""
+    if found := _SNAKEMAKES.search(path):
+        raise ValueError(f"{found[0]!r} in a path has a meaning for Snakemake; rename the folder or file, or link to it")
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         raise ValueError(f"there is no home directory for {Path(path).parts[0]}; write the path out") from None
 
 
-FilePath = Annotated[str, AfterValidator(_without_tilde)]
+FilePath = Annotated[str, AfterValidator(_usable)]
 Source = Literal[tuple(SOURCES)]
 
 
@@ -80,6 +87,16 @@ class Data(Section):
         "out.",
     )
     keep_images: bool = Field(True, description="Keep the extracted images after the conversion.")
+
+    @property
+    def layout(self) -> DataLayout:
+        """Where the dataset's files are."""
+        return DataLayout(Path(self.directory, self.name))
+
+    @property
+    def images(self) -> Path:
+        """The folder with the images, train/ and val/ by class."""
+        return Path(self.folder) if self.source == "folder" else self.layout.images
 
 
 class Model(Section):
@@ -328,3 +345,8 @@ class Settings(Section):
         description="The training stages by name, in the order of start_epoch."
     )
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
+
+    @property
+    def layout(self) -> RunLayout:
+        """Where the run's files are, below the workflow's folder."""
+        return RunLayout(RESULTS / self.run)

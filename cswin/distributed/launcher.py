@@ -91,11 +91,12 @@ def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> 
     folder = Path(folder).absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     facts = LaunchFacts(folder, started)
+    logs = os.open(folder, os.O_RDONLY)  # msrun puts the path of its logs into a shell command as it is: this one is harmless
     command = [
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={cluster.devices}", f"--local_worker_num={len(cluster.local_ranks)}",
         f"--master_addr={cluster.master}", f"--master_port={cluster.port}", f"--node_rank={cluster.node}",
-        f"--log_dir={folder}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: nothing
+        f"--log_dir=/proc/self/fd/{logs}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: nothing
         f"--bind_core={bind_cores}",
         "python3", "-m", "cswin", *sys.argv[1:],
     ]  # fmt: skip
@@ -106,8 +107,9 @@ def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> 
         with _blocked():
             msrun = subprocess.Popen(
                 command, env=os.environ | facts.export() | {"PATH": path}, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent, pass_fds=(logs,),
             )  # fmt: skip
+        os.close(logs)
         return _Watch(folder, cluster, msrun, signals).run()
 
 

@@ -78,6 +78,16 @@ class Partition:
     cores: int | None
     devices: dict[str, int]
 
+    def allowed(self, minutes: int) -> int:
+        """So many minutes, or the limit."""
+        return min(minutes, self.minutes or minutes)
+
+    def limits_below(self, minutes: int | None, cores: int) -> str | None:
+        """A line on what is lowered where jobs would ask for so much; None: nothing is."""
+        over = [f"{self.minutes} min"] if minutes and self.allowed(minutes) < minutes else []
+        over += [f"{self.cores} cores"] if self.cores and cores > self.cores else []
+        return f"partition {self.name}: jobs ask for at most {' and '.join(over)}, its limit" if over else None
+
     def require_devices(self, name: str, count: int) -> None:
         """Raise UserError if no node has so many devices of this name (`npu:8`)."""
         if self.devices.get(name, 0) < count:

@@ -26,10 +26,11 @@ from cswin.data.sources.registry import INPUTS
 from cswin.distributed.group import ProcessGroup
 from cswin.distributed.stopping import EXIT_INTERRUPTED, EXIT_USER
 from cswin.errors import UserError
+from cswin.layout import RESULTS
 from cswin.openi.inputs import bring_checkpoint, bring_data
 from cswin.openi.ownership import Ownership
 from cswin.openi.parameters import ROOT, Parameters, parse_parameters
-from cswin.openi.selection import RESULTS, Changing, Selected, Selection
+from cswin.openi.selection import Changing, Selected, Selection
 from cswin.openi.snapshots import Snapshot, Snapshots
 from cswin.openi.storage import join, storage_for
 from cswin.progress import size_text
@@ -90,7 +91,7 @@ class Job:
                     (self.work / ".snakemake" / "locks").glob("*")
                 ):  # left by a killed one: this job holds the folder's lock
                     subprocess.run([*self._snakemake(), "--unlock"], check=True, env=self.processes.environment)
-                code = self._continue(f"{settings.data.directory}/{settings.data.name}/dataset.json")
+                code = self._continue(str(settings.data.layout.dataset))
                 code = code or self.processes.run([*self._snakemake(), "all"], self._copy_when_due)
                 if self.work_id:
                     self.copy()

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.errors import UserError
-from cswin.run.history import HISTORY
+from cswin.layout import HISTORY, RESULTS, STATE
 from cswin.run.states import PATTERN, StateFolder
 
-RESULTS, RECORDS, MARKERS = "results", ".snakemake/metadata", ".snakemake/incomplete"
+RECORDS, MARKERS = ".snakemake/metadata", ".snakemake/incomplete"
 WHOLE = ".safetensors"  # files of this kind appear by a rename and are never changed: a link to one keeps its content
 LEFT_OUT = shutil.ignore_patterns("lease*", ".*", "*.damaged", PATTERN)
 
@@ -105,7 +105,7 @@ class Selection:
             if state is None:
                 raise UserError(f"{item.path}: the newest training state is damaged and is not brought out")
             self._whole[key] = state.meta["history_bytes"]
-        history = (folder.parent if folder.name == "state" else folder) / HISTORY  # set aside, both are in one folder
+        history = (folder.parent if folder.name == STATE else folder) / HISTORY  # set aside, both are in one folder
         if not history.is_file() or history.stat().st_size < self._whole[key]:
             raise UserError(f"{item.path}: its history is shorter than the state says; it is not brought out")
 

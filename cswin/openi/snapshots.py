@@ -20,7 +20,8 @@ from pathlib import Path
 
 from cswin.checkpoint import file_sha256
 from cswin.errors import UserError
-from cswin.openi.selection import MARKERS, RECORDS, RESULTS, Selected
+from cswin.layout import RESULTS
+from cswin.openi.selection import MARKERS, RECORDS, Selected
 from cswin.openi.storage import Storage, join
 
 FORMAT = "cswin-openi-1"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cswin.layout import RunLayout
 from cswin.report.tables import text_table
 
 HEAD = ("stage", "weights", "top-1, %", "95 % interval", "reported, %", "published, %")
@@ -42,9 +43,10 @@ def outcome(folder: Path) -> str:
     Args:
         folder: results/<run> with final_acc.json.
     """
-    rows = json.loads((folder / "final_acc.json").read_text(encoding="utf-8"))["rows"]
+    run = RunLayout(folder)
+    rows = json.loads(run.table_json.read_text(encoding="utf-8"))["rows"]
     return (
         f"\n{text_table(HEAD, map(headline, rows), 'simple', 'right')}\n\n"
-        f"figures and curves: {folder}/table.html; what was trained, and how to use it: {folder}/README.md\n"
+        f"figures and curves: {run.page('table')}; what was trained, and how to use it: {run.card}\n"
         "all pages and pictures in one file: snakemake --report report.html\n"
     )

@@ -11,9 +11,9 @@ import pandas as pd
 
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
+from cswin.layout import RunLayout, StageLayout
 from cswin.report.files import load_json
-from cswin.run.attempts import ATTEMPTS
-from cswin.run.history import HISTORY, STEP_COLUMNS, read_columns, read_history
+from cswin.run.history import STEP_COLUMNS, read_columns, read_history
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class StageResult:
     """The files of a stage; `record` and `evaluation` are None until they exist.
 
     Attributes:
-        folder: results/<run>/<stage>.
+        files: in results/<run>/<stage>.
         config_file: the resolved configuration, `config`.
     """
 
     name: str
-    folder: Path
+    files: StageLayout
     config_file: Path
     config: StageConfig
     attempts: list[dict[str, Any]]
@@ -52,7 +52,7 @@ class StageResult:
     @cached_property
     def history(self) -> StageHistory:
         """The history, read at the first access: that of a long stage has 120 MB, and most pages do not need it."""
-        path = self.folder / HISTORY
+        path = self.files.history
         columns, others = read_columns(path) if path.exists() else (dict.fromkeys(STEP_COLUMNS, ()), [])
         epochs = [row for row in others if row["kind"] == "epoch"]
         start = next((row for row in others if row["kind"] == "start"), {})
@@ -68,18 +68,17 @@ def load_run(folder: Path, stages: list[str]) -> list[StageResult]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; `snakemake` makes it")
-    return [_load_stage(folder, name) for name in stages]
+    return [_load_stage(RunLayout(folder), name) for name in stages]
 
 
-def _load_stage(folder: Path, name: str) -> StageResult:
-    stage, config = folder / name, folder / "config" / f"{name}.yaml"
-    attempts = stage / ATTEMPTS
+def _load_stage(run: RunLayout, name: str) -> StageResult:
+    stage, config = run.stage(name), run.config(name)
     return StageResult(
         name,
         stage,
         config,
         load_stage(config),
-        read_history(attempts) if attempts.exists() else [],
-        load_json(stage / "record.json"),
-        load_json(stage / "evaluation.json"),
+        read_history(stage.attempts) if stage.attempts.exists() else [],
+        load_json(stage.record),
+        load_json(stage.evaluation),
     )

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cswin.layout import RunLayout, StageLayout
 from cswin.report.files import load_json, load_yaml
-from cswin.run.attempts import ATTEMPTS, LOST, AttemptSummary, Signs, current, summaries
-from cswin.run.history import HISTORY, read_history, read_tail
+from cswin.run.attempts import LOST, AttemptSummary, Signs, current, summaries
+from cswin.run.history import read_history, read_tail
 from cswin.run.lease import Holder, look
 from cswin.run.repeat import COMPLETE, REPEAT
 from cswin.run.states import PATTERN
@@ -109,10 +110,10 @@ def run_status(folder: Path, now: float | None = None) -> RunStatus:
         now: seconds since 1970 (default: this machine's clock).
     """
     folder, now = Path(folder), time.time() if now is None else now
-    configs = _stage_configs(folder / "config")
-    runtime = load_yaml(folder / "config" / "runtime.yaml")
+    layout = RunLayout(folder)
+    configs, runtime = _stage_configs(layout.configs), load_yaml(layout.runtime)
     timeout = float(runtime.get("lease_timeout", LEASE_TIMEOUT))
-    stages = [_stage_status(folder / name, config, timeout, now) for name, config in configs.items()]
+    stages = [_stage_status(layout.stage(name), config, timeout, now) for name, config in configs.items()]
     _explain_waiting(stages, configs)
     first = next(iter(configs.values()), {})
     run = RunStatus(first.get("run", folder.name), str(folder), (first.get("model") or {}).get("arch"), now, stages)
@@ -130,25 +131,26 @@ def _stage_configs(folder: Path) -> dict[str, dict[str, Any]]:
     return dict(sorted(configs.items(), key=lambda item: item[1]["start_epoch"]))
 
 
-def _stage_status(folder: Path, config: dict[str, Any], timeout: float, now: float) -> StageStatus:
+def _stage_status(files: StageLayout, config: dict[str, Any], timeout: float, now: float) -> StageStatus:
+    folder = files.folder
     status = StageStatus(folder.name, start_epoch=config.get("start_epoch"), epochs=config.get("epochs"))
-    tried = current(summaries(read_history(folder / ATTEMPTS))) if (folder / ATTEMPTS).exists() else []
+    tried = current(summaries(read_history(files.attempts))) if files.attempts.exists() else []
     last = tried[-1] if tried else None
     holder = look(folder)
     if last:
         _describe_attempts(status, tried)
-    _describe_history(status, folder / HISTORY, last, config, now)
+    _describe_history(status, files.history, last, config, now)
     if holder:
         _describe_holder(status, holder, timeout, now)
-    record = load_json(folder / "record.json")
+    record = load_json(files.record)
     if status.state == "running":
         status.detail = "" if status.step is not None and last and last.from_step is not None else "starting"
-    elif record is not None and (folder / "checkpoint.safetensors").exists():
-        _describe_result(status, record, load_json(folder / "evaluation.json"))
+    elif record is not None and files.checkpoint.exists():
+        _describe_result(status, record, load_json(files.evaluation))
     elif status.state == "waiting" and last:
-        _describe_interruption(status, folder / "state", last)
+        _describe_interruption(status, files.state, last)
     if status.state == "stale":
-        _describe_saved(status, folder / "state")
+        _describe_saved(status, files.state)
     if status.state != "running":
         status.seconds_left = None
     if last and last.ended is None:

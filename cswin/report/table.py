@@ -52,16 +52,16 @@ def _checked_predictions(stage: StageResult) -> Predictions:
 
     The figures of a row come from evaluation.json. So both files must come from the same evaluation of this checkpoint.
     """
-    folder = stage.folder
+    files = stage.files
     if stage.record is None or stage.evaluation is None:
-        raise UserError(f"{folder}: the stage is not trained and evaluated yet; `snakemake` does both")
-    again = f"run `snakemake {folder}/evaluation.json --forcerun evaluate`"
+        raise UserError(f"{files.folder}: the stage is not trained and evaluated yet; `snakemake` does both")
+    again = f"run `snakemake {files.evaluation} --forcerun evaluate`"
     if stage.evaluation["checkpoint"] != stage.record["sha256"]:
-        raise UserError(f"{folder}/evaluation.json: is of another checkpoint than {folder}/record.json; {again}")
-    results, _ = load_predictions(folder / "predictions.npz")
+        raise UserError(f"{files.evaluation}: is of another checkpoint than {files.record}; {again}")
+    results, _ = load_predictions(files.predictions)
     for which, predictions in results.items():
         if predictions.figures() != stage.evaluation.get(which):
-            raise UserError(f"{folder}/predictions.npz: does not give the figures of {folder}/evaluation.json; {again}")
+            raise UserError(f"{files.predictions}: does not give the figures of {files.evaluation}; {again}")
     return results[stage.config.evaluation.select_by]
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from cswin.distributed import slurm
-from cswin.run.history import HISTORY, read_history
+from cswin.layout import HISTORY
+from cswin.run.history import read_history
 from cswin.run.lease import Holder, look
 
-ATTEMPTS = "attempts.jsonl"
 LOST, COMPLETE = "killed, or its machine failed", "complete"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from cswin.checkpoint import HEAD, fitting_weights, load_checkpoint
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
+from cswin.layout import STATE
 from cswin.run.states import StateFolder
 from cswin.train.state import Start
 
@@ -46,7 +47,7 @@ def prepare_start(config: StageConfig, previous: Path | None) -> Start:
 
 def _everything(config: StageConfig, previous: Path) -> Start:
     """All that the stage before ended with, from its last state."""
-    folder = previous.parent / "state"
+    folder = previous.parent / STATE
     state = StateFolder(folder, keep=2, say=print).load()
     if state is None:
         raise UserError(

@@ -17,7 +17,6 @@ import numpy as np
 
 from cswin.errors import UserError
 
-HISTORY = "history.jsonl"  # in a stage's folder
 STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # what `read_columns` keeps of a step
 BLOCK = 1 << 22  # bytes that `read_columns` decodes at a time
 

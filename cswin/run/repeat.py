@@ -21,8 +21,8 @@ import json
 from pathlib import Path
 
 from cswin.errors import UserError
+from cswin.layout import CHECKPOINT, RECORD, STATE
 
-CHECKPOINT, RECORD, STATE = "checkpoint.safetensors", "record.json", "state"
 COMPLETE, ACCEPTED, REPEAT = "complete.json", "accepted", "repeat"
 
 

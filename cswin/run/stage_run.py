@@ -19,15 +19,16 @@ from cswin.data.images.preprocessing import Preprocessing
 from cswin.distributed.backend import backend_of
 from cswin.distributed.ranks import Ranks
 from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
+from cswin.layout import CHECKPOINT, StageLayout
 from cswin.progress import Console
 from cswin.provenance import git_commit, versions
-from cswin.run.attempts import ATTEMPTS, COMPLETE, Attempt, Signs
+from cswin.run.attempts import COMPLETE, Attempt, Signs
 from cswin.run.decision import decide
 from cswin.run.graph_cache import graph_cache, graphs_key
 from cswin.run.handover import prepare_start
-from cswin.run.history import HISTORY, History
+from cswin.run.history import History
 from cswin.run.lease import Lease
-from cswin.run.repeat import CHECKPOINT, RECORD, check_previous
+from cswin.run.repeat import check_previous
 from cswin.run.stage import Stage, StageFiles
 from cswin.run.states import StateFolder
 from cswin.train.state import Start, State
@@ -128,23 +129,24 @@ class StageRun(FollowerRun):
 
     def __enter__(self) -> StageRun:
         folder, runtime = self.stage.files.folder, self.stage.runtime
-        signs, self.history = Signs.read(folder), None
+        self.layout, self.history = StageLayout(folder), None
+        signs = Signs.read(folder)
         with contextlib.ExitStack() as stack:
             self.lease = stack.enter_context(Lease(folder, runtime.lease_timeout, self.say))
             super().__enter__()
             identity = self.stage.identity
             if self.stage.config.previous:
                 check_previous(self.stage.files.previous, identity["input_checkpoint"])
-            self.states = StateFolder(folder / "state", runtime.keep_states, self.say, self.lease.check)
+            self.states = StateFolder(self.layout.state, runtime.keep_states, self.say, self.lease.check)
             self.states.bring_history_back()
             self.decision = decide(self.states, identity)
             if self.decision.aside:
                 self.states.set_aside(self.decision.aside)
             self.states.reopen()
-            for name in (CHECKPOINT, RECORD):
-                (folder / name).unlink(missing_ok=True)
+            for file in (self.layout.checkpoint, self.layout.record):
+                file.unlink(missing_ok=True)
             facts = self.stage.provenance() | {"backend": self.backend.record()}
-            self.attempt = stack.enter_context(Attempt(folder / ATTEMPTS, facts, signs))
+            self.attempt = stack.enter_context(Attempt(self.layout.attempts, facts, signs))
             stack.callback(self.close)
             self._leave = stack.pop_all()
         return self
@@ -191,7 +193,7 @@ class StageRun(FollowerRun):
 
     def complete(self, best, last_step: int) -> None:
         """Write checkpoint and record of a stage that has ended, from its best epoch."""
-        stage, folder = self.stage, self.stage.files.folder
+        stage = self.stage
         self.lease.check()
         # A checkpoint that is written again from a complete state is the same file, whatever code writes it: later stages go by its hash.
         made_by = self.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
@@ -200,7 +202,7 @@ class StageRun(FollowerRun):
         facts = {
             "stage": stage.config.stage,
             "checkpoint": CHECKPOINT,
-            "sha256": save_checkpoint(folder / CHECKPOINT, _checkpoint(stage, best, made_by)),
+            "sha256": save_checkpoint(self.layout.checkpoint, _checkpoint(stage, best, made_by)),
             "best_epoch": best.epoch,
             "figures": best.figures,
             "select_on": stage.config.evaluation.select_on,
@@ -208,7 +210,7 @@ class StageRun(FollowerRun):
         }
         if self.kept["versions_changed"]:
             facts["versions_changed"] = self.kept["versions_changed"]
-        with atomic_path(folder / RECORD, self.lease.check) as temporary:
+        with atomic_path(self.layout.record, self.lease.check) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.states.mark_complete(facts | {"made_by": made_by})
         self.attempt.end(COMPLETE, last_step, saving=asdict(self.states.figures))
@@ -224,9 +226,9 @@ class StageRun(FollowerRun):
     def _history(self, size: int, first_step: int) -> History:
         from cswin.run.events import EventFile
 
-        folder = self.stage.files.folder
-        events = EventFile(folder, first_step, self.say) if self.stage.runtime.tensorboard else None
-        return History(folder / HISTORY, size, events, self.lease.check)
+        wanted = self.stage.runtime.tensorboard
+        events = EventFile(self.layout.folder, first_step, self.say) if wanted else None
+        return History(self.layout.history, size, events, self.lease.check)
 
 
 def _checkpoint(stage: Stage, best, made_by: Mapping[str, Any]) -> Checkpoint:

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from cswin.atomic import atomic_path
 from cswin.errors import UserError
-from cswin.run.history import HISTORY
+from cswin.layout import HISTORY
 from cswin.run.repeat import ACCEPTED, COMPLETE, REPEAT
 from cswin.train.state import State
 

@@ -3,14 +3,14 @@ rule extract:
     input:
         archive=ancient(SETTINGS.data.archive),
     output:
-        receipt=f"{DATA}/extracted.json",
+        receipt=DATA.extracted,
     log:
-        f"{DATA}/logs/extract.log",
+        DATA.log("extract"),
     threads: 8
     resources:
         mem_mb=2000,
-        runtime=minutes(sum(IMAGES.values()), 100),
+        runtime=JOBS.minutes(ALL, 100),
     params:
-        images=f"{DATA}/images",
+        images=IMAGES,
     shell:
-        "cswin data extract --archive {input.archive} --output {params.images} --receipt {output.receipt} --log {log}"
+        "cswin data extract --archive {input.archive:q} --output {params.images:q} --receipt {output.receipt:q} --log {log:q}"

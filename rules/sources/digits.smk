@@ -1,15 +1,15 @@
 # The embedded digits, packed like ImageNet in the report, and extracted again.
 rule extract:
     output:
-        archive=f"{DATA}/digits.tar.gz",
-        receipt=f"{DATA}/extracted.json",
+        archive=DATA.digits,
+        receipt=DATA.extracted,
     log:
-        f"{DATA}/logs/extract.log",
+        DATA.log("extract"),
     resources:
         mem_mb=2000,
-        runtime=minutes(sum(IMAGES.values()), 100),
+        runtime=JOBS.minutes(ALL, 100),
     params:
-        images=f"{DATA}/images",
+        images=IMAGES,
     shell:
-        "cswin data digits --output {output.archive} && "
-        "cswin data extract --archive {output.archive} --output {params.images} --receipt {output.receipt} --log {log}"
+        "cswin data digits --output {output.archive:q} && "
+        "cswin data extract --archive {output.archive:q} --output {params.images:q} --receipt {output.receipt:q} --log {log:q}"

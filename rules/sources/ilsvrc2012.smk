@@ -5,15 +5,15 @@ rule extract:
         val=ancient(SETTINGS.data.val_archive),
         devkit=ancient(SETTINGS.data.devkit),
     output:
-        receipt=f"{DATA}/extracted.json",
+        receipt=DATA.extracted,
     log:
-        f"{DATA}/logs/extract.log",
+        DATA.log("extract"),
     threads: 8
     resources:
         mem_mb=2000,
-        runtime=minutes(sum(IMAGES.values()), 100),
+        runtime=JOBS.minutes(ALL, 100),
     params:
-        images=f"{DATA}/images",
+        images=IMAGES,
     shell:
-        "cswin data extract-ilsvrc --train-archive {input.train} --val-archive {input.val} --devkit {input.devkit} "
-        "--output {params.images} --receipt {output.receipt} --log {log}"
+        "cswin data extract-ilsvrc --train-archive {input.train:q} --val-archive {input.val:q} --devkit {input.devkit:q} "
+        "--output {params.images:q} --receipt {output.receipt:q} --log {log:q}"

@@ -1,5 +1,7 @@
 """All shards of a dataset by one job: only what is missing is converted, and the result is that of single conversions."""
 
+import json
+
 import pytest
 from converted import converted
 from image_trees import small_files
@@ -50,3 +52,17 @@ def test_what_is_wrong_with_an_image_is_said(made):
     plan.with_name("val-00000.json").unlink()
     with pytest.raises(UserError, match="extract again"):
         convert_missing(folder / "nowhere", folder / "manifest.csv.gz", plan, 2, Console())
+
+
+def test_a_plan_holds_only_what_the_manifest_does_not(made):
+    """The images of its manifest in shards of another size; of a manifest that is another one by now nothing is converted."""
+    folder, plan = made
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = json.loads(plan.read_text())
+    assert content == {"format": manifest["format"], "manifest": "../../manifest.json", "shard_mb": 1} | {
+        "manifest_hash": manifest["manifest_hash"]
+    }
+    other = plan.with_name("other.json")
+    other.write_text(json.dumps(content | {"manifest_hash": "0" * 64}))
+    with pytest.raises(UserError, match=r"other.json: was made from another manifest than .*manifest.json is now"):
+        convert_missing(folder / "images", folder / "manifest.csv.gz", other, 2, Console())

@@ -2,7 +2,9 @@
 
 import socket
 import stat
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,8 +14,9 @@ from recipes import recipe
 from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime
 from cswin.distributed.cluster import find_cluster, free_port, read_hosts, require_devices
-from cswin.distributed.launcher import on_one_node, run_on_devices
+from cswin.distributed.launcher import launch, on_one_node, run_on_devices
 from cswin.distributed.ranks import ALONE, Ranks
+from cswin.distributed.stopping import EXIT_DEFECT
 from cswin.errors import UserError
 
 
@@ -237,3 +240,17 @@ def test_alone_nothing_is_told():
     rows = np.arange(6).reshape(3, 2)
     assert ALONE.gather(rows) is rows and ALONE.agree(None) is None and ALONE.agree("why") == "why"
     assert ALONE.first and ALONE.same([rows]) and ALONE.follow_first((3, 1), []) == [3, 1]
+
+
+@pytest.mark.slow
+def test_no_part_of_a_path_is_executed(monkeypatch, tmp_path):
+    """After a failure msrun hands the path of its logs to a shell."""
+    folder = tmp_path / "its `touch executed` & 1"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cswin", "no-such-command"])
+    runtime = Runtime(device_target="CPU", devices=2, worker_kind="thread")
+    assert launch(find_cluster(runtime), folder, time.monotonic(), False) == EXIT_DEFECT
+    [logs] = folder.iterdir()
+    assert {"msrun.log", "worker_0.log", "worker_1.log", "scheduler.log"} <= {path.name for path in logs.iterdir()}
+    assert "no-such-command" in (logs / "worker_0.log").read_text()
+    assert not list(tmp_path.rglob("executed")) and "Syntax error" not in (logs / "msrun.log").read_text()

@@ -16,6 +16,7 @@ from cswin.data.augment.mixup import apply_mixup, one_hot, plan_mixup
 from cswin.data.images.evaluation import Normalise
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from cswin.errors import UserError
+from cswin.layout import StageLayout
 from cswin.predictions import Predictions
 from cswin.report.classes import accuracy_with_mistakes
 from cswin.report.pictures import style
@@ -59,11 +60,11 @@ def stage_result(run, config, history, attempts=(), record=None) -> StageResult:
     folder = run / config.stage
     folder.mkdir(parents=True)
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-    return StageResult(config.stage, folder, Path(f"{config.stage}.yaml"), config, list(attempts), record, None)
+    return StageResult(config.stage, StageLayout(folder), Path(f"{config.stage}.yaml"), config, list(attempts), record, None)
 
 
 def history_of(stage: StageResult) -> list[dict]:
-    return [json.loads(line) for line in (stage.folder / "history.jsonl").open()]
+    return [json.loads(line) for line in stage.files.history.open()]
 
 
 def test_loss_is_binned_by_half_epochs(stages, tmp_path):

@@ -243,12 +243,38 @@ def test_an_override_changes_its_key_alone(workspace):
     assert found == before.model_copy(update={"schedule": before.schedule.model_copy(update={"base_lr": 0.002})})
 
 
-def test_dag_lint_and_format(workspace):
+def test_dag_and_format(workspace):
     assert workspace.snakemake("--dag").stdout.count("train_stage") >= 3
-    assert "Congratulations" in workspace.snakemake("--lint").stdout
     snakefmt = shutil.which("snakefmt", path=str(Path(sys.executable).parent))
     files = [str(p) for p in [workspace.path / "Snakefile", *workspace.path.glob("rules/**/*.smk")]]
     subprocess.run([snakefmt, "--check", *files], check=True)
+
+
+def lint(workspace) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "rules/lint.py"], cwd=workspace.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_lint(workspace):
+    done = lint(workspace)
+    assert done.returncode == 0 and "Congratulations" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('    log:\n        DATA.log("manifest"),\n', "", "No log directive defined"),
+        ("{params.images:q} --output", "{IMAGES:q} --output", "Shell command directly uses variable IMAGES"),
+        ("rule manifest:", 'A = "/usr/share/a"\n\n\nrule manifest:', 'Absolute path "/usr/share/a"'),
+    ],
+)
+def test_lint_leaves_out_one_complaint_alone(workspace, old, new, complaint):
+    file = workspace.path / "rules/data.smk"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    done = lint(workspace)
+    assert done.returncode == 1 and complaint in done.stdout and "conda" not in done.stdout
 
 
 BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b|^\s*(script|run|notebook|wrapper|cwl):"

@@ -16,6 +16,7 @@ from cswin.data.sources.source import LISTED, listed
 from cswin.data.store.dataset import Dataset, read_rows
 from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
+from cswin.layout import DATASET
 
 Row = tuple[int, int, bytes] | tuple[int, int, bytes, str]  # position, label, file content; and the file's name if it has one
 
@@ -49,7 +50,7 @@ def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelle
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "dataset.json" if (path / "dataset.json").is_file() else path
+        path = path / DATASET if (path / DATASET).is_file() else path
     if path.is_dir():
         return _folder(path / split if (path / split).is_dir() else path, class_names)
     if not path.is_file():

@@ -6,25 +6,21 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 
 from cswin.data.store.assemble import shard_entry, shard_name
-from cswin.data.store.manifest import Summary, load_summary
+from cswin.data.store.manifest import Summary, load_summary, save_plan
 from cswin.data.store.mindrecord import convert_shard, keep_freed_memory
 from cswin.errors import UserError
+from cswin.layout import PLAN
 from cswin.progress import Console
-
-PLAN = "plan.json"
 
 
 def plan_shards(summary_path: Path, shard_mb: int, shards: Path) -> Path:
-    """Divide a manifest into shards of about `shard_mb` MiB. The plan (a summary) is written to `shards`, beside them."""
-    summary, plan = load_summary(summary_path).recut(shard_mb), shards / PLAN
+    """Divide a manifest into shards of about `shard_mb` MiB. The plan is written to `shards`, beside them."""
     shards.mkdir(parents=True, exist_ok=True)
-    rows = summary_path.parent.absolute() / summary.rows_file
-    replace(summary, rows_file=os.path.relpath(rows, shards.absolute())).save(plan)
-    return plan
+    save_plan(summary_path, shard_mb, shards / PLAN)
+    return shards / PLAN
 
 
 def convert_missing(images: Path, rows: Path, plan: Path, workers: int, console: Console) -> None:

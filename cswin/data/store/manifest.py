@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -125,16 +126,14 @@ class Summary:
 
     def save(self, path: Path) -> None:
         """Write manifest.json."""
-        content = {"format": FORMAT, "manifest_hash": self.manifest_hash, **asdict(self)}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(path, {"manifest_hash": self.manifest_hash, **asdict(self)})
 
 
 def load_summary(path: Path) -> Summary:
-    """Read manifest.json.
+    """Read manifest.json, or a plan that was made from it (`save_plan`): the same images, cut as the plan says.
 
     Raises:
-        UserError: if it is missing, or was not written by `cswin data manifest`.
+        UserError: if it is missing, is not what `cswin data manifest` writes, or is the plan of another manifest.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -142,12 +141,34 @@ def load_summary(path: Path) -> Summary:
         raise UserError(f"{path}: cannot be read ({error}); run `cswin data manifest`") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is no summary of format {FORMAT}; run `cswin data manifest` again")
+    if "manifest" in content:
+        return _planned(path, content)
     splits = {name: Split(**{**facts, "counts": tuple(facts["counts"])}) for name, facts in content["splits"].items()}
     fields = {key: content[key] for key in Summary.__dataclass_fields__}
     summary = Summary(**{**fields, "splits": splits, "class_names": tuple(content["class_names"])})
     if summary.manifest_hash != content["manifest_hash"]:
         raise UserError(f"{path}: was edited, its hash does not match; run `cswin data manifest` again")
     return summary
+
+
+def save_plan(summary_path: Path, shard_mb: int, path: Path) -> None:
+    """Write how a manifest's images are cut into shards of about `shard_mb` MiB: what is not in manifest.json, and where that is."""
+    manifest = os.path.relpath(summary_path.absolute(), path.absolute().parent)
+    _write(path, {"manifest": manifest, "manifest_hash": load_summary(summary_path).manifest_hash, "shard_mb": shard_mb})
+
+
+def _planned(path: Path, plan: dict) -> Summary:
+    manifest = path.parent / plan["manifest"]
+    summary = load_summary(manifest)
+    if summary.manifest_hash != plan["manifest_hash"]:
+        raise UserError(f"{path}: was made from another manifest than {manifest} is now; run `snakemake` again")
+    rows = os.path.relpath(manifest.parent.absolute() / summary.rows_file, path.absolute().parent)
+    return replace(summary.recut(plan["shard_mb"]), rows_file=rows)
+
+
+def _write(path: Path, content: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def storage_order(seed: int, split: str, images: int) -> np.ndarray:

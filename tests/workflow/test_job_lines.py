@@ -3,7 +3,7 @@
 import logging
 import re
 
-from cswin.report.jobs import JobLines
+from cswin.workflow.job_lines import JobLines
 
 
 def test_one_line_per_finished_job_with_its_seconds(workspace):

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
 
 from cswin.progress import duration_text
+from cswin.workflow.internals import Internals
 
-_HANDLER = "DefaultStreamHandler"  # Snakemake's name for it
 _HIDDEN = {"workflow_started", "run_info", "resources_info", "rulegraph", "job_info", "job_started", "job_finished", "shellcmd"}
 _NO_NEWS = re.compile(
     r"Assuming unrestricted|Building DAG|Using shell|Singularity containers|Select jobs|Execute \d+ jobs|DAG of jobs will|"
@@ -57,17 +56,9 @@ class JobLines(logging.Formatter):
         return text and self.clear + text
 
 
-def shorten_output(workflow: Any) -> None:
-    """Show job lines on the terminal from now on. Not for a dry run, `--verbose`, `-p` or a logger plugin.
-
-    Args:
-        workflow: Snakemake's workflow object. Jobs that it starts on other machines keep their output.
-    """
-    from snakemake.logging import logger
-
-    settings = workflow.output_settings
-    if workflow.is_main_process and not (settings.dryrun or settings.verbose or settings.printshellcmds):
-        for handler in (handler for handler in logger.handlers if handler.name == _HANDLER):
-            lines = JobLines(handler.formatter, handler.stream.isatty())
-            handler.addFilter(lines)
-            handler.setFormatter(lines)
+def shorten_output(snakemake: Internals) -> None:
+    """Show job lines on the terminal from now on, unless a dry run, `--verbose`, `-p` or a logger plugin was asked for."""
+    for handler in snakemake.terminal_handlers():
+        lines = JobLines(handler.formatter, handler.stream.isatty())
+        handler.addFilter(lines)
+        handler.setFormatter(lines)
