@@ -1,6 +1,6 @@
-"""Convert weights between PyTorch files (.pth, .pt, .tar), MindSpore checkpoints (.ckpt) and .safetensors.
+"""Convert weights of PyTorch files (.pth, .pt, .tar), MindSpore checkpoints (.ckpt) and .safetensors to one of the last two.
 
-The suffixes decide the formats. PyTorch is not needed, and nothing that a file contains is executed. Architecture and classes
+The suffixes decide the formats; PyTorch reads .safetensors (safetensors.torch.load_file). PyTorch is not needed, and nothing that a file contains is executed. Architecture and classes
 are taken from the file's record or, where it has none, from the parameters' shapes; what shapes do not decide is asked for.
 """
 
