@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord
 from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.pickle_reader import TensorReference
-from cswin.convert.torch_file import TorchFile, open_torch_file, write_torch_file
+from cswin.convert.torch_file import TorchFile, open_torch_file
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
@@ -60,7 +59,7 @@ class Source:
 
 
 def convert_weights(source: str | Path, target: str | Path, options: Options = Options()) -> Checkpoint:
-    """Read `source`, write `target`; the suffixes select the formats (.pth, .pt, .tar: PyTorch; .ckpt; .safetensors).
+    """Read `source` (.pth, .pt, .tar of PyTorch; .ckpt; .safetensors), write `target` (.ckpt, .safetensors).
 
     Returns:
         The written content.
@@ -69,17 +68,15 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
         UserError: if anything does not fit; then nothing is written.
     """
     source, target = Path(source), Path(target)
-    for path in (source, target):
-        ckpt.known_suffix(path, ckpt.PYTORCH_SUFFIXES + ckpt.SUFFIXES)
+    ckpt.known_suffix(source, ckpt.PYTORCH_SUFFIXES + ckpt.SUFFIXES)
+    if target.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
+        raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
+                        "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
+    ckpt.known_suffix(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the input file itself; give another name")
     checkpoint = _complete(read_source(source, options.which), options, source)
-    if target.suffix.lower() in ckpt.SUFFIXES:
-        ckpt.save_checkpoint(target, checkpoint)
-    else:
-        content = {RAW: checkpoint.weights} | ({EMA: checkpoint.ema} if checkpoint.ema is not None else {})
-        record = json.dumps(checkpoint.record.to_dict(), sort_keys=True)
-        write_torch_file(target, content | {ckpt.RECORD_KEY: record})
+    ckpt.save_checkpoint(target, checkpoint)
     return checkpoint
 
 
@@ -110,19 +107,11 @@ def _read_torch(file: TorchFile, which: str) -> Source:
     raw, ema = content.get(RAW), content.get(EMA)
     if raw is None and ema is None:
         raw = content  # a bare dictionary of tensors
-    record = content.get(ckpt.RECORD_KEY)
-    known = None
-    if isinstance(record, str):
-        try:
-            known = CheckpointRecord.from_dict(json.loads(record))
-        except (ValueError, UserError) as error:
-            raise UserError(f"{path}: its {ckpt.RECORD_KEY} cannot be read ({error})") from error
-    keep_both = which == "auto" and known is not None and raw is not None and ema is not None
-    chosen, average = _choose(raw, ema, "both" if keep_both else which, path)
+    chosen, average = _choose(raw, ema, which, path)
     origin = {"weights": RAW if chosen is raw else EMA} if raw is not content else {}
     origin |= {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
     weights = _state_dict(file, chosen)
-    return Source(weights, None if average is None else _state_dict(file, average), known, origin)
+    return Source(weights, None if average is None else _state_dict(file, average), None, origin)
 
 
 def _choose(raw, ema, which: str, path: Path) -> tuple:

@@ -1,25 +1,22 @@
-"""PyTorch's zip format (torch.save since PyTorch 1.6): one pickle, and one uncompressed record per storage."""
+"""Reads PyTorch's zip format (torch.save since PyTorch 1.6): one pickle, and one uncompressed record per storage.
+
+There is no writer: PyTorch reads .safetensors (`safetensors.torch.load_file`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
-import pickle
-import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cswin.atomic import atomic_path
 from cswin.convert.pickle_reader import RefusedName, TensorReference, read_pickle
 from cswin.errors import UserError
-
-ALIGNMENT = 64  # bytes; PyTorch maps the records into memory
-EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the file
 
 
 class TorchFile:
@@ -108,75 +105,3 @@ def open_torch_file(path: str | Path) -> Iterator[TorchFile]:
             yield TorchFile(path, archive)
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: is damaged ({error}); take another copy") from error
-
-
-def write_torch_file(path: str | Path, content: Mapping[str, str | Mapping[str, np.ndarray]]) -> None:
-    """Write a file that `torch.load(path, weights_only=True)` reads as a dictionary of strings and state dictionaries.
-
-    Args:
-        path: the new file, written atomically; equal content gives equal bytes.
-        content: strings, and dictionaries of float32 arrays by name, which become CPU tensors.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    path = Path(path)
-    writer = _PickleWriter()
-    writer.content(content)
-    with atomic_path(path) as temporary, temporary.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        root = path.name.split(".")[0] or "archive"
-        records = {"data.pkl": writer.finish(), "byteorder": b"little"}
-        records |= {f"data/{key}": array.tobytes() for key, array in enumerate(writer.arrays)}
-        for name, data in (records | {"version": b"3\n"}).items():
-            info = zipfile.ZipInfo(f"{root}/{name}", EPOCH)
-            header = file.tell() + 30 + len(info.filename.encode())
-            # An extra field, as PyTorch writes it ("FB"), moves the record to the next multiple.
-            padding = -(header + 4) % ALIGNMENT
-            info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
-            archive.writestr(info, data)
-
-
-class _PickleWriter:
-    """Pickle instructions (protocol 2) for nested dictionaries of strings and tensors."""
-
-    def __init__(self):
-        self._parts = [pickle.PROTO + b"\x02"]
-        self.arrays: list[np.ndarray] = []
-
-    def finish(self) -> bytes:
-        return b"".join([*self._parts, pickle.STOP])
-
-    def content(self, value) -> None:
-        if isinstance(value, str):
-            data = value.encode()
-            self._parts.append(pickle.BINUNICODE + struct.pack("<I", len(data)) + data)
-        elif isinstance(value, int):
-            self._parts.append(pickle.LONG1 + b"\x08" + struct.pack("<q", value))
-        elif isinstance(value, Mapping):
-            self._parts.append(pickle.EMPTY_DICT + pickle.MARK)
-            for key, item in value.items():
-                self.content(key)
-                self.content(item)
-            self._parts.append(pickle.SETITEMS)
-        elif isinstance(value, tuple):
-            self._parts.append(pickle.MARK)
-            for item in value:
-                self.content(item)
-            self._parts.append(pickle.TUPLE)
-        else:
-            self._tensor(value)
-
-    def _tensor(self, array: np.ndarray) -> None:
-        """torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)."""
-        array = np.ascontiguousarray(array, "<f4")
-        self._parts += [pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK, pickle.MARK]
-        self.content("storage")
-        self._parts.append(pickle.GLOBAL + b"torch\nFloatStorage\n")
-        for item in (str(len(self.arrays)), "cpu", array.size):
-            self.content(item)
-        self._parts += [pickle.TUPLE, pickle.BINPERSID]
-        for item in (0, array.shape, tuple(s // 4 for s in array.strides)):
-            self.content(item)
-        hooks = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
-        self._parts += [pickle.NEWFALSE, hooks, pickle.TUPLE, pickle.REDUCE]
-        self.arrays.append(array)

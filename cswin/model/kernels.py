@@ -1,62 +1,22 @@
 """Operations of the network for which MindSpore's CPU kernels are slow, as loops with one pass over memory: GELU, LayerNorm, LePE.
 
-All arrays are float32 and contiguous. For sums over rows, the work is divided into pieces that depend only on the shapes, and the
-sums of the pieces are added in their order. Elsewhere the pieces are whole rows or whole vectors. So the number of cores changes no
-bit of the results. The compiler may reorder sums within a row to use vectors, so results differ by rounding between kinds of
-machines, as do those of MindSpore's own products.
+All arrays are float32, contiguous. Work is cut so that the number of cores does not change a bit (`cswin.model.pieces`). The compiler
+may reorder sums within a row to fill vectors: results differ between kinds of machines by rounding, as those of MindSpore's own
+products do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 from numba import float32, float64, int32
 
 from cswin.compiled import compiled
-from cswin.distributed.cores import usable_cores
+from cswin.model.pieces import carry_out, parts, pieces, runs
 
-PIECE = 1 << 16  # numbers in a piece of work: much more work than passing it on, much less than a layer
-kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity are preserved
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(usable_cores(), "kernel")
-
-
-def _pieces(rows: int, width: int) -> list[tuple[int, int, int]]:
-    """Number, first row and last row (exclusive) of each piece of `rows` rows of `width` numbers."""
-    step = max(1, PIECE // width)
-    return [(i, first, min(first + step, rows)) for i, first in enumerate(range(0, rows, step))]
-
-
-def _parts(rows: int, width: int) -> list[tuple[int, int, int]]:
-    """The same, with only as many pieces as keep all cores busy: without sums over rows, the result is the same."""
-    count = max(1, min(usable_cores(), rows * width // PIECE))
-    return [(i, i * rows // count, (i + 1) * rows // count) for i in range(count)]
-
-
-def _runs(size: int) -> list[tuple[int, int, int]]:
-    """The same for `size` consecutive numbers, divided at multiples of 64, so vectors are always full."""
-    return [(i, 64 * first, min(64 * last, size)) for i, first, last in _parts(-(-size // 64), 64)]
-
-
-def _carry_out(work: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]]) -> None:
-    """Call `work` with every piece, on all cores that the process may use, including that of this thread."""
-
-    def share(number: int) -> None:
-        for piece in pieces[number::cores]:
-            work(*piece)
-
-    cores = min(usable_cores(), len(pieces))
-    others = [_threads().submit(share, number) for number in range(1, cores)]
-    share(0)
-    for other in others:
-        other.result()
+kernel = partial(compiled, fastmath=frozenset({"reassoc", "contract"}))  # NaN and infinity keep their meaning
 
 
 # GELU
@@ -124,7 +84,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     """x Phi(x), Phi the normal distribution's cumulative function; any shape."""
     y = np.empty_like(x)
     a, b = x.reshape(-1), y.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), _runs(a.size))
+    carry_out(lambda _, first, last: _gelu(a[first:last], b[first:last]), runs(a.size))
     return y
 
 
@@ -132,7 +92,7 @@ def gelu_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """dy (Phi(x) + x phi(x)), phi = Phi'."""
     dx = np.empty_like(x)
     a, b, c = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
-    _carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), _runs(a.size))
+    carry_out(lambda _, first, last: _gelu_gradient(a[first:last], b[first:last], c[first:last]), runs(a.size))
     return dx
 
 
@@ -140,10 +100,10 @@ def gelu_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def _layer_norm(x, weight, bias, epsilon, y, statistics, first, last):
+def _layer_norm(x, weight, bias, epsilon, y, statistics):
     width = x.shape[1]
     share = _ONE / float32(width)
-    for row in range(first, last):
+    for row in range(len(x)):
         total = float32(0)
         for j in range(width):
             total += x[row, j]
@@ -158,12 +118,12 @@ def _layer_norm(x, weight, bias, epsilon, y, statistics, first, last):
 
 
 @kernel
-def _layer_norm_gradient(x, weight, statistics, dy, dx, sums, first, last):
+def _layer_norm_gradient(x, weight, statistics, dy, dx, sums):
     """`sums` (2, C) of the piece: of dy times the normalised rows, and of dy."""
     width = x.shape[1]
     share = _ONE / float32(width)
     sums[:] = float32(0)
-    for row in range(first, last):
+    for row in range(len(x)):
         mean, scale = statistics[row, 0], statistics[row, 1]
         total, correlation = float32(0), float32(0)
         for j in range(width):
@@ -183,9 +143,9 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, epsilon: 
     y, statistics = np.empty_like(x), np.empty((len(x), 2), np.float32)
 
     def work(_, first, last):
-        _layer_norm(x, weight, bias, np.float32(epsilon), y, statistics, first, last)
+        _layer_norm(x[first:last], weight, bias, np.float32(epsilon), y[first:last], statistics[first:last])
 
-    _carry_out(work, _parts(*x.shape))
+    carry_out(work, parts(*x.shape))
     return y, statistics
 
 
@@ -193,13 +153,13 @@ def layer_norm_gradient(
     x: np.ndarray, weight: np.ndarray, statistics: np.ndarray, dy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients for x, weight and bias."""
-    pieces, dx = _pieces(*x.shape), np.empty_like(x)
-    sums = np.empty((len(pieces), 2, x.shape[1]), np.float32)
+    cut, dx = pieces(*x.shape), np.empty_like(x)
+    sums = np.empty((len(cut), 2, x.shape[1]), np.float32)
 
     def work(i, first, last):
-        _layer_norm_gradient(x, weight, statistics, dy, dx, sums[i], first, last)
+        _layer_norm_gradient(x[first:last], weight, statistics[first:last], dy[first:last], dx[first:last], sums[i])
 
-    _carry_out(work, pieces)
+    carry_out(work, cut)
     total = sums.sum(0)
     return dx, total[0], total[1]
 
@@ -208,12 +168,13 @@ def layer_norm_gradient(
 
 
 @kernel
-def _lepe(v, taps, bias, depth, y, first, last):
-    """v, y: (windows, tokens * depth). taps: (heads, 9, width * depth), bias: (heads, width * depth): repeated along a stripe's row."""
-    heads, line = bias.shape
-    height = v.shape[1] // line
-    for window in range(first, last):
-        head = window % heads
+def _lepe(v, taps, bias, y, first):
+    """v, y: (windows, tokens * depth), from window `first` on. taps: (heads, 9, width, depth), bias: (heads, width * depth), the
+    same for each token of a stripe's row."""
+    (heads, line), depth = bias.shape, taps.shape[3]
+    lines, height = taps.reshape(heads, 9, line), v.shape[1] // line
+    for window in range(len(v)):
+        head = (first + window) % heads
         for row in range(height):
             to = y[window, row * line : (row + 1) * line]
             to[:] = bias[head]
@@ -221,19 +182,19 @@ def _lepe(v, taps, bias, depth, y, first, last):
                 at = v[window, (row + dy - 1) * line : (row + dy) * line]
                 for dx in range(3):
                     shift = (dx - 1) * depth
-                    tap, source, target = taps[head, dy * 3 + dx], at[max(0, shift) :], to[max(0, -shift) :]
+                    tap, source, target = lines[head, dy * 3 + dx], at[max(0, shift) :], to[max(0, -shift) :]
                     for i in range(line - abs(shift)):
                         target[i] += tap[i] * source[i]
 
 
 @kernel
-def _lepe_gradient(v, taps, depth, dout, dv, sums, first, last):
+def _lepe_gradient(v, taps, dout, dv, sums, first):
     """`sums` (heads, 10, width * depth) of the piece: for the nine taps and the bias."""
-    heads, line = taps.shape[0], taps.shape[2]
-    height = v.shape[1] // line
+    heads, depth, line = taps.shape[0], taps.shape[3], sums.shape[2]
+    lines, height = taps.reshape(heads, 9, line), v.shape[1] // line
     sums[:] = float32(0)
-    for window in range(first, last):
-        head = window % heads
+    for window in range(len(v)):
+        head = (first + window) % heads
         dv[window] = float32(0)
         for row in range(height):
             to = dout[window, row * line : (row + 1) * line]
@@ -244,7 +205,7 @@ def _lepe_gradient(v, taps, depth, dout, dv, sums, first, last):
                 at, back = v[window, begin : begin + line], dv[window, begin : begin + line]
                 for dx in range(3):
                     shift = (dx - 1) * depth
-                    tap, total, target = taps[head, dy * 3 + dx], sums[head, dy * 3 + dx], to[max(0, -shift) :]
+                    tap, total, target = lines[head, dy * 3 + dx], sums[head, dy * 3 + dx], to[max(0, -shift) :]
                     source, slope = at[max(0, shift) :], back[max(0, shift) :]
                     for i in range(line - abs(shift)):
                         slope[i] += tap[i] * target[i]
@@ -252,8 +213,8 @@ def _lepe_gradient(v, taps, depth, dout, dv, sums, first, last):
 
 
 def _along_rows(numbers: np.ndarray, depth: int, width: int) -> np.ndarray:
-    """(heads * depth, n) -> (heads, n, width * depth), the same for each token of a row."""
-    return np.tile(numbers.reshape(-1, depth, numbers.shape[1]).transpose(0, 2, 1), (1, 1, width))
+    """(heads * depth, n) -> (heads, n, width, depth), the same for each token of a row."""
+    return np.repeat(numbers.reshape(-1, depth, numbers.shape[1]).transpose(0, 2, 1)[:, :, None], width, 2)
 
 
 def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, width: int) -> np.ndarray:
@@ -266,8 +227,9 @@ def lepe(v: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, width: int) -> 
     """
     windows, tokens, depth = v.shape
     y, flat = np.empty((windows, tokens * depth), np.float32), v.reshape(windows, -1)
-    taps, bias = _along_rows(weight.reshape(-1, 9), depth, width), _along_rows(bias[:, None], depth, width)[:, 0]
-    _carry_out(lambda _, first, last: _lepe(flat, taps, bias, depth, y, first, last), _parts(*flat.shape))
+    taps, bias = _along_rows(weight.reshape(-1, 9), depth, width), _along_rows(bias[:, None], depth, width)
+    bias = bias.reshape(len(taps), -1)
+    carry_out(lambda _, first, last: _lepe(flat[first:last], taps, bias, y[first:last], first), parts(*flat.shape))
     return y.reshape(v.shape)
 
 
@@ -277,9 +239,13 @@ def lepe_gradient(
     """Gradients for v, weight and bias."""
     windows, tokens, depth = v.shape
     flat, arriving, taps = v.reshape(windows, -1), dout.reshape(windows, -1), _along_rows(weight.reshape(-1, 9), depth, width)
-    dv, pieces = np.empty_like(flat), _pieces(*flat.shape)
-    sums = np.empty((len(pieces), len(taps), 10, width * depth), np.float32)
-    _carry_out(lambda i, first, last: _lepe_gradient(flat, taps, depth, arriving, dv, sums[i], first, last), pieces)
+    dv, cut = np.empty_like(flat), pieces(*flat.shape)
+    sums = np.empty((len(cut), len(taps), 10, width * depth), np.float32)
+
+    def work(i, first, last):
+        _lepe_gradient(flat[first:last], taps, arriving[first:last], dv[first:last], sums[i], first)
+
+    carry_out(work, cut)
     total = np.ascontiguousarray(sums.sum(0).reshape(len(taps), 10, width, depth).sum(2).transpose(0, 2, 1)).reshape(-1, 10)
     return dv.reshape(v.shape), np.ascontiguousarray(total[:, :9]).reshape(weight.shape), np.ascontiguousarray(total[:, 9])
 
@@ -297,13 +263,13 @@ def _square_sum(x):
 
 def square_sum(x: np.ndarray) -> np.ndarray:
     """The sum of the squares of (n,), added in float64: (1,), float32."""
-    pieces = _pieces(len(x), 1)
-    sums = np.empty(len(pieces))
+    cut = pieces(len(x), 1)
+    sums = np.empty(len(cut))
 
     def work(i, first, last):
         sums[i] = _square_sum(x[first:last])
 
-    _carry_out(work, pieces)
+    carry_out(work, cut)
     return np.array([sums.sum()], np.float32)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cswin.atomic import atomic_path
 from cswin.checkpoint import SUFFIXES
@@ -15,41 +14,37 @@ from cswin.data.sources.ilsvrc import OFFICIAL
 from cswin.data.sources.source import SPLITS
 from cswin.data.sources.tree_writer import check_space
 from cswin.errors import UserError
-from cswin.openi.storage import Folder, Storage, join, storage_for
+from cswin.openi.storage import join, storage_for
 from cswin.progress import size_text
 
 INPUTS = "inputs"  # below the work folder
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """A file or folder that lies ready for the job."""
 
-    storage: Storage
     url: str
     name: str
 
     @property
     def has_splits(self) -> bool:
         """Whether it is a folder with train/ and val/."""
-        return set(self.storage.names(self.url)) >= set(SPLITS)
+        return set(storage_for(self.url).names(self.url)) >= set(SPLITS)
 
     def bring(self, work: Path, say: Callable[[str], None]) -> Path:
-        """Its copy below the work folder, made if it is not there yet."""
-        local = work / INPUTS / self.name
-        if self.storage.is_folder(self.url):
-            self.storage.get_folder(self.url, local)
-            return local
-        size = self.storage.size(self.url)
-        if not (local.is_file() and local.stat().st_size == size):
-            check_space(local, size, self.name)
-            say(f"bringing in {self.url}, {size_text(size)}")
-            self.storage.get(self.url, local)
+        """Its copy below the work folder; a file is not copied again."""
+        storage, local = storage_for(self.url), work / INPUTS / self.name
+        if storage.is_folder(self.url):
+            storage.get_folder(self.url, local)
+        elif not local.is_file() or local.stat().st_size != storage.size(self.url):
+            check_space(local, storage.size(self.url), self.name)
+            say(f"bringing in {self.url}, {size_text(storage.size(self.url))}")
+            storage.get(self.url, local)
         return local
 
     def found(self, work: Path, say: Callable[[str], None]) -> str:
         """Absolute path: where it lies on this machine, else of a copy."""
-        return str(Path(self.url).resolve() if isinstance(self.storage, Folder) else self.bring(work, say))
+        return str(Path(self.url).resolve() if storage_for(self.url).is_local else self.bring(work, say))
 
 
 def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -72,7 +67,7 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
             raise UserError(f"data_url: {', '.join(missing)} is missing beside {', '.join(i.name for i in official.values())}")
         return {"source": "ilsvrc2012", **{key: item.found(work, say) for key, item in official.items()}}
     archives = [item for item in items if item.name.endswith(ARCHIVES)]
-    folders = [item for item in (*(Item(storage_for(url), url, name) for url, name in places), *items) if item.has_splits]
+    folders = [item for item in (*(Item(*place) for place in places), *items) if item.has_splits]
     if len(archives) == 1:
         return {"source": "archive", "archive": archives[0].found(work, say)}
     if not archives and len(folders) == 1:
@@ -85,7 +80,7 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
 
 
 def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: Path, say: Callable[[str], None]) -> str | None:
-    """The pretrained checkpoint, relative to the work folder: the same for every start, since it belongs to a stage's identity.
+    """The pretrained checkpoint, relative to the work folder.
 
     Args:
         name: a path or URL of a checkpoint; or the (beginning of the) name of one at the places, in a zip file as well; None:
@@ -98,28 +93,28 @@ def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: 
     if name is None and not places:
         return None
     if name and name.endswith(SUFFIXES) and storage_for(name).exists(name):
-        return f"{INPUTS}/{Item(storage_for(name), name, name.rpartition('/')[2]).bring(work, say).name}"
-    items = _items(places)
-    found: list[tuple[Item, str | None]] = [(item, None) for item in items if item.name.endswith(SUFFIXES)]
-    for item in items:
-        if item.name.endswith(".zip"):
+        return f"{INPUTS}/{Item(name, name.rpartition('/')[2]).bring(work, say).name}"
+    found: list[tuple[str, Item, str | None]] = []  # name of the checkpoint, file, member of a zip file
+    for item in _items(places):
+        if item.name.endswith(SUFFIXES):
+            found.append((item.name, item, None))
+        elif item.name.endswith(".zip"):
             with zipfile.ZipFile(item.found(work, say)) as packed:
-                found += [(item, member) for member in packed.namelist() if member.endswith(SUFFIXES)]
-    names = [(member or item.name).rpartition("/")[2] for item, member in found]
-    chosen = [i for i, file in enumerate(names) if name in (None, file, file.rpartition(".")[0])]
-    chosen = chosen or [i for i, file in enumerate(names) if file.startswith(name)]
+                found += [(m.rpartition("/")[2], item, m) for m in packed.namelist() if m.endswith(SUFFIXES)]
+    chosen = [one for one in found if name in (None, one[0], one[0].rpartition(".")[0])]
+    chosen = chosen or [one for one in found if one[0].startswith(name)]
     if len(chosen) != 1:
         raise UserError(
-            f"pretrained: {name or 'the model'} must be one checkpoint ({', '.join(SUFFIXES)}); found {', '.join(names) or 'none'}; "
-            "give its name, path or URL (other files: cswin convert-weights)"
+            f"pretrained: {name or 'the model'} must be one checkpoint ({', '.join(SUFFIXES)}); found "
+            f"{', '.join(one[0] for one in found) or 'none'}; give its name, path or URL (other files: cswin convert-weights)"
         )
-    item, member = found[chosen[0]]
+    [(file, item, member)] = chosen
     if member is None:
         item.bring(work, say)
     else:
-        with zipfile.ZipFile(item.found(work, say)) as packed, atomic_path(work / INPUTS / names[chosen[0]]) as temporary:
+        with zipfile.ZipFile(item.found(work, say)) as packed, atomic_path(work / INPUTS / file) as temporary:
             temporary.write_bytes(packed.read(member))
-    return f"{INPUTS}/{names[chosen[0]]}"
+    return f"{INPUTS}/{file}"
 
 
 def _items(places: Sequence[tuple[str, str]]) -> list[Item]:
@@ -129,6 +124,6 @@ def _items(places: Sequence[tuple[str, str]]) -> list[Item]:
         storage = storage_for(url)
         if not storage.exists(url):
             raise UserError(f"{url}: there is no such file or folder; check data_url, and that the job has this dataset")
-        inside = [Item(storage, join(url, entry), entry) for entry in storage.names(url)]
-        items += inside if storage.is_folder(url) else [Item(storage, url, name)]
+        inside = [Item(join(url, entry), entry) for entry in storage.names(url)]
+        items += inside if storage.is_folder(url) else [Item(url, name)]
     return items

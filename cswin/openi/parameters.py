@@ -7,6 +7,7 @@ A parameter of the report is understood where it still means the same, and refus
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 
 from cswin.config.files import read_yaml
+from cswin.config.resolve import parse_settings
 from cswin.config.settings import Runtime, Settings
 from cswin.errors import UserError
 
@@ -69,7 +71,8 @@ def parse_parameters(arguments: Sequence[str], environment: Mapping[str, str] = 
     """Parameters from the command line and, for data_url and train_url, the environment.
 
     Raises:
-        UserError: for a parameter that is unknown or no longer means what it did, with the new way to say it.
+        UserError: for a parameter that is unknown or no longer means what it did, with the new way to say it, and for what is
+            wrong in the configuration that they make.
     """
     parser = argparse.ArgumentParser(prog="python -m cswin.openi", description=__doc__, allow_abbrev=False)
     for name, option in OPTIONS.items():
@@ -96,8 +99,8 @@ def parse_parameters(arguments: Sequence[str], environment: Mapping[str, str] = 
     return Parameters(data, models, known.pretrained, train_url, _configuration(known, rest), work, known.copy_minutes)
 
 
-def _configuration(known: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
-    """The values of the configuration file with all overrides laid over them; the whole is checked once the data are known."""
+def _configuration(known: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """The values of the configuration file with all overrides laid over them, checked except for where the data are."""
     if known.arch and known.arch not in ARCHITECTURES and not known.config:
         raise UserError(
             f"arch: {known.arch!r} is not known; one of {', '.join(ARCHITECTURES)}, or --config=FILE with model.arch"
@@ -109,18 +112,23 @@ def _configuration(known: argparse.Namespace, rest: Sequence[str]) -> dict[str, 
         raise UserError(f"{file}: is no mapping of keys to values")
     if known.config and known.arch:
         _set(values, "model.arch", known.arch)
-    words = list(rest)
-    while words:
-        name, separator, value = words.pop(0).partition("=")
+    while rest:
+        name, separator, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"{name!r}: is no parameter; they are written --name=value")
         if not separator:
-            if not words or words[0].startswith("--"):
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"{name[2:]}: has no value; write {name}=value")
-            value = words.pop(0)
+            value = rest.pop(0)
         _set(values, _key(name[2:], value), yaml.safe_load(value))
     if known.device_num is not None:
-        _set_devices(values, known.device_num)
+        _set(values, "runtime.devices", known.device_num)
+        with contextlib.suppress(
+            LookupError, TypeError, ZeroDivisionError
+        ):  # the check says what is missing or does not divide
+            per_pass = known.device_num * values["runtime"].get("batch_size", Runtime().batch_size)
+            values["runtime"]["accumulation"] = values["optimizer"]["global_batch"] // per_pass
+    parse_settings(values)
     return values
 
 
@@ -145,23 +153,6 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"{key}: {section!r} holds no keys")
     values[last] = value
-
-
-def _set_devices(values: dict[str, Any], devices: int) -> None:
-    """As many devices, with the batch of a step as it was: the results stay the same, the accumulation follows."""
-    if devices < 1:
-        raise UserError(f"device_num: {devices} must be 1 or more")
-    _set(values, "runtime.devices", devices)
-    optimizer, batch_size = values.get("optimizer"), values["runtime"].get("batch_size", Runtime().batch_size)
-    batch = optimizer.get("global_batch") if isinstance(optimizer, dict) else None
-    if not all(isinstance(size, int) and size > 0 for size in (batch, batch_size)):
-        return  # the check of the whole configuration says so
-    if batch % (per_pass := batch_size * devices):
-        raise UserError(
-            f"device_num: {devices} devices with {batch_size} images each make {per_pass}, which does not divide "
-            f"optimizer.global_batch {batch}; change --runtime.batch_size (speed) or --optimizer.global_batch (results)"
-        )
-    values["runtime"]["accumulation"] = batch // per_pass
 
 
 def _listed(text: str | None, name: str, url_key: str, name_key: str) -> list[tuple[str, str]]:

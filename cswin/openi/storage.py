@@ -1,15 +1,16 @@
 """Where data_url and train_url point: plain folders, or the platform's object storage through its `moxing` module.
 
 Only calls that MoXing's documentation describes are used (`mox.file.…`). An object appears in the storage when it is whole; a plain
-file is written under another name and renamed, so both hold whole files only, whenever the writer is killed.
+file is written under another name and renamed. So both hold whole files only, whenever the writer is killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +26,10 @@ def storage_for(url: str) -> Storage:
     """The storage of a URL: obs:// and s3:// through moxing, everything else a path of this machine.
 
     Raises:
-        UserError: if the URL needs moxing and it is not here.
+        UserError: if the URL needs moxing and it is not installed.
     """
     if not url.startswith(REMOTE):
-        return Folder()
+        return Storage()
     try:
         import moxing
     except ImportError as error:
@@ -36,7 +37,7 @@ def storage_for(url: str) -> Storage:
             f"{url}: reading object storage needs the module moxing, which the platform's Ascend images bring along ({error}); "
             "choose such an image, or give a folder"
         ) from error
-    return Moxing(moxing)
+    return Storage(moxing.file, PAUSES)
 
 
 def join(*parts: str) -> str:
@@ -48,15 +49,16 @@ class Storage:
     """Files by their path or URL, separated by `/`. A call that fails is repeated: most failures of a network pass.
 
     Args:
-        file: has the calls of `moxing.file`.
+        file: has the calls of `moxing.file`; files of this machine (a mounted network folder among them) unless given.
         pauses: seconds before each further try.
 
     Raises (all methods):
         UserError: if the last try fails as well.
     """
 
-    def __init__(self, file: Any, pauses: tuple[float, ...]):
-        self.file, self.pauses = file, pauses
+    def __init__(self, file: Any = None, pauses: tuple[float, ...] = ()):
+        self.file, self.pauses = file or _LOCAL, pauses
+        self.is_local = file is None
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder."""
@@ -66,11 +68,12 @@ class Storage:
         """Whether it is a folder."""
         return self._try(self.file.is_directory, path)
 
-    def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing where there is no folder."""
+    def names(self, folder: str, below: bool = False) -> list[str]:
+        """What lies directly in a folder, or the paths of all that lies below it; nothing where there is no folder."""
         if not self.exists(folder) or not self.is_folder(folder):
             return []
-        return sorted(name.rstrip("/") for name in self._try(self.file.list_directory, folder))
+        found = self._try(lambda path: self.file.list_directory(path, recursive=below), folder)
+        return sorted(name.rstrip("/") for name in found)
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -88,8 +91,9 @@ class Storage:
 
     def put(self, local: Path, path: str) -> None:
         """Copy a file there; what was there is replaced."""
-        self._make_folder(path)
         self._try(lambda target: self.file.copy(str(local), target), path)
+        if (there := self.size(path)) < (here := local.stat().st_size):
+            raise UserError(f"{path}: has {there:,} bytes after copying, not {here:,}; is the storage full?")
 
     def read(self, path: str) -> bytes | None:
         """A small file's content; None where there is none."""
@@ -97,18 +101,12 @@ class Storage:
 
     def write(self, path: str, text: str) -> None:
         """Write a small file."""
-        self._make_folder(path)
         self._try(self.file.write, path, text)
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
         if self.exists(path):
             self._try(self.file.remove, path)
-
-    def _make_folder(self, path: str) -> None:
-        folder = path.rpartition("/")[0]
-        if not self.exists(folder):
-            self._try(self.file.make_dirs, folder)
 
     def _try(self, call: Callable, path: str, *arguments: str) -> Any:
         for pause in (*self.pauses, None):
@@ -124,32 +122,28 @@ class Storage:
         raise AssertionError("unreachable")
 
 
-class Moxing(Storage):
-    """Object storage through the platform's module."""
-
-    def __init__(self, moxing: Any, pauses: tuple[float, ...] = PAUSES):
-        super().__init__(moxing.file, pauses)
-
-
-class Folder(Storage):
-    """Files of this machine, a mounted network folder among them."""
-
-    def __init__(self):
-        super().__init__(_LOCAL, ())
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[Path]:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        yield temporary
 
 
 def _copy(source: str, target: str) -> None:
-    with atomic_path(target) as temporary:
+    with _new_file(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def _write(path: str, text: str) -> None:
-    with atomic_path(path) as temporary:
+    with _new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 _LOCAL = SimpleNamespace(
-    exists=os.path.exists, is_directory=os.path.isdir, list_directory=os.listdir, get_size=os.path.getsize, copy=_copy,
+    exists=os.path.exists, is_directory=os.path.isdir, get_size=os.path.getsize, copy=_copy,
+    list_directory=lambda folder, recursive=False: [
+        str(path.relative_to(folder)) for path in Path(folder).glob("**/*" if recursive else "*")
+    ],
     copy_parallel=lambda source, target: shutil.copytree(source, target, dirs_exist_ok=True), remove=os.remove, write=_write,
-    make_dirs=lambda folder: Path(folder).mkdir(parents=True, exist_ok=True), read=lambda path, binary: Path(path).read_bytes(),
+    read=lambda path, binary: Path(path).read_bytes(),
 )  # fmt: skip

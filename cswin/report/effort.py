@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cswin.run.attempts import AttemptSummary, current, summaries
+from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
 
 Rows = list[dict[str, Any]]
 NO_TIME = timedelta()
@@ -23,7 +23,7 @@ class Effort:
     """Figures of one training of a stage, from its beginning to its last attempt.
 
     Attributes:
-        attempts: number of starts.
+        attempts: number of starts until the stage was complete; later ones only write its files again from its state.
         resumes: number of attempts that resumed from a saved state.
         unended: attempts without a recorded end or last sign of life. Their time counts up to their last step in the history, so
             train_hours is too low by the time after it, and between_hours too high by the same.
@@ -55,6 +55,8 @@ def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Ef
         global_batch: images per step.
     """
     tried = current(summaries(attempts))
+    completed = [i for i, one in enumerate(tried) if one.reason == COMPLETE]
+    tried = tried[: completed[0] + 1] if completed else tried
     logged = steps.dropna(subset="seconds")
     ends, unended = [], 0
     for i, one in enumerate(tried):

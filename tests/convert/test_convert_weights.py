@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from networks import cut, initialised, named_gradients
+from safetensors.numpy import load_file
 
 from cswin.checkpoint import load_checkpoint
 from cswin.commands import convert_weights as command
@@ -171,37 +172,24 @@ def test_bare_dictionaries_number_formats_and_views(tmp_path, weights, torch_sav
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_back_to_pytorch_and_here_again(tmp_path, weights, suffix):
+def test_from_one_format_to_the_other(tmp_path, weights, suffix):
     first = convert_weights(GOLDEN_PTH, tmp_path / f"a{suffix}", Options("both", CHOICE, class_names=tuple("abcdefghij")))
-    convert_weights(tmp_path / f"a{suffix}", tmp_path / "b.pth")
-    with open_torch_file(tmp_path / "b.pth") as file:
-        assert list(file.content) == ["state_dict", "state_dict_ema", "cswin_record"]
-        assert_same({k: file.array(v) for k, v in file.content["state_dict_ema"].items()}, weights)
-    with zipfile.ZipFile(tmp_path / "b.pth") as archive, (tmp_path / "b.pth").open("rb") as raw:
-        assert archive.testzip() is None
-        for info in archive.infolist():
-            raw.seek(info.header_offset + 26)
-            start = info.header_offset + 30 + sum(int.from_bytes(raw.read(2), "little") for _ in range(2))
-            assert start % 64 == 0, "PyTorch maps the records into memory"
-    again = convert_weights(tmp_path / "b.pth", tmp_path / f"c{suffix}")
-    assert_same(again.ema, first.ema)
+    again = convert_weights(tmp_path / f"a{suffix}", tmp_path / "b.safetensors")
+    assert_same(again.ema, weights)
     assert_same(again.weights, first.weights)
     assert again.record.architecture == first.record.architecture and again.record.class_names == tuple("abcdefghij")
-    assert [c["file"] for c in again.record.provenance["conversions"]] == ["cswin_two_branch.pth", f"a{suffix}", "b.pth"]
+    assert [c["file"] for c in again.record.provenance["conversions"]] == ["cswin_two_branch.pth", f"a{suffix}"]
 
 
-def test_written_pickle_is_what_torch_expects(tmp_path, weights, torch_save, monkeypatch):
-    """Python's own unpickler, with torch's functions in place, gets the arguments that torch defines."""
-    convert_weights(GOLDEN_PTH, tmp_path / "a.pth", Options(choice=CHOICE))
-    monkeypatch.setattr(sys.modules["torch._utils"], "_rebuild_tensor_v2", lambda *a: a)
-    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
-        reader = pickle.Unpickler(io.BytesIO(archive.read("a/data.pkl")))
-        reader.persistent_load = lambda pid: pid
-        storage, offset, shape, strides, requires_grad, hooks = reader.load()["state_dict"]["head.weight"]
-        assert (offset, shape, strides, requires_grad, hooks) == (0, (10, 64), (64, 1), False, collections.OrderedDict())
-        assert storage[0] == "storage" and storage[1].__name__ == "FloatStorage" and storage[3:] == ("cpu", 640)
-        np.testing.assert_array_equal(np.frombuffer(archive.read(f"a/data/{storage[2]}"), "<f4").reshape(10, 64),
-                                      weights["head.weight"])  # fmt: skip
+def test_pytorch_reads_safetensors(tmp_path, weights):
+    """Under the authors' names alone; PyTorch's own format is not written, and the message says what to write."""
+    convert_weights(GOLDEN_PTH, tmp_path / "a.ckpt", Options("both", CHOICE))
+    for suffix in (".pth", ".pt", ".tar"):
+        with pytest.raises(UserError, match=r"safetensors\.torch\.load_file"):
+            convert_weights(tmp_path / "a.ckpt", tmp_path / f"b{suffix}")
+    convert_weights(tmp_path / "a.ckpt", tmp_path / "b.safetensors", Options("ema"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "b.safetensors"]
+    assert_same(load_file(tmp_path / "b.safetensors"), weights)
 
 
 class Evil:
@@ -346,7 +334,7 @@ def test_inference_from_shapes():
 def test_a_record_is_not_overruled(tmp_path):
     convert_weights(GOLDEN_PTH, tmp_path / "a.safetensors", Options(choice=CHOICE))
     with pytest.raises(UserError, match=r"split_size: \[1, 2, 2, 2\], not \[2, 2, 2, 2\]"):
-        convert_weights(tmp_path / "a.safetensors", tmp_path / "b.pth", Options(choice=Choice(split_size=(2, 2, 2, 2))))
+        convert_weights(tmp_path / "a.safetensors", tmp_path / "b.ckpt", Options(choice=Choice(split_size=(2, 2, 2, 2))))
     with pytest.raises(UserError, match="input file itself"):
         convert_weights(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
     other = Options(preprocessing={"crop_ratio": 0.5})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from cswin.model import kernels
+from cswin.model import kernels, pieces
 
 
 def within(found, wanted, tolerance):
@@ -16,7 +16,7 @@ def within(found, wanted, tolerance):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Arrays of a few thousand numbers make several pieces, the last of another size."""
-    monkeypatch.setattr(kernels, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "PIECE", 1000)
 
 
 def draw(*shape, seed=0, mean=0.0):
@@ -95,8 +95,8 @@ def test_the_number_of_cores_changes_no_bit(small_pieces, monkeypatch):
     found = []
     for cores in (1, 2, 3, 7):
         with ThreadPoolExecutor(cores) as pool:
-            monkeypatch.setattr(kernels, "_threads", lambda pool=pool: pool)
-            monkeypatch.setattr(kernels, "usable_cores", lambda cores=cores: cores)
+            monkeypatch.setattr(pieces, "_threads", lambda pool=pool: pool)
+            monkeypatch.setattr(pieces, "usable_cores", lambda cores=cores: cores)
             y, statistics = kernels.layer_norm(x, w, w, epsilon=1e-5)
             results = [kernels.gelu(x), kernels.gelu_gradient(x, dy), y]
             results += kernels.layer_norm_gradient(x, w, statistics, dy)

@@ -1,26 +1,26 @@
-"""The parts of a job on the platform: parameters, storage, inputs, ownership, snapshots."""
+"""The parts of a job on the platform: storage, inputs, ownership, the mirror of the results."""
 
 import json
 import os
 import shutil
 import socket
+import sys
 import zipfile
-from base64 import urlsafe_b64encode
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import Workspace
 
+from cswin.distributed.group import ProcessGroup
 from cswin.errors import UserError
 from cswin.openi.inputs import bring_checkpoint, bring_data
-from cswin.openi.job import read_marker
-from cswin.openi.ownership import Ownership
-from cswin.openi.selection import Changing, Selection
-from cswin.openi.snapshots import Snapshot, Snapshots
-from cswin.openi.storage import Folder, Moxing, join, storage_for
-
-OUT = "--train_url=obs://bucket/out"
+from cswin.openi.job import Job
+from cswin.openi.mirror import Mirror
+from cswin.openi.ownership import ownership
+from cswin.openi.parameters import ROOT, parse_parameters
+from cswin.openi.storage import Storage, join, storage_for
+from cswin.train.state import State, StateFolder
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def moxing(tmp_path, monkeypatch):
 def place(request, tmp_path):
     """(storage, URL) of a place to bring out to."""
     if request.param == "folder":
-        return Folder(), str(tmp_path / "out")
-    return Moxing(request.getfixturevalue("moxing"), pauses=(0,)), "obs://bucket/out"
+        return Storage(), str(tmp_path / "out")
+    return Storage(request.getfixturevalue("moxing").file, pauses=(0,)), "obs://bucket/out"
 
 
 class TestStorage:
@@ -63,7 +63,7 @@ class TestStorage:
         assert not storage.exists(target)
 
     def test_failures_that_pass_are_not_seen_and_others_name_the_path(self, moxing):
-        storage = Moxing(moxing, pauses=(0, 0))
+        storage = Storage(moxing.file, pauses=(0, 0))
         storage.write("obs://bucket/a.txt", "a")
         moxing.failures = 2
         assert storage.size("obs://bucket/a.txt") == 1
@@ -77,7 +77,7 @@ class TestStorage:
             storage_for("obs://bucket/x")
 
 
-def said(line):
+def said(*line):
     """Messages that no test asks about."""
 
 
@@ -151,154 +151,148 @@ class TestInputs:
 class TestOwnership:
     def test_living_job_is_named_and_stays(self, place):
         storage, url = place
-        with Ownership(storage, url, 0.1, said) as first:
-            with pytest.raises(UserError, match=f"host {socket.gethostname()}"), Ownership(storage, url, 0.1, said):
+        with ownership(storage, url, 0.1, said) as lost:
+            with pytest.raises(UserError, match=f"host {socket.gethostname()}"), ownership(storage, url, 0.1, said):
                 pass
-            assert not first.lost()
+            assert not lost()
         assert storage.names(url) == []
 
     def test_dead_job_is_replaced_and_notices_it_if_it_was_only_slow(self, place):
         storage, url = place
         path = join(url, "owner.json")
-        with Ownership(storage, url, 1000, said) as slow:
+        with ownership(storage, url, 1000, said) as slow:
             record = json.loads(storage.read(path))
             storage.write(path, json.dumps(record | {"every_s": 0.05}))  # it promised more than it keeps
-            with Ownership(storage, url, 0.05, said) as fast:
-                assert not fast.lost() and slow.lost()
+            with ownership(storage, url, 0.05, said) as fast:
+                assert not fast() and slow()
                 assert json.loads(storage.read(path))["nonce"] != record["nonce"]
+            assert slow()  # also when the other one has ended
         assert storage.names(url) == []
 
     def test_a_slower_heartbeat_than_ones_own_is_waited_for(self, place):
         storage, url = place
-        with Ownership(storage, url, 0.3, said), pytest.raises(UserError, match="at work"), Ownership(storage, url, 0.01, said):
+        with ownership(storage, url, 0.3, said), pytest.raises(UserError, match="at work"), ownership(storage, url, 0.01, said):
             pass
 
 
-def work_folder(path: Path) -> Path:
-    """A work folder in the middle of a stage, made by hand: a recorded output, one whose job runs, a history, temporary files."""
-    from cswin.run.states import StateFolder
-    from cswin.train.state import State
+class Stage:
+    """A stage in the middle of its training, in a work folder."""
 
-    stage = path / "results" / "r" / "stage1"
-    stage.mkdir(parents=True)
-    for folder, output in (("metadata", "results/r/config/stage1.yaml"), ("metadata", "data/x/manifest.json"),
-                           ("incomplete", "results/r/stage1/record.json")):  # fmt: skip
-        record = path / ".snakemake" / folder / urlsafe_b64encode(output.encode()).decode()
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text("{}")
-    (path / "results" / "r" / "config").mkdir()
-    (path / "results" / "r" / "config" / "stage1.yaml").write_text("a: 1\n")
-    for name in ("record.json", "history.jsonl", "lease-000001.json", ".history.partial", "state.damaged"):
-        (stage / name).write_text("0123456789")
-    states = StateFolder(stage / "state", 3, print)
-    for step in (1, 2):
-        states.save(State(step, {}, {"history_bytes": 10}), background=False)
-    return path
+    def __init__(self, work: Path):
+        self.work, self.folder = work, work / "results" / "r" / "stage1"
+        for name in ("r/config/stage1.yaml", "r/logs/train_stage1.log", "r/logs/table.log", "final_acc.csv", "r/stage1/record.json",
+                     "r/stage1/lease-000001.json", "r/stage1/.record.partial.json", "r/stage1/graphs/1/graph",
+                     "r/stage1/state/state-000000000.damaged", "r/stage1/attempts.jsonl"):  # fmt: skip
+            file = work / "results" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(name)
+        self.states = StateFolder(self.folder / "state", 3, said)
+
+    def train(self, step: int, more: str = "") -> None:
+        """A row of the history, a state that needs it, and perhaps another row that none needs yet."""
+        history, before = self.folder / "history.jsonl", self.states.load()
+        with history.open("ab") as file:
+            file.truncate(before.meta["history_bytes"] if before else 0)  # as a trainer does that goes on
+            file.write(json.dumps({"step": step, "time": 1e9 + step}).encode() + b"\n")
+        self.states.save(State(step, {"a": np.arange(step)}, {"history_bytes": history.stat().st_size}), background=False)
+        with history.open("a") as file:
+            file.write(more)
 
 
-class TestSelection:
-    def test_what_the_next_machine_needs(self, tmp_path):
-        selection = Selection(work_folder(tmp_path), said)
-        selected = selection.gather(tmp_path / "staging")
-        selection.check(selected)
-        names = sorted(item.path for item in selected if not item.path.startswith(".snakemake"))
-        assert names == [
-            "results/r/config/stage1.yaml",
-            "results/r/stage1/history.jsonl",
-            "results/r/stage1/record.json",
-            "results/r/stage1/state/state-000000002.safetensors",
+def next_job(place, path: Path) -> tuple[Path, State | None]:
+    """Its stage's folder, restored, and the state from which its trainer goes on."""
+    Mirror(*place, path, said).restore()
+    folder = path / "results" / "r" / "stage1"
+    return folder, StateFolder(folder / "state", 3, said).load()
+
+
+def allowed():
+    """No other job has come."""
+
+
+class TestMirror:
+    def test_next_job_gets_what_no_rule_makes(self, place, tmp_path):
+        stage = Stage(tmp_path / "old")
+        for step in (1, 2, 3):
+            stage.train(step)
+        Mirror(*place, stage.work, allowed).copy()
+        folder, state = next_job(place, tmp_path / "new")
+        assert state.step == 3 and state.arrays["a"].tolist() == [0, 1, 2]
+        results = tmp_path / "new" / "results"
+        assert sorted(str(file.relative_to(results)) for file in results.rglob("*") if file.is_file()) == [
+            "r/logs/train_stage1.log",
+            "r/stage1/attempts.jsonl",
+            "r/stage1/history.jsonl",
+            "r/stage1/state/state-000000002.safetensors",
+            "r/stage1/state/state-000000003.safetensors",
         ]
-        assert len(selected) == 4 + 3  # and Snakemake's two records and the marker that record.json is not finished
+        assert (folder / "history.jsonl").read_bytes() == (stage.folder / "history.jsonl").read_bytes()
+        assert (folder / "history.jsonl").stat().st_mtime == 1e9 + 3  # when the killed attempt was last alive
 
-    def test_a_job_that_ends_meanwhile_is_noticed(self, tmp_path, monkeypatch):
-        selection = Selection(work_folder(tmp_path), said)
-        copytree = shutil.copytree
-
-        def ending(*arguments, **options):
-            for marker in (tmp_path / ".snakemake/incomplete").iterdir():
-                marker.unlink()
-            return copytree(*arguments, **options)
-
-        monkeypatch.setattr(shutil, "copytree", ending)
-        with pytest.raises(Changing):
-            selection.gather(tmp_path / "staging")
-        monkeypatch.undo()
-        assert len(selection.gather(tmp_path / "staging")) == 6
-
-    def test_state_beyond_its_history_is_not_brought_out(self, tmp_path):
-        (work_folder(tmp_path) / "results" / "r" / "stage1" / "history.jsonl").write_text("012345678")
-        selection = Selection(tmp_path, said)
-        with pytest.raises(UserError, match="history is shorter"):
-            selection.check(selection.gather(tmp_path / "staging"))
-
-    def test_damaged_state_is_not_brought_out(self, tmp_path):
-        state = work_folder(tmp_path) / "results" / "r" / "stage1" / "state" / "state-000000002.safetensors"
-        content = bytearray(state.read_bytes())
-        content[-5] ^= 1
-        state.write_bytes(content)
-        selection = Selection(tmp_path, said)
-        with pytest.raises(UserError, match="damaged"):
-            selection.check(selection.gather(tmp_path / "staging"))
-        assert state.exists()  # what to do with it is the trainer's decision
-
-
-class TestSnapshots:
-    def bring_out(self, place, work: Path) -> Snapshots:
-        snapshots = Snapshots(*place, said)
-        snapshots.commit(Selection(work, said).gather(work / "staging"), "w")
-        return snapshots
-
-    def test_restored_with_content_and_order_of_dates(self, place, tmp_path):
-        work = work_folder(tmp_path / "old")
-        history = work / "results" / "r" / "stage1" / "history.jsonl"
-        os.utime(history, (2e9, 2e9))  # that machine's clock was ahead
-        snapshots = self.bring_out(place, work)
-        new = tmp_path / "new"
-        snapshots.restore(snapshots.all(), new)
-        restored = new / "results" / "r" / "stage1" / "history.jsonl"
-        assert restored.read_bytes() == history.read_bytes()
-        config = new / "results" / "r" / "config" / "stage1.yaml"
-        assert config.stat().st_mtime < restored.stat().st_mtime <= (tmp_path / "new").stat().st_mtime
-        assert not (new / "results" / "r" / "stage1" / "lease-000001.json").exists()
-
-    def test_records_of_this_machine_stay(self, place, tmp_path):
-        """The dataset was made here: neither its record nor a marker from the other machine may replace what is known about it."""
-        old, new = work_folder(tmp_path / "old"), tmp_path / "new"
-        manifest, record = (
-            urlsafe_b64encode(f.encode()).decode() for f in ("data/x/manifest.json", "results/r/stage1/record.json")
-        )
-        (old / ".snakemake/incomplete" / manifest).write_text("{}")
-        (new / ".snakemake/metadata").mkdir(parents=True)
-        (new / ".snakemake/metadata" / manifest).write_text("made here")
-        snapshots = self.bring_out(place, old)
-        snapshots.restore(snapshots.all(), new)
-        assert (new / ".snakemake/metadata" / manifest).read_text() == "made here"
-        assert [file.name for file in (new / ".snakemake/incomplete").iterdir()] == [record]
-        assert len(list((new / ".snakemake/metadata").iterdir())) == 2
-
-    def test_two_are_kept_and_unneeded_objects_removed(self, place, tmp_path):
+    def test_what_people_find(self, place, tmp_path):
         storage, url = place
-        work = work_folder(tmp_path)
-        for number in range(4):
-            (work / "results" / "r" / "stage1" / "history.jsonl").write_text(f"number {number}, long enough")
-            snapshots = self.bring_out(place, work)
-        assert [s.number for s in snapshots.all()] == [4, 3]
-        needed = {entry.sha256 for snapshot in snapshots.all() for entry in snapshot.entries}
-        assert set(storage.names(join(url, "resume", "objects"))) == needed
+        stage = Stage(tmp_path)
+        stage.train(1)
+        Mirror(storage, url, tmp_path, allowed).copy()
+        found = storage.names(join(url, "results"), below=True)
+        assert [name for name in found if "." in name] == [
+            "final_acc.csv",
+            "r/config/stage1.yaml",
+            "r/logs/table.log",
+            "r/logs/train_stage1.log",
+            "r/stage1/attempts.jsonl",
+            "r/stage1/history.jsonl",
+            "r/stage1/record.json",
+            "r/stage1/state/state-000000001.safetensors",
+        ]
 
-    def test_unchanged_is_no_new_one(self, place, tmp_path):
-        work = work_folder(tmp_path)
-        self.bring_out(place, work)
-        assert [s.number for s in self.bring_out(place, work).all()] == [1]
+    def test_states_that_were_set_aside_are_kept_and_those_that_were_replaced_are_not(self, place, tmp_path):
+        storage, url = place
+        stage, mirror = Stage(tmp_path / "old"), Mirror(*place, tmp_path / "old", allowed)
+        stage.train(7)
+        mirror.copy()
+        (stage.folder / "history.jsonl").rename(stage.states.path / "history.jsonl")
+        aside = stage.states.set_aside("another computation")
+        mirror.copy()
+        assert storage.names(join(url, "results/r/stage1/state")) == [
+            "state-000000007.safetensors"
+        ]  # no newer one is there yet
+        stage.train(1)
+        mirror.copy()
+        assert storage.names(join(url, "results/r/stage1/state")) == ["state-000000001.safetensors"]
+        _, state = next_job(place, tmp_path / "new")
+        old = StateFolder(tmp_path / "new" / "results" / "r" / "stage1" / aside.name, 3, said).load()
+        assert (state.step, old.step) == (1, 7)
 
-    def test_killed_at_any_moment_the_last_whole_one_is_found(self, place, tmp_path, monkeypatch):
+    def test_only_what_changed_is_copied_again(self, place, tmp_path, monkeypatch):
+        storage, url = place
+        stage = Stage(tmp_path / "old")
+        stage.train(1)
+        Mirror(storage, url, stage.work, allowed).copy()
+        Mirror(storage, url, tmp_path / "new", allowed).restore()
+        written = []
+        put = storage.put
+        monkeypatch.setattr(storage, "put", lambda local, path: (written.append(local.name), put(local, path)))
+        mirror = Mirror(storage, url, tmp_path / "new", allowed)
+        mirror.restore()
+        mirror.copy()
+        assert written == []
+        with (tmp_path / "new/results/r/stage1/history.jsonl").open("a") as file:
+            file.write("more")
+        mirror.copy()
+        mirror.copy()
+        assert written == ["history.jsonl"]
+
+    def test_killed_at_any_moment_the_next_job_goes_on(self, place, tmp_path, monkeypatch):
         """Each write to the storage in turn is the last one before the machine fails."""
-        storage, url = place
-        work = work_folder(tmp_path / "work")
-        self.bring_out(place, work)
-        history, done = work / "results" / "r" / "stage1" / "history.jsonl", False
-        for survives in range(20):
-            history.write_text(f"{survives} is long enough, too")
+        storage, _ = place
+        stage, step, best = Stage(tmp_path / "work"), 1, 1
+        stage.train(step)
+        Mirror(*place, stage.work, allowed).copy()
+        for survives in range(30):
+            mirror = Mirror(*place, stage.work, allowed)
+            step += 1
+            stage.train(step, more='{"kind": "cut o')
             writes = iter(range(survives))
 
             def killing(call, writes=writes):
@@ -309,154 +303,101 @@ class TestSnapshots:
 
                 return wrapped
 
+            done = False
             with monkeypatch.context() as patched:
-                for name in ("put", "write", "remove"):
+                for name in ("put", "remove"):
                     patched.setattr(storage, name, killing(getattr(storage, name)))
                 try:
-                    self.bring_out(place, work)
+                    mirror.copy()
                     done = True
                 except KeyboardInterrupt:
                     pass
-            snapshots, new = Snapshots(*place, said), tmp_path / f"new{survives}"
-            snapshots.restore(snapshots.all()[:1], new)  # the newest, no falling back
-            text = (new / "results" / "r" / "stage1" / "history.jsonl").read_text()
-            assert text == "0123456789" if survives < 2 else text.endswith("is long enough, too")
+            folder, state = next_job(place, tmp_path / f"new{survives}")
+            assert best <= state.step <= step
+            assert state.meta["history_bytes"] <= (folder / "history.jsonl").stat().st_size
+            best = state.step
             if done:
-                assert text == history.read_text()
+                assert best == step
                 return
         raise AssertionError("never got through")
 
-    @pytest.mark.parametrize("what", ["index", "object"])
-    def test_damaged_newest_gives_way_to_the_one_before(self, place, tmp_path, what):
+    def test_damaged_newest_state_gives_way_to_the_one_before(self, place, tmp_path):
         storage, url = place
-        work = work_folder(tmp_path / "work")
-        snapshots = self.bring_out(place, work)
-        (work / "results" / "r" / "stage1" / "history.jsonl").write_text("newer, and long enough")
-        self.bring_out(place, work)
-        newest, before = snapshots.all()
-        [new] = {e.sha256 for e in newest.entries} - {e.sha256 for e in before.entries}
-        target = join(url, "resume", "index-00000002.json") if what == "index" else join(url, "resume", "objects", new)
-        storage.write(target, "half of it")
-        lines = []
-        snapshots = Snapshots(*place, lines.append)
-        assert snapshots.restore(snapshots.all(), tmp_path / "new").number == 1
-        assert lines and (tmp_path / "new" / "results" / "r" / "stage1" / "history.jsonl").read_text() == "0123456789"
+        stage = Stage(tmp_path / "work")
+        for step in (1, 2):
+            stage.train(step)
+        Mirror(storage, url, stage.work, allowed).copy()
+        storage.write(join(url, "results/r/stage1/state/state-000000002.safetensors"), "half of it")
+        assert next_job(place, tmp_path / "new")[1].step == 1
 
-    def test_damaged_altogether_is_refused_and_not_overwritten(self, place, tmp_path):
+    def test_lost_results_remove_nothing(self, place, tmp_path):
+        stage, mirror = Stage(tmp_path / "work"), Mirror(*place, tmp_path / "work", allowed)
+        stage.train(1)
+        mirror.copy()
+        for file in stage.states.path.iterdir():
+            file.unlink()
+        mirror.copy()
+        shutil.rmtree(stage.work / "results")
+        mirror.copy()
+        assert next_job(place, tmp_path / "new")[1].step == 1
+
+    def test_job_that_has_lost_its_place_writes_nothing(self, place, tmp_path):
         storage, url = place
-        snapshots = self.bring_out(place, work_folder(tmp_path))
-        objects = storage.names(join(url, "resume", "objects"))
-        storage.write(join(url, "resume", "index-00000001.json"), "{")
-        for use in (snapshots.all, lambda: self.bring_out(place, tmp_path)):
-            with pytest.raises(UserError, match="no snapshot that can be read whole"):
-                use()
-        assert storage.names(join(url, "resume", "objects")) == objects
+        stage = Stage(tmp_path / "work")
+        stage.train(1)
+
+        def lost():
+            raise UserError("another job")
+
+        with pytest.raises(UserError, match="another job"):
+            Mirror(storage, url, stage.work, lost).copy()
+        assert storage.names(url) == []
 
 
-class TestWorkFolder:
-    """Whose work a folder holds, and whether it is the newest."""
-
-    MINE = Snapshot(7, "mine", ())
-    OTHER = Snapshot(8, "other", ())
-
-    @pytest.mark.parametrize(
-        ("began_with", "snapshots"),
-        [(0, []), (0, [MINE]), (8, [OTHER]), (7, [MINE]), (None, [OTHER])],
-    )
-    def test_goes_on(self, tmp_path, began_with, snapshots):
-        marker = tmp_path / "openi.json"
-        marker.write_text(json.dumps({"train_url": "t", "work_id": "mine", "began_with": began_with}))
-        (tmp_path / "results").mkdir()
-        assert read_marker(marker, "t", snapshots)["began_with"] == began_with
-
-    @pytest.mark.parametrize(("train_url", "snapshots"), [("t", [OTHER]), ("other", []), ("other", [MINE])])
-    def test_refused(self, tmp_path, train_url, snapshots):
-        marker = tmp_path / "openi.json"
-        marker.write_text(json.dumps({"train_url": "t", "work_id": "mine", "began_with": 3}))
-        with pytest.raises(UserError, match="holds the work of another job"):
-            read_marker(marker, train_url, snapshots)
-
-    def test_new(self, tmp_path):
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-        assert read_marker(tmp_path / "a" / "openi.json", "t", [])["began_with"] == 0
-        assert read_marker(tmp_path / "b" / "openi.json", "t", [self.OTHER])["began_with"] is None
-        assert read_marker(tmp_path / "b" / "openi.json", "t", [self.OTHER])["began_with"] is None  # killed, started again
-        (tmp_path / "results").mkdir()
-        with pytest.raises(UserError, match="no job has made"):
-            read_marker(tmp_path / "openi.json", "t", [])
-
-
-SMALL_WORKFLOW = """
-rule all:
-    input: "results/r/one/out.txt", "results/r/two/out.txt"
-rule manifest:
-    output: "data/x/manifest.json"
-    shell: "echo images > {output}"
-for stage in ("one", "two"):
-    rule:
-        name: stage
-        input: "data/x/manifest.json"
-        output: f"results/r/{stage}/out.txt"
-        params: text=config.get("text", "a")
-        shell: "cat {input} > {output} && echo {params.text} >> {output}"
-"""
-TRIGGERS = ("--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input")  # as in the profiles
+def test_results_of_an_earlier_job_in_the_work_folder_are_moved_and_what_lies_at_train_url_counts(tmp_path):
+    stage = Stage(tmp_path / "old")
+    stage.train(5)
+    Mirror(Storage(), str(tmp_path / "out"), stage.work, allowed).copy()
+    Stage(tmp_path / "work").train(9)
+    job = Job(parse_parameters([f"--config={ROOT / 'config' / 'config.yaml'}", f"--work_dir={tmp_path / 'work'}",
+                                f"--train_url={tmp_path / 'out'}"], {}))  # fmt: skip
+    job._begin()
+    assert StateFolder(tmp_path / "work/results/r/stage1/state", 3, said).load().step == 5
+    [aside] = (tmp_path / "work").glob("results.*")
+    assert StateFolder(aside / "r/stage1/state", 3, said).load().step == 9
 
 
 @pytest.mark.slow
-def test_snakemake_takes_its_records_as_they_were(tmp_path):
-    """On a machine where the dataset was made anew: what is finished stays, what was not is made again, changes are noticed."""
-    machines = [Workspace(tmp_path / name) for name in ("old", "new")]
-    for machine in machines:
-        machine.path.mkdir()
-        (machine.path / "Snakefile").write_text(SMALL_WORKFLOW)
-    old, new = machines
-    old.snakemake("--cores", "1")
-    (old.path / ".snakemake/incomplete").mkdir(exist_ok=True)
-    for output in ("results/r/two/out.txt", "data/x/manifest.json"):
-        (old.path / ".snakemake/incomplete" / urlsafe_b64encode(output.encode()).decode()).write_text(
-            '{"external_jobid": null}'
-        )
-    snapshots = Snapshots(Folder(), str(tmp_path / "out"), said)
-    snapshots.commit(Selection(old.path, said).gather(old.path / "staging"), "w")
-    new.snakemake("--cores", "1", "data/x/manifest.json")
-    snapshots.restore(snapshots.all(), new.path)
-    assert new.planned(*TRIGGERS) == {"two": 1}
-    assert new.planned(*TRIGGERS, "--config", "text=b") == {"one": 1, "two": 1}
-    (new.path / "data/x/manifest.json").write_text("other images")
-    assert new.planned(*TRIGGERS) == {"one": 1, "two": 1}
+def test_empty_machines_train_only_what_is_missing(tmp_path, monkeypatch):
+    """The whole workflow with the stand-in for `cswin`, which notes what it trained."""
+    stub = tmp_path / "bin" / "cswin"
+    stub.parent.mkdir()
+    stub.write_text(f"#!{sys.executable} -SE\n{(ROOT / 'tests' / 'support' / 'stub_cswin.py').read_text()}")
+    stub.chmod(0o755)
+    monkeypatch.setattr(ProcessGroup, "listen", lambda self: None)
 
+    def trained(machine: str, *parameters: str, stop: str = "") -> tuple[int, list[str]]:
+        path = f"{stub.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        monkeypatch.setattr("cswin.openi.job._environment", lambda: os.environ | {"PATH": path, "STUB_STOP": stop})
+        work = tmp_path / machine
+        given = [
+            f"--config={ROOT / 'config' / 'config.yaml'}",
+            f"--work_dir={work}",
+            f"--train_url={tmp_path / 'out'}",
+            *parameters,
+        ]
+        code = Job(parse_parameters(given, {})).run()
+        return code, [
+            stage for stage in ("stage1", "stage2", "stage3") if (work / f"results/digits/{stage}/trained.txt").exists()
+        ]
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder"], indirect=True)
-class TestRestoredRun:
-    """A finished run on an empty machine, where the dataset was made anew."""
-
-    @pytest.fixture
-    def restored(self, finished_run, place, tmp_path):
-        old, new = finished_run.copy(tmp_path / "old"), finished_run.copy(tmp_path / "new")
-        selection, snapshots = Selection(old.path, said), Snapshots(*place, said)
-        selected = selection.gather(old.path / "staging")
-        selection.check(selected)
-        snapshots.commit(selected, "w")
-        for folder in ("results", "data", ".snakemake"):
-            shutil.rmtree(new.path / folder)
-        new.snakemake("data/digits/dataset.json")
-        assert not (new.path / "results").exists() or not list((new.path / "results").rglob("record.json"))
-        shutil.rmtree(new.path / "results", ignore_errors=True)
-        snapshots.restore(snapshots.all(), new.path)
-        return new
-
-    def test_nothing_is_made_again_and_changes_are_noticed(self, restored):
-        table = "results/final_acc.csv"
-        assert restored.planned(table) == {}
-        planned = restored.planned(table, "--config", "stages={stage2: {schedule: {cool_lr: 2.0e-5}}}")
-        assert {rule for rule in planned if rule.startswith("train")} == {"train_stage2", "train_stage3"}
-        manifest = restored.path / "data" / "digits" / "manifest.json"
-        manifest.write_text(manifest.read_text() + "\n")  # other images
-        restored.snakemake("data/digits/dataset.json")  # as a job does: the dataset first
-        assert "train_stage1" in restored.planned(table)
+    code, stages = trained("first", stop="stage2")
+    assert code != 0 and stages == ["stage1"]
+    assert trained("second") == (0, ["stage2", "stage3"])
+    assert (tmp_path / "out" / "results" / "final_acc.csv").exists() and not (tmp_path / "out" / "owner.json").exists()
+    assert trained("second") == (0, [])  # again in the same folder
+    assert trained("third", "--stages.stage2.schedule.cool_lr=2.0e-5") == (0, ["stage2", "stage3"])
+    assert trained("fourth", "--seed=3") == (0, ["stage1", "stage2", "stage3"])
 
 
 def test_missing_inputs_are_named_with_key_and_remedy(workspace):

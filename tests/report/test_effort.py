@@ -42,6 +42,14 @@ def test_stopped_killed_and_finished():
     assert (effort.attempts, effort.resumes, effort.unended, effort.devices) == (3, 2, 0, 4)
 
 
+def test_files_that_were_written_again_later_cost_nothing():
+    """A complete stage on another machine: its job goes on from the last step, and has nothing to train."""
+    trained = rows("a", ("start", "00:00:00", {}), ("begin", "00:01:00", {"step": 0}), ("end", "02:00:00", COMPLETE))
+    again = rows("b", ("start", "09:00:00", {}), ("resume", "09:01:00", {"step": 30}), ("end", "09:02:00", COMPLETE), devices=1)
+    logged = steps((10, 3600.0, 0.5))
+    assert measure_effort([*trained, *again], logged, 1) == measure_effort(trained, logged, 1)
+
+
 def test_without_a_recorded_end_the_steps_that_count_are_the_time():
     attempts = [
         *rows("a", ("start", "00:00:00", {}), ("begin", "00:06:00", {"step": 0})),
@@ -69,7 +77,7 @@ ANEW = (("start", "02:00:00", {}), ("begin", "02:01:00", {"step": 0}), ("end", "
 @pytest.mark.parametrize(
     ("second", "attempts", "hours"),
     [
-        (rows("b", *RESUMED), 2, 1.5),  # complete, but its checkpoint was lost before it was used
+        (rows("b", *RESUMED), 1, 1.0),  # complete, and its files were written again
         (rows("b", *ANEW), 1, 0.5),  # snakemake --forcerun train_stage1
         (rows("b", *ANEW, identity={"config": {"stage": "other"}}), 1, 0.5),  # another configuration
     ],
@@ -86,7 +94,8 @@ def test_a_changed_configuration_begins_anew_although_nothing_was_complete():
 
 
 def test_commits_are_named_once():
-    attempts = FIRST[:2] + rows("b", *RESUMED, git=DIRTY) + rows("c", *RESUMED, git=None) + rows("d", *RESUMED, git=DIRTY)
+    stopped = (*RESUMED[:2], ("end", "02:30:00", {"reason": "SIGTERM"}))
+    attempts = FIRST[:2] + rows("b", *stopped, git=DIRTY) + rows("c", *stopped, git=None) + rows("d", *RESUMED, git=DIRTY)
     assert measure_effort(attempts, steps(), 1).commits == ("a" * 40, "a" * 40 + "-dirty", "unknown")
 
 

@@ -69,10 +69,6 @@ def copy_parallel(src_url, dst_url):
             _put(file, target / file.relative_to(source) if source.is_dir() else target)
 
 
-def make_dirs(url):
-    _path(url).mkdir(parents=True, exist_ok=True)
-
-
 def remove(url, recursive=False):
     path = _path(url)
     if path.is_dir():
@@ -93,5 +89,5 @@ def write(url, data):
 
 file = SimpleNamespace(
     exists=exists, is_directory=is_directory, list_directory=list_directory, get_size=get_size, copy=copy,
-    copy_parallel=copy_parallel, make_dirs=make_dirs, remove=remove, read=read, write=write,
+    copy_parallel=copy_parallel, remove=remove, read=read, write=write,
 )  # fmt: skip

@@ -1,0 +1,92 @@
+"""The results folder at train_url: for people to read, and for the next job to go on from.
+
+A job is killed at any moment, so after each single write the next job must find what it can go on from. Files appear whole (see
+`storage`). A state needs a history that reaches as far as it says, so the states are listed first, then everything else is
+copied, then these states, and only then are older states removed. Whether a state is whole and belongs to the configuration is
+the trainer's decision, which has two of each folder to choose from.
+
+The next job takes only what no rule of the workflow makes. From it the trainer goes on, or makes a complete stage's files again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from cswin.layout import ATTEMPTS, HISTORY
+from cswin.openi.storage import Storage, join
+from cswin.run.history import read_tail
+from cswin.run.repeat import COMPLETE
+from cswin.run.states import PATTERN
+
+RESULTS = "results"
+TAIL = 1 << 20  # bytes of a history in which its last time stands
+STATES_KEPT = 2  # of each folder, those that were set aside among them
+RESTORED = (f"state*/{PATTERN}", f"state*/{COMPLETE}", HISTORY, ATTEMPTS, "logs/train_*.log")
+LEFT_OUT = (PATTERN, "*.damaged", "lease*", ".*", "graphs")  # names of files and folders; states are copied by themselves
+
+
+class Mirror:
+    """Copies a work folder's results to train_url and back.
+
+    Args:
+        storage, url: the place.
+        work: the folder in which the workflow runs.
+        guard: called before each write to the place; raises if this job may not write any more.
+    """
+
+    def __init__(self, storage: Storage, url: str, work: Path, guard: Callable[[], None]):
+        self.storage, self.url, self.results, self.guard = storage, join(url, RESULTS), work / RESULTS, guard
+        self._there: dict[str, tuple[int, int]] = {}  # path -> date and size of the file that was copied
+
+    def copy(self) -> None:
+        """Copy what has changed since the last time.
+
+        Raises:
+            UserError: if the storage refuses, or from `guard`.
+            OSError: if a file has gone meanwhile; calling again helps.
+        """
+        folders = [folder for folder in sorted(self.results.glob("*/*/state*")) if folder.is_dir()]
+        states = {folder: sorted(folder.glob(PATTERN))[-STATES_KEPT:] for folder in folders}
+        for file in sorted(self.results.rglob("*")):
+            if not any(Path(part).match(name) for part in file.relative_to(self.results).parts for name in LEFT_OUT):
+                self._put(file)
+        for folder, newest in states.items():
+            for state in newest:
+                self._put(state)
+            place = join(self.url, self._path(folder))
+            for name in self.storage.names(place) if newest else ():
+                if PurePosixPath(name).match(PATTERN) and folder / name not in newest:
+                    self.guard()
+                    self.storage.remove(join(place, name))
+
+    def restore(self) -> int:
+        """Put into an empty results folder what the next job goes on from. Returns the number of files."""
+        paths = [
+            path for path in self.storage.names(self.url, below=True) if any(PurePosixPath(path).match(p) for p in RESTORED)
+        ]
+        for path in paths:
+            local = self.results / path
+            self.storage.get(join(self.url, path), local)
+            if local.name == HISTORY and (times := [row["time"] for row in read_tail(local, TAIL) if "time" in row]):
+                os.utime(local, (times[-1], times[-1]))  # the killed attempt's last sign of life, see cswin.run.attempts
+            self._there[path] = _version(local)
+        return len(paths)
+
+    def _put(self, file: Path) -> None:
+        if not file.is_file():
+            return
+        path, version = self._path(file), _version(file)
+        if self._there.get(path) != version:
+            self.guard()
+            self.storage.put(file, join(self.url, path))
+            self._there[path] = version
+
+    def _path(self, file: Path) -> str:
+        return file.relative_to(self.results).as_posix()
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
