@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: every image exactly once",
     "status": "show how far runs are, also while they run elsewhere",
     "table": "write the results table of a run",
+    "verdict": "say whether a run reproduces the published figures",
     "card": "write a run's card: what was trained on what, how, the result, what was not run",
     "draw": "draw pictures of a run: curves, throughput, classes, predictions, samples",
     "page": "write pages of a run: table, configuration, provenance, data",

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cswin.config.compare import flat
 from cswin.config.resolve import StageConfig, load_settings, resolve_stage
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -83,17 +84,14 @@ def load_run(ledger: Mapping[str, Any], entry: Mapping[str, Any], config: Path =
     if "--model" in theirs:
         theirs |= ledger["models"][theirs["--model"]][1]
     stage = resolve_stage(load_settings(config / entry["file"]), entry["stage"])
-    return Run(entry["label"], entry["program"], theirs, flat(stage))
+    return Run(entry["label"], entry["program"], theirs, _resolved(stage))
 
 
-def flat(stage: StageConfig) -> dict[str, Any]:
-    """Every key of a stage and, as `architecture.…`, of its network, with lists for tuples."""
-    values = stage.model_dump(mode="json")
-    network = stage.architecture.to_dict()
+def _resolved(stage: StageConfig) -> dict[str, Any]:
+    """Every key of a stage and, as `architecture.…`, of its network."""
+    values, network = stage.model_dump(mode="json"), stage.architecture.to_dict()
     values["model"] |= {key: network[key] for key in values["model"] if key in network}
-    values["architecture"] = network
-    keys = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    return keys | {f"{name}.{key}": v for name, part in values.items() if isinstance(part, dict) for key, v in part.items()}
+    return flat(values | {"architecture": network})
 
 
 def compare(row: Mapping[str, Any], runs: Sequence[Run]) -> Comparison:

@@ -72,6 +72,13 @@ COLUMNS: tuple[Column, ...] = (
         "top1_`select_by`_whole_batches - reported_top1, percentage points: the same counting on both sides",
     ),
     Column("minus_paper", "number", "top1_`select_by` - paper_top1, percentage points"),
+    Column(
+        "verdict_reported",
+        "text",
+        "`reproduced`, `not reproduced` or `undecided` of reported_top1, by the rule in docs/results.md; empty without such a figure, "
+        "and on other images than ImageNet's 50,000",
+    ),
+    Column("verdict_paper", "text", "the same of paper_top1; in the last stage alone"),
     Column("mcnemar_lost", "integer", "images that the stage before has right and this one wrong; empty in the first stage"),
     Column("mcnemar_gained", "integer", "images that the stage before has wrong and this one right"),
     Column(
