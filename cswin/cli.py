@@ -26,6 +26,7 @@ COMMANDS = {
     "page": "write pages of a run: table, configuration, provenance, data",
     "predict": "name what is on images",
     "export": "write a checkpoint as ONNX or MINDIR",
+    "average": "average checkpoints: several seeds, or several epochs",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "parameters, MACs and memory of an architecture",
     "plan": "steps, files, memory and hours of a configuration",
