@@ -138,7 +138,7 @@ def ledger_text() -> str:
         "",
         "`equal`: the values of all configurations were compared; a step without a key is shown to be equal by the test that is named.",
         "",
-        *_table(["configuration, stage", "name below", "program", "given in the command", ""], runs),
+        *_table(["configuration, stage", "name below", "program", "given in the command", "note"], runs),
         "",
     ]
     for name, rows in comparisons(ledger).items():
