@@ -37,7 +37,7 @@ rule stages_config:
 
 # Training state lives in results/<run>/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
 # Files above 1 MB (compared by date) are ancient: they are never a reason to run. Nor is what only changes speed, RUNTIME. A job that
-# runs decides by content whether it trains (cswin/train/stage.py).
+# runs decides by content whether it trains (cswin/run/decision.py).
 for stage in SETTINGS.stages:
 
     rule:

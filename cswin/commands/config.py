@@ -1,4 +1,4 @@
-"""Check a configuration file, compare two of them, or print the schema or the reference page of the settings."""
+"""Check a configuration file, compare two, or print what is generated from the settings and the ledger."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ def configure(parser):
     )
     what.add_argument("--schema", action="store_true", help="print the JSON schema (config/schema.json)")
     what.add_argument("--reference", action="store_true", help="print the reference page (config/README.md)")
+    what.add_argument(
+        "--ledger", action="store_true", help="print the recipe beside the authors' and the report's (docs/recipe.md)"
+    )
 
 
 def run(args):
@@ -22,6 +25,10 @@ def run(args):
         print(reference.schema_text(), end="")
     elif args.reference:
         print(reference.reference_text(), end="")
+    elif args.ledger:
+        from cswin.config.ledger import ledger_text
+
+        print(ledger_text(), end="")
     elif args.diff:
         print(compare.differences_table(*args.diff), end="")
     else:

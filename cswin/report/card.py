@@ -19,9 +19,9 @@ from cswin.progress import duration_text
 from cswin.report.render import render
 from cswin.report.run import StageResult
 from cswin.report.statistics import wilson
+from cswin.report.verdict import IMAGENET, WHOLE_BATCHES, verdict_of, verdict_text
 from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
 
-IMAGENET = (1_281_167, 50_000, 1000)  # images for training and validation, classes
 REPORT_DEVICES = 8
 HASH = 12  # digits of a hash that are shown; the whole hash is in a file that the card names
 
@@ -108,8 +108,8 @@ def _comparison(run: Run) -> list[str]:
         mine = stage.evaluation[which]["top1_whole_batches"]
         if reported is not None and mine is not None:
             lines.append(
-                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; in the same counting "
-                f"{mine:.2f} % here ({_weights(which)}): {mine - reported:+.2f}."
+                f"- {stage.name}: reported {reported:.2f} %, counted over whole batches of 128; by the same counting "
+                f"{mine:.2f} % here ({_weights(which)}): {mine - reported:+.2f}{_verdict(stage, reported, WHOLE_BATCHES)}."
             )
         elif reported is not None:
             lines.append(
@@ -120,9 +120,14 @@ def _comparison(run: Run) -> list[str]:
         mine = run.last.evaluation[which]["top1"]
         lines.append(
             f"- Published or expected: {run.expected.paper_top1:.2f} %; {run.last.name} here {mine:.2f} % ({_weights(which)}): "
-            f"{mine - run.expected.paper_top1:+.2f}."
+            f"{mine - run.expected.paper_top1:+.2f}{_verdict(run.last, run.expected.paper_top1, 'top1')}."
         )
     return lines
+
+
+def _verdict(stage: StageResult, published: float, counting: str) -> str:
+    verdict = verdict_of([stage], published, counting)
+    return f": {verdict_text(verdict)}" if verdict else ""
 
 
 def _reservations(run: Run) -> list[str]:

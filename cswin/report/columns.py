@@ -71,6 +71,13 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("minus_paper", "number", "top1_`select_by` - paper_top1, percentage points"),
     Column(
+        "verdict_reported",
+        "text",
+        "`reproduced`, `not reproduced` or `undecided` of reported_top1, by the rule in docs/results.md; empty without such a figure, "
+        "and on other images than ImageNet's 50,000",
+    ),
+    Column("verdict_paper", "text", "the same of paper_top1; in the last stage only"),
+    Column(
         "mcnemar_lost",
         "integer",
         "images that were correct in the previous stage and are wrong in this one; empty in the first stage",

@@ -62,9 +62,11 @@ _LINES: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("95 % interval", _interval("top1_raw")),
     ("published top-1, %", _value("paper_top1", "{:.2f}")),
     ("difference", _value("minus_paper", "{:+.2f}")),
+    ("verdict", _value("verdict_paper")),
     ("top-1, whole batches, %", _compared("top1_{}_whole_batches")),
     ("reported top-1, %", _value("reported_top1", "{:.2f}")),
     ("difference", _value("minus_reported", "{:+.2f}")),
+    ("verdict", _value("verdict_reported")),
     ("top-5, EMA, %", _value("top5_ema", "{:.2f}")),
     ("top-5, raw, %", _value("top5_raw", "{:.2f}")),
     ("epochs", lambda row: f"{row['start_epoch']}–{row['epochs']}"),
@@ -111,6 +113,8 @@ def _notes(rows: list[Row]) -> list[str]:
         notes += ["Reported figures count whole batches of 128 images: compare them with that line only."]
     if any(row["mcnemar_p"] is not None for row in rows):
         notes += ["Images lost, gained: compared with the previous stage, for the selecting weights;", "p is the probability of such a difference if both stages are equally good."]  # fmt: skip
+    if any(row["verdict_reported"] or row["verdict_paper"] for row in rows):
+        notes += ["Verdict: by a rule fixed in advance (docs/results.md); `cswin verdict` gives its interval."]
     if any(row["attempts_unended"] for row in rows):
         notes += ["An attempt without a recorded end counts up to its last logged step only."]
     if any("-dirty" in row["git_commit"] for row in rows):

@@ -15,6 +15,7 @@ from cswin.report.columns import COLUMNS, DTYPES
 from cswin.report.effort import measure_effort
 from cswin.report.run import StageResult
 from cswin.report.statistics import mcnemar, wilson
+from cswin.report.verdict import WHOLE_BATCHES, verdict_of
 
 FORMAT = "cswin-results-1"
 
@@ -35,6 +36,7 @@ def results_table(run: str, stages: list[StageResult], reported: dict[str, float
     for stage in stages:
         predictions = _checked_predictions(stage)
         rows.append(_row(run, stage, reported.get(stage.name), paper) | _against(before, predictions))
+        rows[-1] |= _verdicts(stage, reported.get(stage.name), paper if stage is stages[-1] else None)
         before = predictions
     table = pd.DataFrame(rows)[[column.name for column in COLUMNS]]
     return table.astype({column.name: DTYPES[column.kind] for column in COLUMNS})
@@ -106,6 +108,11 @@ def _accuracy(which: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 def _difference(found: float | None, wanted: float | None) -> float | None:
     return None if found is None or wanted is None else round(found - wanted, 4)
+
+
+def _verdicts(stage: StageResult, reported: float | None, paper: float | None) -> dict[str, str | None]:
+    found = {"reported": verdict_of([stage], reported, WHOLE_BATCHES), "paper": verdict_of([stage], paper)}
+    return {f"verdict_{name}": verdict.answer if verdict else None for name, verdict in found.items()}
 
 
 def _against(before: Predictions | None, now: Predictions) -> dict[str, Any]:

@@ -61,7 +61,7 @@ PILLOW = {
     "Equalize": ImageOps.equalize,
     "Invert": ImageOps.invert,
     "Rotate": lambda image, degrees, **options: image.rotate(degrees, **options),
-    "Posterize": lambda image, bits: ImageOps.posterize(image, max(1, bits)),
+    "Posterize": lambda image, bits: ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda value: 0),
     "Solarize": ImageOps.solarize,
     "SolarizeAdd": lambda image, add: image.point(lambda value: min(255, value + add) if value < 128 else value),
     "Color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
@@ -102,15 +102,15 @@ def test_operation_equals_pillow(name, channels):
         assert pixels.tobytes() == before
 
 
-def test_posterize_keeps_one_bit_at_full_magnitude():
-    """Pillow refuses 0 bits; the golden file has no result there."""
+def test_posterize_at_full_magnitude_is_black():
+    """0 bits: the table of Pillow up to 12 (i & ~(2 ** 8 - 1)) is all zeros; Pillow 13 refuses, and the golden file has no result."""
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = np.stack([pixels] * 3)
     assert OPERATIONS["PosterizeIncreasing"].argument(10.0, 1) == (0,)
     for name, magnitude in (("PosterizeIncreasing", 10.0), ("Posterize", 0.0)):
         argument = OPERATIONS[name].argument(magnitude, 1)
         result = parse(RECIPE).apply(image, [Operation(name, magnitude, argument)])
-        np.testing.assert_array_equal(result[0], pixels & 0x80)
+        np.testing.assert_array_equal(result[0], pixels & ~(2**8 - 1))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_arguments_of_the_plain_operations(name, magnitude, expected):
 
 
 def test_operations_beyond_full_magnitude():
-    """mmax above 10 stretches every range; the enhancements stop at 0.1, posterize at 1 bit."""
+    """mmax above 10 stretches every range; the enhancements stop at 0.1, posterize at 0 bits."""
     assert OPERATIONS["ColorIncreasing"].argument(15.0, -1) == (0.1,)
     assert OPERATIONS["Rotate"].argument(20.0, -1) == (-60.0,)
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
-from cswin.report.statistics import mcnemar, wilson
+from cswin.report.statistics import MARGIN, ROUNDING, SEED_SPREAD, mcnemar, reproduction, wilson
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (350, 360), (360, 360), (41_642, 49_920)])
@@ -44,3 +44,37 @@ def test_mcnemar_of_many_images_agrees_with_the_chi_square_form():
 def test_mcnemar_without_a_difference():
     assert mcnemar(*pair(5, 0, 0, 5)).p == 1.0
     assert mcnemar(*pair(5, 4, 4, 5)).p == 1.0
+
+
+def answer(difference: float, runs: int) -> str:
+    """The rule in words, with the table's 1.6449: the published figure is one run, rounded to one decimal."""
+    half = 1.6449 * (0.1**2 / runs + 0.1**2 + 0.1**2 / 12) ** 0.5
+    return "reproduced" if difference > half - 0.3 else "not reproduced" if difference < -half else "undecided"
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 10])
+@pytest.mark.parametrize("difference", [-0.5, -0.35, -0.25, -0.22, -0.15, -0.1, -0.07, -0.05, 0.0, 0.4])
+def test_verdict_follows_the_rule(difference, runs):
+    spread = np.linspace(-0.1, 0.1, runs) if runs > 1 else [0.0]
+    verdict = reproduction([83.6 + difference + x for x in spread], 83.6)
+    assert verdict.answer == answer(difference, runs)
+    assert verdict.difference == pytest.approx(difference)
+    assert verdict.low < verdict.difference < verdict.high
+    if verdict.answer != "undecided":
+        assert verdict.seeds_missing == 0
+    elif verdict.seeds_missing is None:
+        assert answer(difference, 10**9) == "undecided"
+    else:
+        first = next(k for k in range(1, 1000) if answer(difference, k) != "undecided")
+        assert runs + verdict.seeds_missing == first
+
+
+def test_verdict_is_wrong_as_seldom_as_it_says():
+    """Equal trainings are called not reproduced in 5 %, trainings that are worse by the margin reproduced in 5 %."""
+    rng, count = np.random.default_rng(0), 4000
+    published = np.round(rng.normal(83.6, SEED_SPREAD, count) / ROUNDING) * ROUNDING
+    for runs in (1, 4):
+        equal = [reproduction(rng.normal(83.6, SEED_SPREAD, runs), p).answer for p in published]
+        worse = [reproduction(rng.normal(83.6 - MARGIN, SEED_SPREAD, runs), p).answer for p in published]
+        assert equal.count("not reproduced") / count == pytest.approx(0.05, abs=0.012)
+        assert worse.count("reproduced") / count == pytest.approx(0.05, abs=0.012)

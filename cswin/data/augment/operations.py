@@ -109,8 +109,8 @@ def _invert(pixels: np.ndarray) -> np.ndarray:
 
 
 def _posterize(pixels: np.ndarray, bits: float) -> np.ndarray:
-    """Keeps the upper bits; at least 1, because Pillow refuses 0, which the definition gives at full magnitude (a black image)."""
-    return _mapped(pixels, _VALUES & -(1 << (8 - min(max(1, int(bits)), 8))))
+    """Keeps the upper bits, from 0 (black: so did Pillow when timm 0.3.4 was in use; Pillow 13 refuses 0) to 8."""
+    return _mapped(pixels, _VALUES & -(1 << (8 - min(max(0, int(bits)), 8))))
 
 
 def _solarize(pixels: np.ndarray, threshold: float) -> np.ndarray:
