@@ -95,9 +95,23 @@ class Checkpoint:
     weights: dict[str, np.ndarray]
     ema: dict[str, np.ndarray] | None = None
 
-    def best_weights(self) -> dict[str, np.ndarray]:
-        """The weights to evaluate with: the moving average where there is one."""
-        return self.weights if self.ema is None else self.ema
+    def select(self, which: str | None = None) -> tuple[str, dict[str, np.ndarray]]:
+        """The name, `raw` or `ema`, and the weights of one set.
+
+        Args:
+            which: its name; None: the set by which the epoch was selected (evaluation.select_by of the configuration that trained
+                the checkpoint), else the moving average where there is one.
+
+        Raises:
+            UserError: if the checkpoint has no moving average and it was asked for.
+        """
+        if self.ema is None:
+            if which == "ema":
+                raise UserError("ema: the checkpoint holds one set of weights and no moving average; use raw")
+            return "raw", self.weights
+        config = self.record.provenance.get("config") or {}
+        which = which or config.get("evaluation", {}).get("select_by", "ema")
+        return which, self.ema if which == "ema" else self.weights
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:

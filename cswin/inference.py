@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from cswin.checkpoint import Checkpoint, check_parameters
+from cswin.checkpoint import check_parameters
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -67,15 +67,14 @@ class Predictor:
 
 
 class WeightedCSWin(nn.Cell):
-    """The network with a checkpoint's best weights as its own parameters, for export: images (B, C, H, W) -> logits.
+    """The network with weights as its own parameters, for export: images (B, C, H, W) -> logits.
 
     In the formulation of plain operations, which every runtime has.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, arch: Architecture, weights: Mapping[str, np.ndarray]):
         super().__init__()
-        self.network = CSWin(checkpoint.record.architecture, formulation="Ascend")
-        weights = checkpoint.best_weights()
+        self.network = CSWin(arch, formulation="Ascend")
         check_parameters({name: value.shape for name, value in weights.items()}, self.network.layout.shapes)
         buffers = self.network.layout.pack(weights)
         self.matrices, self.vectors = (Parameter(Tensor(buffers[group]), name=group) for group in GROUPS)

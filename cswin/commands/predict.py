@@ -35,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="instead of the checkpoint's")
     parser.add_argument("--ignore-exif", action="store_true",
                         help="do not turn images upright by their EXIF orientation (as in training and evaluation)")  # fmt: skip
+    parser.add_argument("--which", choices=("raw", "ema"),
+                        help="set of weights (default: the one by which the epoch was selected, evaluation.select_by)")  # fmt: skip
     add_device_arguments(parser)
 
 
@@ -44,23 +46,28 @@ def run(args: argparse.Namespace) -> int:
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import load_checkpoint
+    from cswin.data.sources.source import listed
     from cswin.predict import Classifier, ImageReader, find_images, predict
     from cswin.progress import Console
 
     _check(args)
-    paths = find_images(args.paths)
+    paths, passed_over = find_images(args.paths)
     backend = start_backend(args.device_target, args.device_id)
     checkpoint = load_checkpoint(args.checkpoint)
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     reader = ImageReader(preprocessing, upright=not args.ignore_exif)
-    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options)
+    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options, args.which)
     workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
     failed = 0
     with ExitStack() as stack:
         console = stack.enter_context(Console())
+        console.say(f"{args.checkpoint}: {classifier.which} weights")
+        if passed_over:
+            names = listed([shown(path) for path in passed_over])
+            console.say(f"{len(passed_over)} files are no images by suffix and content and were passed over: {names}")
         out = sys.stdout
         if args.output:
             temporary = stack.enter_context(atomic_path(args.output))
