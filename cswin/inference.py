@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from cswin.checkpoint import check_parameters
+from cswin.distributed.memory import require_memory
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -23,6 +24,9 @@ class Predictor:
         arch, formats, formulation: as for `CSWin`.
         batch_size: of the compiled graph; smaller batches are padded.
         jit_options: of the device, see `Backend.jit_options`.
+
+    Raises:
+        UserError: if the batch cannot fit into the memory.
     """
 
     def __init__(
@@ -33,7 +37,10 @@ class Predictor:
         formulation: str | None = None,
         jit_options: Mapping[str, str] = MappingProxyType({}),
     ):
-        network = CSWin(arch, formats or precision("O0"), formulation)
+        formats = formats or precision("O0")
+        level = "O0" if formats.product == ms.float32 else "O2"
+        require_memory(arch, batch_size, ms.get_current_device().device_target, level)
+        network = CSWin(arch, formats, formulation)
         self.layout, self.batch_size, self.classes = network.layout, batch_size, arch.num_classes
         self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
 
