@@ -306,13 +306,22 @@ def _to_numpy(value) -> np.ndarray:
     return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
 
 
+def _widened(data: bytes) -> np.ndarray:
+    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-            return tensors, (file.metadata() or {}).get(RECORD_KEY)
+            halved = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}  # noqa: SIM118 (not a dictionary)
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in halved}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if halved:  # NumPy has no bfloat16: the upper half of a float32
+            raw = {name: facts for name, facts in deserialize(path.read_bytes()) if name in halved}
+            tensors |= {name: _widened(facts["data"]).reshape(facts["shape"]) for name, facts in raw.items()}
+        return tensors, metadata.get(RECORD_KEY)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; "
                         f"{REMEDY}") from error  # fmt: skip

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from scipy.special import softmax
 
 from cswin.checkpoint import Checkpoint
+from cswin.class_names import words
 from cswin.data.images.decode import as_frame, decode_rgb
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
@@ -26,10 +27,11 @@ MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that an image may show: its number, its name, its probability."""
+    """One class that an image may show: its number, its name, what that is in words, its probability."""
 
     label: int
     name: str
+    words: str
     probability: float
 
 
@@ -115,7 +117,7 @@ class Classifier:
         probabilities = self.probabilities(images)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
-            tuple(Guess(int(label), self.class_names[label], float(row[label])) for label in labels)
+            tuple(Guess(int(i), self.class_names[i], words(self.class_names[i]), float(row[i])) for i in labels)
             for row, labels in zip(probabilities, best, strict=True)
         ]
 

@@ -107,7 +107,7 @@ def screen_writer(out: IO[str]) -> Callable:
         if prediction.error is None:
             print(shown(prediction.path), file=out)
             for guess in prediction.guesses:
-                print(f"  {100 * guess.probability:6.2f} %  {guess.name}", file=out)
+                print(f"  {100 * guess.probability:6.2f} %  {guess.words}", file=out)
 
     return write
 
@@ -115,26 +115,28 @@ def screen_writer(out: IO[str]) -> Callable:
 def csv_writer(out: IO[str]) -> Callable:
     """Writes one row per class, and one with an error per file that failed."""
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["file", "rank", "class", "name", "probability", "error"])
+    rows.writerow(["file", "rank", "class", "name", "words", "probability", "error"])
 
     def write(prediction) -> None:
         if prediction.error is not None:
-            rows.writerow([shown(prediction.path), "", "", "", "", prediction.error])
+            rows.writerow([shown(prediction.path), "", "", "", "", "", prediction.error])
         for rank, guess in enumerate(prediction.guesses, 1):
-            rows.writerow([shown(prediction.path), rank, guess.label, guess.name, f"{guess.probability:.6g}", ""])
+            rows.writerow([shown(prediction.path), rank, guess.label, guess.name, guess.words, f"{guess.probability:.6g}", ""])
 
     return write
 
 
 def jsonl_writer(out: IO[str]) -> Callable:
-    """Writes one object per file: `file`, and `top` (a list of `class`, `name`, `probability`) or `error`."""
+    """Writes one object per file: `file`, and `top` (a list of `class`, `name`, `words`, `probability`) or `error`."""
 
     def write(prediction) -> None:
         entry: dict = {"file": shown(prediction.path)}
         if prediction.error is not None:
             entry["error"] = prediction.error
         else:
-            entry["top"] = [{"class": g.label, "name": g.name, "probability": g.probability} for g in prediction.guesses]
+            entry["top"] = [
+                {"class": g.label, "name": g.name, "words": g.words, "probability": g.probability} for g in prediction.guesses
+            ]
         print(json.dumps(entry, ensure_ascii=False), file=out)
 
     return write
