@@ -153,7 +153,9 @@ def _follow(files, config, runtime, dataset, stopping, progress, say, ranks) -> 
 def _train(files, config, runtime, dataset, identity, stopping, lease, attempt, progress, say, ranks) -> int:
     from cswin.train.trainer import Interrupted, Trainer, checkpoint_of
 
-    start = prepare_start(config, files.previous)
+    start = prepare_start(config, files.previous, dataset.class_names)
+    if "head" in start.record:
+        say(f"{files.previous}: head {start.record['head']}")
     trainer = Trainer(config, runtime, dataset, start, files.folder, identity, stopping, progress, say, lease.check, ranks)
     try:
         with _graph_cache(files, runtime, identity, ranks):
