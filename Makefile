@@ -4,7 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && command -v $(p))))
+UNFINISHED := $(VENV)/.unfinished
+VERSION_CHECK := import sys; print((3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c '$(VERSION_CHECK)' 2>/dev/null | grep -q True && command -v $(p))))
 
 .PHONY: demo test test-all test-large lint report browser clean
 
@@ -32,16 +34,30 @@ lint: $(STAMP)
 	PATH="$$PWD/$(BIN):$$PATH"; export PATH; \
 	ruff check . && ruff format --check . && snakefmt --check Snakefile rules && python rules/lint.py
 
-# One resolver run over everything; requirements.txt holds every version.
+# One resolver run over everything; requirements.txt holds every version. An environment that could not be finished is removed: at once,
+# or, where make was killed, by the next one.
 $(STAMP): pyproject.toml requirements.txt
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 was found (MindSpore 2.8.0 has no packages for others). Install one, for"; \
-	  echo "example 'apt-get install python3.11 python3.11-venv', or name it: make PYTHON=/path/to/python3.11 demo"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv package"; \
-	  echo "(Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,dev]'
-	$(BIN)/python -m pip check
+	@test ! -e $(UNFINISHED) || rm -rf $(VENV)
+	@test -e $(VENV) || { $(require_python); }
+	@test -e $(VENV) || { mkdir $(VENV) && touch $(UNFINISHED); }
+	@test ! -e $(UNFINISHED) || "$(PYTHON)" -m venv $(VENV) || $(give_up)
+	@$(BIN)/python -c '$(VERSION_CHECK)' 2>/dev/null | grep -q True || { \
+	  echo "$(VENV) is no environment of Python 3.11 or 3.12: remove it (rm -rf $(VENV)) and give the same command again"; exit 1; }
+	@echo "installing into $(VENV) (3 GB, a few minutes)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,dev]' || $(give_up)
+	@$(BIN)/python -m pip check || $(give_up)
+	@rm -f $(UNFINISHED)
 	@touch $@
+
+define require_python
+test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 was found (MindSpore 2.8.0 has no packages for others). Install one, for"; \
+	  echo "example 'apt-get install python3.11 python3.11-venv', or name it: make PYTHON=/path/to/python3.11 demo"; exit 1; }; \
+"$(PYTHON)" -c '$(VERSION_CHECK)' 2>/dev/null | grep -q True || { echo "$(PYTHON) is no Python 3.11 or 3.12 (MindSpore 2.8.0 has no"; \
+	  echo "packages for others): name one, make PYTHON=/path/to/python3.11 demo"; exit 1; }; \
+"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv package"; \
+	  echo "(Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+endef
+give_up = { test ! -e $(UNFINISHED) || rm -rf $(VENV); exit 1; }
 
 # Debian's Chromium, in which tests/report/test_report.py opens the report; without it that test is skipped, and says so.
 browser:

@@ -95,9 +95,23 @@ class Checkpoint:
     weights: dict[str, np.ndarray]
     ema: dict[str, np.ndarray] | None = None
 
-    def best_weights(self) -> dict[str, np.ndarray]:
-        """The weights for evaluation: the moving average if there is one."""
-        return self.weights if self.ema is None else self.ema
+    def select(self, which: str | None = None) -> tuple[str, dict[str, np.ndarray]]:
+        """The name, `raw` or `ema`, and the weights of one set.
+
+        Args:
+            which: its name; None: the set by which the epoch was selected (evaluation.select_by of the configuration that trained
+                the checkpoint), else the moving average where there is one.
+
+        Raises:
+            UserError: if the checkpoint has no moving average and it was asked for.
+        """
+        if self.ema is None:
+            if which == "ema":
+                raise UserError("ema: the checkpoint holds one set of weights and no moving average; use raw")
+            return "raw", self.weights
+        config = self.record.provenance.get("config") or {}
+        which = which or config.get("evaluation", {}).get("select_by", "ema")
+        return which, self.ema if which == "ema" else self.weights
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
@@ -292,13 +306,22 @@ def _to_numpy(value) -> np.ndarray:
     return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
 
 
+def _widened(data: bytes) -> np.ndarray:
+    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-            return tensors, (file.metadata() or {}).get(RECORD_KEY)
+            halved = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}  # noqa: SIM118 (not a dictionary)
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in halved}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if halved:  # NumPy has no bfloat16: the upper half of a float32
+            raw = {name: facts for name, facts in deserialize(path.read_bytes()) if name in halved}
+            tensors |= {name: _widened(facts["data"]).reshape(facts["shape"]) for name, facts in raw.items()}
+        return tensors, metadata.get(RECORD_KEY)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; "
                         f"{REMEDY}") from error  # fmt: skip

@@ -9,7 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from cswin.checkpoint import Checkpoint, check_parameters
+from cswin.checkpoint import check_parameters
+from cswin.distributed.memory import require_memory
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
 from cswin.model.variants import Architecture
@@ -21,8 +22,11 @@ class Predictor:
 
     Args:
         arch, formats, formulation: as for `CSWin`.
-        batch_size: batch size of the compiled graph; smaller batches are padded.
-        jit_options: options of the device, see `Backend.jit_options`.
+        batch_size: of the compiled graph; smaller batches are padded.
+        jit_options: of the device, see `Backend.jit_options`.
+
+    Raises:
+        UserError: if the batch cannot fit into the memory.
     """
 
     def __init__(
@@ -33,7 +37,10 @@ class Predictor:
         formulation: str | None = None,
         jit_options: Mapping[str, str] = MappingProxyType({}),
     ):
-        network = CSWin(arch, formats or precision("O0"), formulation)
+        formats = formats or precision("O0")
+        level = "O0" if formats.product == ms.float32 else "O2"
+        require_memory(arch, batch_size, ms.get_current_device().device_target, level)
+        network = CSWin(arch, formats, formulation)
         self.layout, self.batch_size, self.classes = network.layout, batch_size, arch.num_classes
         self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
 
@@ -67,15 +74,14 @@ class Predictor:
 
 
 class WeightedCSWin(nn.Cell):
-    """The network with a checkpoint's best weights as its own parameters, for export: images (B, C, H, W) -> logits.
+    """The network with weights as its own parameters, for export: images (B, C, H, W) -> logits.
 
     It uses the formulation with plain operations, which every runtime has.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, arch: Architecture, weights: Mapping[str, np.ndarray]):
         super().__init__()
-        self.network = CSWin(checkpoint.record.architecture, formulation="Ascend")
-        weights = checkpoint.best_weights()
+        self.network = CSWin(arch, formulation="Ascend")
         check_parameters({name: value.shape for name, value in weights.items()}, self.network.layout.shapes)
         buffers = self.network.layout.pack(weights)
         self.matrices, self.vectors = (Parameter(Tensor(buffers[group]), name=group) for group in GROUPS)

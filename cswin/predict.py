@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from scipy.special import softmax
 
 from cswin.checkpoint import Checkpoint
+from cswin.class_names import words
 from cswin.data.images.decode import as_frame, decode_rgb
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
@@ -26,10 +27,11 @@ MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
 
 @dataclass(frozen=True)
 class Guess:
-    """A possible class of an image: number, name, probability."""
+    """One class that an image may show: its number, its name, what that is in words, its probability."""
 
     label: int
     name: str
+    words: str
     probability: float
 
 
@@ -92,16 +94,18 @@ class Classifier:
     """A checkpoint's network, compiled once for one batch size.
 
     Args:
-        checkpoint: the moving average is used if there is one.
-        batch_size: batch size of the compiled graph; smaller batches are padded.
-        jit_options: options of the device, see `Backend.jit_options`.
+        checkpoint: the network.
+        batch_size: of the compiled graph; smaller batches are padded.
+        jit_options: of the device, see `Backend.jit_options`.
+        which: set of weights, see `Checkpoint.select`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str]):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str], which: str | None = None):
         from cswin.inference import Predictor
 
+        self.which, weights = checkpoint.select(which)
         self.predictor = Predictor(checkpoint.record.architecture, batch_size, jit_options=jit_options)
-        self.weights = self.predictor.on_device(checkpoint.best_weights())
+        self.weights = self.predictor.on_device(weights)
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -113,35 +117,60 @@ class Classifier:
         probabilities = self.probabilities(images)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
-            tuple(Guess(int(label), self.class_names[label], float(row[label])) for label in labels)
+            tuple(Guess(int(i), self.class_names[i], words(self.class_names[i]), float(row[i])) for i in labels)
             for row, labels in zip(probabilities, best, strict=True)
         ]
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and all files in the given folders and their subfolders with a suffix that Pillow reads. Each file appears
-    once; folders are in sorted order. Hidden files and folders are left out.
+def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Files as they are given, and the images in folders at any depth, also through links: files with a suffix that Pillow reads, and
+    files without one that begin like an image. Each once, folders in sorted order. Hidden files and folders inside are left out.
+
+    Returns:
+        The images, and the files in folders that were passed over.
 
     Raises:
         UserError: if a folder has no image.
     """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: dict[Path, None] = {}
+    passed_over: dict[Path, None] = {}
     for given in paths:
-        files = list(_images_in(given)) if given.is_dir() else [given]
-        if not files:
+        files = list(_files_in(given)) if given.is_dir() else [given]
+        images = [file for file in files if file == given or _is_image(file, suffixes)]
+        if not images:
             raise UserError(f"{given}: holds no image; files are recognised by suffixes such as .jpg and .png")
-        found |= dict.fromkeys(files)
-    return list(found)
+        found |= dict.fromkeys(images)
+        passed_over |= dict.fromkeys(files)
+    return list(found), [file for file in passed_over if file not in found]
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
-    known = Image.registered_extensions()
-    suffixes = {suffix for suffix, kind in known.items() if kind in Image.OPEN}
-    for root, folders, files in os.walk(folder):
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Visible files; a folder that links lead to twice, or into itself, is read once."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); check its permissions, or leave it out"
+        ) from error
+
+    seen = set()
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(root) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(root) / name
+        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+
+
+def _is_image(file: Path, suffixes: Container[str]) -> bool:
+    if file.suffix or not file.is_file():  # to open a pipe would wait for ever
+        return file.suffix.lower() in suffixes
+    try:
+        Image.open(file).close()  # reads the first bytes
+    except Exception:  # no image, or one that Pillow's parsers stumble over
+        return False
+    return True
 
 
 def predict(

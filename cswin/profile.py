@@ -20,6 +20,7 @@ from cswin.model.variants import PATCH_SIZE, Architecture
 
 FLOAT32 = 4  # bytes
 COPIES_OF_WEIGHTS = {"weights": 1, "gradients": 1, "AdamW moments": 2, "EMA": 1}
+STAGES = tuple(f"stage {number}" for number in range(1, 5))
 # Bytes of a number in (products, stream) at each level of cswin.model.precision.
 LEVEL_BYTES = {"O0": (4, 4), "O1": (2, 4), "O2": (2, 2)}
 
@@ -63,7 +64,7 @@ def _stage(arch: Architecture, stage: int, level: str) -> Part:
     row = FLOAT32 if product == FLOAT32 else FLOAT32 + product
     read_by_products = 6 * dim + hidden  # inputs of qkv, proj and fc1; q, k, v; input of fc2
     kept = tokens * (2 * dim * FLOAT32 + read_by_products * product + hidden * stream + heads * window * row)
-    return Part(f"stage {stage + 1}", blocks * parameters, blocks * macs, blocks * kept)
+    return Part(STAGES[stage], blocks * parameters, blocks * macs, blocks * kept)
 
 
 def profile(arch: Architecture, level: str = "O0") -> list[Part]:
@@ -85,6 +86,16 @@ def profile(arch: Architecture, level: str = "O0") -> list[Part]:
     kept = (sides[3] ** 2 * width + width) * FLOAT32
     parts.append(Part("head", 2 * width + width * classes + classes, width * classes, kept))
     return parts
+
+
+def evaluation_bytes(arch: Architecture, level: str = "O0") -> tuple[int, int]:
+    """Memory of one image in an evaluation: as pixels, by the loader (float32, and bytes); in the network, by the largest block.
+
+    The block's tensors are counted as above. A runtime takes more: MindSpore 2.8 on the CPU 2.1 times as much (CSWin-T, 30 MB).
+    """
+    pixels = arch.in_channels * arch.image_size**2
+    blocks = dict(zip(STAGES, arch.depth, strict=True))
+    return pixels * (FLOAT32 + 1), max(part.activations // blocks.get(part.name, 1) for part in profile(arch, level))
 
 
 def report(name: str, arch: Architecture, batch: int, level: str = "O0") -> str:

@@ -54,9 +54,27 @@ def test_round_trip(tmp_path, example, suffix, with_ema):
         if with_ema:
             np.testing.assert_array_equal(loaded.ema[key], value + 1)
     assert (loaded.ema is not None) == with_ema
-    assert loaded.best_weights() is (loaded.ema if with_ema else loaded.weights)
+    assert loaded.select()[1] is (loaded.ema if with_ema else loaded.weights)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o200, "the writer's user can replace the file"
+
+
+@pytest.mark.parametrize(("select_by", "asked", "found"), [
+    (None, None, "ema"), ("raw", None, "raw"), ("ema", None, "ema"), ("raw", "ema", "ema"), ("ema", "raw", "raw")
+])  # fmt: skip
+def test_the_set_that_selected_the_epoch_is_the_default(example, select_by, asked, found):
+    config = {"evaluation": {"select_by": select_by}} if select_by else {"base_lr": 1e-3}
+    example.record.provenance["config"] = config
+    which, weights = example.select(asked)
+    assert which == found and weights is {"raw": example.weights, "ema": example.ema}[found]
+
+
+def test_one_set_of_weights_is_what_it_is(example):
+    example.record.provenance["config"] = {"evaluation": {"select_by": "ema"}}
+    alone = dataclasses.replace(example, ema=None)
+    assert alone.select()[0] == "raw" and alone.select("raw")[1] is example.weights
+    with pytest.raises(UserError, match="ema: the checkpoint holds one set of weights and no moving average; use raw"):
+        alone.select("ema")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -27,7 +27,10 @@ def stage(finished_run):
 )
 def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     checkpoint = load_checkpoint(stage / "checkpoint.safetensors")
-    source = open_labelled(finished_run.path / "data/digits" / place, "val", checkpoint.record.class_names)
+    data = finished_run.path / "data/digits"
+    classes_from = data / "dataset.json" if place.endswith(".mindrecord") else None
+    source = open_labelled(data / place, "val", checkpoint.record.class_names, classes_from)
+    assert source.note is None
     runtime = Runtime(eval_batch_size=77, workers=1, worker_kind="thread")  # 360 is no multiple of it
     figures = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])[
         "ema"

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,8 @@ from cswin.predict import Classifier, ImageReader, find_images, predict
 ARCH = Architecture(8, (1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2), image_size=32, num_classes=7)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPROCESSING = Preprocessing(32, 1.0, MEAN, STD)
-NAMES = ("tench", "grey “whale”", "海豚", "a, b", "e", "f", "g")
+NAMES = ("tench", "grey “whale”", "海豚", "a, b", "n02012849", "n03126707", "g")
+WORDS = {"n02012849": "crane", "n03126707": "crane"}  # of ImageNet's classes
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +172,31 @@ def test_find_images(tmp_path):
     for name in ("b/2.JPG", "b/1.png", "a/c/3.webp", "a/notes.txt", ".hidden/4.png", "a/.5.png", "z.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    names = [str(p.relative_to(tmp_path)) for p in find_images([tmp_path])]
-    assert names == ["z.png", "a/c/3.webp", "b/1.png", "b/2.JPG"]
+    found, passed_over = find_images([tmp_path])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["z.png", "a/c/3.webp", "b/1.png", "b/2.JPG"]
+    assert passed_over == [tmp_path / "a/notes.txt"]
     given = [tmp_path / "a/notes.txt", tmp_path / "b", tmp_path / "b/1.png"]
-    assert find_images(given) == [tmp_path / "a/notes.txt", tmp_path / "b/1.png", tmp_path / "b/2.JPG"]
+    assert find_images(given) == ([tmp_path / "a/notes.txt", tmp_path / "b/1.png", tmp_path / "b/2.JPG"], [])
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match="void: holds no image"):
         find_images([tmp_path / "b", tmp_path / "void"])
+
+
+def test_linked_folders_and_files_without_a_suffix_are_found(tmp_path):
+    """As cameras' cards, data sets of links, and content-addressed stores have them."""
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for name in ("photos/2.png", "elsewhere/deep/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        picture().save(tmp_path / name)
+    picture().save(photos / "1", "JPEG")
+    (photos / "README").write_text("not an image")
+    os.mkfifo(photos / "pipe")
+    (photos / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep/loop").symlink_to(photos)
+    (photos / "again").symlink_to(photos / "linked/deep")
+    found, passed_over = find_images([photos])
+    assert found == [photos / "1", photos / "2.png", photos / "again/3.png"], "each once, and the loop ends"
+    assert passed_over == [photos / "README", photos / "pipe"]
 
 
 def run(*arguments):
@@ -192,11 +212,12 @@ def test_command(tmp_path, checkpoint, classifier, capsys, monkeypatch):
     picture(0).save(images / "a.png")
     picture(1).save(os.fsdecode(os.fsencode(images) + b"/b\xff.png"))
     (images / "c.jpg").write_text("not an image")
-    wanted = [classifier.guesses(normalised(picture(i))[None].astype(np.float32), 2)[0] for i in range(2)]
+    wanted = [classifier.guesses(normalised(picture(i))[None].astype(np.float32), 7)[0] for i in range(2)]
 
-    assert run(images / "a.png", "--checkpoint", path, "--top-k", 2) == 0
+    assert run(images / "a.png", "--checkpoint", path, "--top-k", 7) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out == [str(images / "a.png"), *(f"  {100 * g.probability:6.2f} %  {g.name}" for g in wanted[0])]
+    assert sum(line.endswith("%  crane") for line in out) == 2
+    assert out == [str(images / "a.png"), *(f"  {100 * g.probability:6.2f} %  {WORDS.get(g.name, g.name)}" for g in wanted[0])]
 
     monkeypatch.setattr("cswin.predict.Classifier", lambda *_: classifier)  # is compiled already
     assert run(images, "--checkpoint", path, "--top-k", 2, "--output", tmp_path / "p.csv") == 1
@@ -204,16 +225,38 @@ def test_command(tmp_path, checkpoint, classifier, capsys, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [(r["file"].rsplit("/")[-1], r["rank"]) for r in rows] == [
         ("a.png", "1"), ("a.png", "2"), ("b\\xff.png", "1"), ("b\\xff.png", "2"), ("c.jpg", "")]  # fmt: skip
-    assert [r["name"] for r in rows[:4]] == [g.name for guesses in wanted for g in guesses]
+    best = [g.name for guesses in wanted for g in guesses[:2]]
+    assert [(r["name"], r["words"]) for r in rows[:4]] == [(name, WORDS.get(name, name)) for name in best]
     assert rows[4]["error"] and not rows[0]["error"]
     err = capsys.readouterr().err
-    assert "c.jpg: " in err and "1 of 3 files could not be read" in err
+    assert "c.jpg: " in err and "1 of 3 files could not be read" in err and "passed over" not in err
+    (images / "notes.txt").touch()
 
     assert run(images, "--checkpoint", path, "--top-k", 2, "--format", "jsonl") == 1
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [g["class"] for g in lines[1]["top"]] == [g.label for g in wanted[1]]
+    out, err = capsys.readouterr()
+    assert "1 files are no images by suffix and content and were passed over: " in err and "notes.txt" in err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [g["class"] for g in lines[1]["top"]] == [g.label for g in wanted[1][:2]]
     np.testing.assert_allclose(lines[0]["top"][0]["probability"], wanted[0][0].probability, rtol=1e-5)
     assert "error" in lines[2] and "top" not in lines[2]
+
+
+@pytest.mark.parametrize("which", [None, "ema"])
+def test_the_set_that_selected_the_epoch_predicts(tmp_path, checkpoint, capsys, which):
+    network, image = CSWin(ARCH), ms.Tensor(normalised(picture(0))[None].astype(np.float32))
+    logits = {name: network(image, cut(network, getattr(checkpoint, name))).asnumpy()[0] for name in ("weights", "ema")}
+    wanted = logits["ema" if which else "weights"].astype(np.float64)
+    provenance = {"config": {"evaluation": {"select_by": "raw"}}}
+    record = dataclasses.replace(checkpoint.record, provenance=provenance)
+    save_checkpoint(tmp_path / "m.safetensors", dataclasses.replace(checkpoint, record=record))
+    picture(0).save(tmp_path / "a.png")
+    options = ["--which", which] if which else []
+    assert run(tmp_path / "a.png", "--checkpoint", tmp_path / "m.safetensors", "--format", "jsonl", *options) == 0
+    out, err = capsys.readouterr()
+    top = json.loads(out)["top"]
+    softmax = np.exp(wanted) / np.exp(wanted).sum()
+    np.testing.assert_allclose([g["probability"] for g in top], np.sort(softmax)[::-1][:5], rtol=1e-4)
+    assert f"m.safetensors: {which or 'raw'} weights" in err
 
 
 def test_wrong_arguments(tmp_path, checkpoint):

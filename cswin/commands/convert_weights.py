@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cswin.class_names import read_class_names, words
 from cswin.convert.architecture import Choice
 from cswin.convert.convert import WHICH, Options, convert_weights
-from cswin.errors import UserError
 from cswin.model.variants import VARIANTS
 
 
@@ -28,9 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     arch.add_argument("--split-size", type=int, nargs=4, metavar="N", help="stripe width of each stage, in tokens")
     arch.add_argument("--num-heads", type=int, nargs=4, metavar="N", help="attention heads of each stage")
     head = parser.add_argument_group("head")
-    head.add_argument("--new-head", type=int, metavar="N", help="replace the head by a new one with N classes")
-    head.add_argument("--seed", type=int, default=0, help="seed of the new head (default: 0)")
-    head.add_argument("--class-names", type=Path, metavar="FILE", help="one name per line, in the order of the outputs")
+    head.add_argument("--new-head", type=int, metavar="N", help="replace the head by a fresh one of N classes")
+    head.add_argument("--seed", type=int, default=0, help="of the fresh head (default: 0)")
+    head.add_argument("--class-names", type=Path, metavar="FILE", help="in the order of the outputs: text with one name per "
+                      "line, a table (.tsv, its first column), dataset.json (default: the file's own; of 1,000 outputs ImageNet's)")  # fmt: skip
+
     prep = parser.add_argument_group("preprocessing", "default: the record's; else ImageNet's, crop 0.9 (1.0 from 384 pixels)")
     prep.add_argument("--crop-ratio", type=float, metavar="RATIO")
     prep.add_argument("--mean", type=float, nargs="+", metavar="X", help="one value per channel, for pixels in [0, 1]")
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         choice=Choice(args.arch, args.image_size, split_size, num_heads),
         new_head=args.new_head,
         seed=args.seed,
-        class_names=_names(args.class_names),
+        class_names=None if args.class_names is None else read_class_names(args.class_names),
         preprocessing={k: v for k, v in given.items() if v is not None},
     )
     written = convert_weights(args.input, args.output, options)
@@ -56,16 +58,11 @@ def run(args: argparse.Namespace) -> None:
     sets = "weights and their moving average" if written.ema is not None else "one set of weights"
     print(f"{args.output}: {sets}, {numbers:,} parameters, {arch.num_classes} classes")
     print("  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()))
-    origin = written.record.provenance["conversions"][-1].get("weights")
-    if origin:
-        print(f"  from {origin} of {args.input}")
-
-
-def _names(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of class names ({error})") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    names = written.record.class_names
+    first, last = (name if words(name) == name else f"{name} ({words(name)})" for name in (names[0], names[-1]))
+    print(f"  classes {first} to {last}")
+    conversion = written.record.provenance["conversions"][-1]
+    if conversion.get("weights"):
+        print(f"  from {conversion['weights']} of {args.input}")
+    if conversion.get("left_out"):
+        print(f"  left out: {', '.join(conversion['left_out'])}")

@@ -13,10 +13,12 @@ def configure(parser):
         required=True,
         help="dataset.json, a .mindrecord file, a folder with one folder per class, or an archive",
     )
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="split of the data (default: val)")
-    parser.add_argument("--runtime", type=Path, metavar="FILE", help="runtime.yaml of a run, instead of the next four options")
-    parser.add_argument("--device-target", choices=("CPU", "Ascend"), default="CPU", help="device type (default: CPU)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images per forward pass (default: 64)")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="part of the data (default: val)")
+    parser.add_argument("--classes-from", type=Path, metavar="FILE", help="names of a .mindrecord's classes: a dataset.json, "
+                        "manifest.json, checkpoint, or text with one name per line")  # fmt: skip
+    parser.add_argument("--runtime", type=Path, metavar="FILE", help="a resolved runtime section instead of the next four")
+    parser.add_argument("--device-target", choices=("CPU", "Ascend"), default="CPU", help="what computes (default: CPU)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding workers (default: 2)")
     parser.add_argument("--device-id", type=int, default=0, metavar="N", help="number of the NPU (default: 0)")
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
@@ -49,12 +51,13 @@ def _inputs(args):
     from cswin.data.loader.labelled import open_labelled
 
     checkpoint = load_checkpoint(args.checkpoint)
-    return checkpoint, open_labelled(args.data, args.split, checkpoint.record.class_names)
+    return checkpoint, open_labelled(args.data, args.split, checkpoint.record.class_names, args.classes_from)
 
 
 def _evaluate(args, runtime, ranks) -> int:
     import dataclasses
     import json
+    import sys
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import file_sha256
@@ -64,6 +67,8 @@ def _evaluate(args, runtime, ranks) -> int:
     from cswin.report.classes import confusions, per_class
 
     checkpoint, source = _inputs(args)
+    if source.note and ranks.first:
+        print(source.note, file=sys.stderr)
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
@@ -79,6 +84,7 @@ def _evaluate(args, runtime, ranks) -> int:
             with atomic_path(path) as temporary:
                 make(results, class_names).to_csv(temporary, index=False)
     figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
+    figures |= {"classes": source.note} if source.note else {}
     figures |= {"crop_ratio": preprocessing.crop_ratio, "backend": backend.record()}
     figures |= {which: predictions.figures() for which, predictions in results.items()}
     if args.output:

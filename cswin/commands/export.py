@@ -16,8 +16,10 @@ from cswin.errors import UserError
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("output", type=Path, metavar="FILE", help="NAME.onnx or NAME.mindir")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a checkpoint (.ckpt or .safetensors)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size of a .mindir (default: 1)")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors of cswin")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time in a .mindir (default: 1)")
+    parser.add_argument("--which", choices=("raw", "ema"),
+                        help="set of weights (default: the one by which the epoch was selected, evaluation.select_by)")  # fmt: skip
     add_device_arguments(parser)
 
 
@@ -29,6 +31,6 @@ def run(args: argparse.Namespace) -> None:
     if args.batch < 1:
         raise UserError(f"--batch: {args.batch} must be at least 1")
     start_backend(args.device_target, args.device_id)
-    written = export(load_checkpoint(args.checkpoint), args.output, args.batch)
-    print(f"{written.path}: its logits differ from the network's by {written.difference:.1e} at most")
+    written = export(load_checkpoint(args.checkpoint), args.output, args.batch, args.which)
+    print(f"{written.path}: {written.which} weights; its logits differ from the network's by {written.difference:.1e} at most")
     print(f"{written.description}: preprocessing, class names, input and output")

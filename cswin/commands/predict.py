@@ -34,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core, at most 16)")
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
     parser.add_argument("--ignore-exif", action="store_true",
-                        help="ignore the EXIF orientation, as in training (default: rotate images upright)")  # fmt: skip
+                        help="do not turn images upright by their EXIF orientation (as in training and evaluation)")  # fmt: skip
+    parser.add_argument("--which", choices=("raw", "ema"),
+                        help="set of weights (default: the one by which the epoch was selected, evaluation.select_by)")  # fmt: skip
     add_device_arguments(parser)
 
 
@@ -44,23 +46,28 @@ def run(args: argparse.Namespace) -> int:
 
     from cswin.atomic import atomic_path
     from cswin.checkpoint import load_checkpoint
+    from cswin.data.sources.source import listed
     from cswin.predict import Classifier, ImageReader, find_images, predict
     from cswin.progress import Console
 
     _check(args)
-    paths = find_images(args.paths)
+    paths, passed_over = find_images(args.paths)
     backend = start_backend(args.device_target, args.device_id)
     checkpoint = load_checkpoint(args.checkpoint)
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     reader = ImageReader(preprocessing, upright=not args.ignore_exif)
-    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options)
+    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options, args.which)
     workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
     failed = 0
     with ExitStack() as stack:
         console = stack.enter_context(Console())
+        console.say(f"{args.checkpoint}: {classifier.which} weights")
+        if passed_over:
+            names = listed([shown(path) for path in passed_over])
+            console.say(f"{len(passed_over)} files are no images by suffix and content and were passed over: {names}")
         out = sys.stdout
         if args.output:
             temporary = stack.enter_context(atomic_path(args.output))
@@ -100,7 +107,7 @@ def screen_writer(out: IO[str]) -> Callable:
         if prediction.error is None:
             print(shown(prediction.path), file=out)
             for guess in prediction.guesses:
-                print(f"  {100 * guess.probability:6.2f} %  {guess.name}", file=out)
+                print(f"  {100 * guess.probability:6.2f} %  {guess.words}", file=out)
 
     return write
 
@@ -108,26 +115,28 @@ def screen_writer(out: IO[str]) -> Callable:
 def csv_writer(out: IO[str]) -> Callable:
     """Writes one row per class, and for a file that failed one row with the error."""
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["file", "rank", "class", "name", "probability", "error"])
+    rows.writerow(["file", "rank", "class", "name", "words", "probability", "error"])
 
     def write(prediction) -> None:
         if prediction.error is not None:
-            rows.writerow([shown(prediction.path), "", "", "", "", prediction.error])
+            rows.writerow([shown(prediction.path), "", "", "", "", "", prediction.error])
         for rank, guess in enumerate(prediction.guesses, 1):
-            rows.writerow([shown(prediction.path), rank, guess.label, guess.name, f"{guess.probability:.6g}", ""])
+            rows.writerow([shown(prediction.path), rank, guess.label, guess.name, guess.words, f"{guess.probability:.6g}", ""])
 
     return write
 
 
 def jsonl_writer(out: IO[str]) -> Callable:
-    """Writes one object per file: `file`, and `top` (a list of `class`, `name`, `probability`) or `error`."""
+    """Writes one object per file: `file`, and `top` (a list of `class`, `name`, `words`, `probability`) or `error`."""
 
     def write(prediction) -> None:
         entry: dict = {"file": shown(prediction.path)}
         if prediction.error is not None:
             entry["error"] = prediction.error
         else:
-            entry["top"] = [{"class": g.label, "name": g.name, "probability": g.probability} for g in prediction.guesses]
+            entry["top"] = [
+                {"class": g.label, "name": g.name, "words": g.words, "probability": g.probability} for g in prediction.guesses
+            ]
         print(json.dumps(entry, ensure_ascii=False), file=out)
 
     return write

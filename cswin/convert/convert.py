@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord
+from cswin.class_names import imagenet_words, numbers
 from cswin.convert.architecture import Choice, infer_architecture
+from cswin.convert.names import parameters, summary
 from cswin.convert.pickle_reader import TensorReference
 from cswin.convert.torch_file import TorchFile, open_torch_file
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -22,9 +25,9 @@ from cswin.provenance import git_commit, versions
 
 Weights = dict[str, np.ndarray]
 RAW, EMA = "state_dict", "state_dict_ema"
+RAW_KEYS, EMA_KEYS = (RAW, "model", "model_state_dict"), (EMA, "model_ema")  # as training scripts call them
 WHICH = ("auto", "ema", "raw", "both")
 HEAD_STD = 0.02  # the authors' initialisation of linear layers
-MODULE = "module."  # prefix of every name from PyTorch's data parallel wrapper
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Options:
     """The user's options; None and empty: from the file.
 
     Attributes:
-        which: `ema` or `raw`: only this set; `both`: keep both sets; `auto`: all sets of a checkpoint of cswin, and of a
-            PyTorch file the moving average if it has one.
-        choice: the architecture, if the shapes do not determine it.
-        new_head: replace the head by a new one with this number of classes, initialised from `seed`.
-        class_names: names of the outputs.
+        which: `ema` or `raw`: that set alone; `both`: keep both sets; `auto`: everything that a checkpoint of cswin holds, and
+            of a PyTorch file the moving average where there is one.
+        choice: the architecture, where the shapes do not decide it.
+        new_head: replace the head by one of that many classes, initialised from `seed`.
+        class_names: of the outputs; else the file's own, or those of ImageNet-1K for 1,000 outputs without names.
         preprocessing: fields of `Preprocessing` that differ from the record's, or from ImageNet's.
     """
 
@@ -50,7 +53,8 @@ class Options:
 
 @dataclass
 class Source:
-    """The content of a file: `weights` and possibly `ema` to be written, the record, and the origin of the weights."""
+    """A file's content: `weights` and perhaps `ema` as they shall be written, its record, and where they come from (`left_out`: what
+    else the file holds)."""
 
     weights: Weights
     ema: Weights | None
@@ -94,24 +98,45 @@ def read_source(path: Path, which: str) -> Source:
         known = ckpt.parse_checkpoint(path, tensors, text)
         weights, ema = _choose(known.weights, known.ema, "both" if which == "auto" and known.ema else which, path)
         return Source(weights, ema, known.record, {})
-    weights = {k: _float32(k, v, path) for k, v in tensors.items() if not k.startswith(ckpt.EMA_PREFIX)}
-    ema = {k.removeprefix(ckpt.EMA_PREFIX): _float32(k, v, path) for k, v in tensors.items() if k not in weights}
-    weights, ema = _choose(weights or None, ema or None, which, path)
-    return Source(weights, ema, None, {})
+    raw = {k: v for k, v in tensors.items() if not k.startswith(ckpt.EMA_PREFIX)}
+    averages = {k.removeprefix(ckpt.EMA_PREFIX): v for k, v in tensors.items() if k not in raw}
+    sets, left_out = {}, []
+    for name, entries in (("raw", raw), ("ema", averages)):
+        found, others = parameters(entries)
+        sets[name] = {k: _float32(k, v, path) for k, v in found.items()} or None
+        left_out += others
+    weights, ema = _choose(sets["raw"], sets["ema"], which, path)
+    if weights is None:
+        raise UserError(f"{path}: holds no weights, only {', '.join(summary(left_out)) or 'nothing'}")
+    return Source(weights, ema, None, {"left_out": summary(left_out)})
 
 
 def _read_torch(file: TorchFile, which: str) -> Source:
     content, path = file.content, file.path
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
-    raw, ema = content.get(RAW), content.get(EMA)
+    keys = [next((key for key in names if content.get(key) is not None), None) for names in (RAW_KEYS, EMA_KEYS)]
+    raw, ema = (content.get(key) for key in keys)
     if raw is None and ema is None:
         raw = content  # a bare dictionary of tensors
-    chosen, average = _choose(raw, ema, which, path)
-    origin = {"weights": RAW if chosen is raw else EMA} if raw is not content else {}
-    origin |= {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
-    weights = _state_dict(file, chosen)
-    return Source(weights, None if average is None else _state_dict(file, average), None, origin)
+    record = content.get(ckpt.RECORD_KEY)
+    known = None
+    if isinstance(record, str):
+        try:
+            known = CheckpointRecord.from_dict(json.loads(record))
+        except (ValueError, UserError) as error:
+            raise UserError(f"{path}: its {ckpt.RECORD_KEY} cannot be read ({error})") from error
+    keep_both = which == "auto" and known is not None and raw is not None and ema is not None
+    chosen, average = _choose(raw, ema, "both" if keep_both else which, path)
+    weights, left_out = _state_dict(file, chosen)
+    averages, others = (None, []) if average is None else _state_dict(file, average)
+    origin = {}
+    if raw is not content:
+        origin = {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
+        taken = [key for key, found in zip(keys, (raw, ema), strict=True) if found is chosen or (found is average and key)]
+        origin["weights"] = taken[0]
+        left_out = [*(str(key) for key in content if key not in (*taken, *origin, ckpt.RECORD_KEY)), *left_out, *others]
+    return Source(weights, averages, known, origin | {"left_out": summary(left_out)})
 
 
 def _choose(raw, ema, which: str, path: Path) -> tuple:
@@ -126,16 +151,17 @@ def _choose(raw, ema, which: str, path: Path) -> tuple:
     return (raw if use_raw else ema), None
 
 
-def _state_dict(file: TorchFile, entries) -> Weights:
-    """Tensors by name, without the prefix of a data parallel wrapper."""
+def _state_dict(file: TorchFile, entries) -> tuple[Weights, list[str]]:
+    """Tensors by the network's names, and the names of what else is there."""
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file.path}: its state dictionary is empty or not a dictionary")
-    foreign = [str(k) for k, v in entries.items() if not isinstance(k, str) or not isinstance(v, TensorReference)]
-    if foreign:
-        raise UserError(f"{file.path}: holds neither {RAW} nor {EMA} nor tensors alone: {', '.join(foreign[:20])} "
-                        "is not a tensor")  # fmt: skip
-    wrapped = all(k.startswith(MODULE) for k in entries)
-    return {k.removeprefix(MODULE) if wrapped else k: _float32(k, file.array(v), file.path) for k, v in entries.items()}
+    tensors = {k: v for k, v in entries.items() if isinstance(k, str) and isinstance(v, TensorReference)}
+    foreign = [str(k) for k in entries if k not in tensors]
+    found, beside = parameters(tensors)
+    if not found:
+        raise UserError(f"{file.path}: holds no state dictionary, as {', '.join(RAW_KEYS + EMA_KEYS)}, and no tensors of a network: "
+                        f"{', '.join((foreign + beside)[:20])}")  # fmt: skip
+    return {k: _float32(k, file.array(v), file.path) for k, v in found.items()}, foreign + beside
 
 
 def _float32(name: str, value: np.ndarray, path: Path) -> np.ndarray:
@@ -196,9 +222,11 @@ def _class_names(source: Source, arch: Architecture, options: Options, path: Pat
             raise UserError(f"{path}: has a head of {arch.num_classes} classes, {len(options.class_names)} names were given; "
                             "a head of another size is replaced with --new-head N")  # fmt: skip
         return options.class_names
-    if source.record is not None and options.new_head is None:
-        return source.record.class_names
-    return tuple(str(i) for i in range(arch.num_classes))
+    unnamed = numbers(arch.num_classes)
+    if options.new_head is not None:
+        return unnamed
+    names = source.record.class_names if source.record is not None else unnamed
+    return tuple(imagenet_words()) if names == unnamed and arch.num_classes == len(imagenet_words()) else names
 
 
 def _preprocessing(source: Source, arch: Architecture, given: Mapping) -> Preprocessing:

@@ -1,8 +1,9 @@
 """Reading PyTorch's pickles without trusting them.
 
-A pickle is a program: it names functions and calls them. Here only the few names that describe tensors and plain containers
-are allowed. Each of them stands for a function of this module that only records its arguments. Every other name is rejected when
-it is read, before any call. Nothing that a file names is imported or executed.
+A pickle is a program: it names functions and calls them. Here it can name the handful that describe tensors and plain
+containers, and each of those names stands for a function of this module that only writes down what it is given. A few more stand for
+`Inert`, which keeps nothing: what training tools save beside the weights. Every other name is refused when it is read, before anything
+could be called. Nothing that a file names is imported or executed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
+
+import numpy as np
 
 from cswin.errors import UserError
 
@@ -57,6 +60,11 @@ class StorageReference(_Sealed):
 
     __setstate__ = _Sealed.__setstate__
 
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return self.length * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorReference(_Sealed):
@@ -74,6 +82,18 @@ class PlainDict(dict):
     """Stands for OrderedDict; drops the attributes that state dictionaries carry (`_metadata`)."""
 
     __slots__ = ()
+
+    def __setstate__(self, state):
+        """Ignore the state."""
+
+
+class Inert:
+    """Stands for an object that holds no weights, such as an argparse Namespace; takes what it is given and keeps nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, *_):
+        """Ignore what it is made of."""
 
     def __setstate__(self, state):
         """Ignore the state."""
@@ -103,12 +123,23 @@ def _rebuild_parameter(tensor, *_) -> TensorReference:
     return tensor
 
 
+# The options of a training script; NumPy's scalars (a best accuracy), with what their pickles are made of.
+INERT = (
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+)
+
+
 def _allowed() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): _Function(PlainDict),
         ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
         ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
     }
+    names |= dict.fromkeys(INERT, Inert)
     return names | {("torch", name): StorageType(dtype) for name, dtype in STORAGE_TYPES.items()}
 
 
@@ -122,6 +153,7 @@ class _Reader(pickle.Unpickler):
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
         self._names = _allowed()
+        self.storages: dict[str, StorageReference] = {}
 
     def find_class(self, module: str, name: str):
         """The stand-in for a name, never the named object itself."""
@@ -130,22 +162,25 @@ class _Reader(pickle.Unpickler):
         return self._names[module, name]
 
     def persistent_load(self, pid):
-        """torch's description of a storage: ("storage", class, record, device, length)."""
+        """torch's description of a storage: ("storage", class, record, device, length), in old files with a None behind."""
         match pid:
-            case ("storage", StorageType(dtype=dtype), str(key), str(), int(length)):
-                return StorageReference(dtype, key, length)
+            case ("storage", StorageType(dtype=dtype), str(key), str(), int(length), *rest) if (
+                rest in ([], [None]) and length >= 0
+            ):
+                return self.storages.setdefault(key, StorageReference(dtype, key, length))
         raise pickle.UnpicklingError("a storage is described in an unknown way")
 
 
-def read_pickle(file: IO[bytes]) -> Any:
-    """The content: containers, numbers, strings and `TensorReference`s.
+def read_pickle(file: IO[bytes]) -> tuple[Any, dict[str, StorageReference]]:
+    """The content: containers, numbers, strings, `TensorReference`s and `Inert`s; and the storages by their keys.
 
     Raises:
         RefusedName: if the pickle names anything else; nothing was executed.
         ValueError: if it is not a valid pickle of that kind.
     """
     try:
-        return _Reader(file).load()
+        reader = _Reader(file)
+        return reader.load(), reader.storages
     except UserError:
         raise
     except Exception as error:  # a damaged pickle fails in any way

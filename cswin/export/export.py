@@ -11,7 +11,7 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.atomic import atomic_path
-from cswin.checkpoint import Checkpoint
+from cswin.checkpoint import Checkpoint, CheckpointRecord
 from cswin.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,22 +26,24 @@ SEED = 0  # seed of the random images of the check
 
 @dataclass(frozen=True)
 class Exported:
-    """The written file, the description beside it, and the largest difference of a logit in the check."""
+    """What was written: the file, the description beside it, the largest difference of a logit in the check, the set of weights."""
 
     path: Path
     description: Path
     difference: float
+    which: str
 
 
-def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exported:
-    """Write a network with its best weights (the moving average if there is one) as ONNX or MINDIR; the suffix decides.
+def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1, which: str | None = None) -> Exported:
+    """Write a network with one set of its weights as ONNX or MINDIR, by the suffix.
 
     A JSON file with the same name and `.json` describes input and output, preprocessing, class names and architecture.
 
     Args:
         checkpoint: the network.
         path: the new file.
-        batch_size: batch size of a MINDIR, which has fixed shapes; in ONNX it is free.
+        batch_size: of a MINDIR, whose shapes are fixed; in ONNX the batch is free.
+        which: set of weights, see `Checkpoint.select`.
 
     Raises:
         UserError: if the suffix is unknown, a package is missing, or the file does not give the network's logits; then no file
@@ -51,13 +53,14 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exp
     suffix = ckpt.known_suffix(path, SUFFIXES)
     from cswin.inference import WeightedCSWin  # imports MindSpore, which cannot be imported after onnx (both set up protobuf)
 
-    network = WeightedCSWin(checkpoint)
+    which, weights = checkpoint.select(which)
+    network = WeightedCSWin(checkpoint.record.architecture, weights)
     if suffix == ".onnx":
         _require_onnx()
     description = path.with_name(f"{path.name}.json")
     with atomic_path(path) as temporary, atomic_path(description) as beside:
         if suffix == ".onnx":
-            _write_onnx(checkpoint, temporary)
+            _write_onnx(checkpoint.record, weights, temporary)
             difference = max(_difference(network, _run_onnx(temporary), n) for n in (1, 3))
         else:
             _write_mindir(network, temporary, batch_size)
@@ -65,13 +68,14 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1) -> Exp
         if not difference <= TOLERANCE:
             raise UserError(f"{path}: not written, because its logits differ from the network's by {difference:.1e}, more than "
                             f"{TOLERANCE:.0e} of the largest; please report this with the checkpoint")  # fmt: skip
-        beside.write_text(json.dumps(_describe(checkpoint, suffix, batch_size), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return Exported(path, description, difference)
+        described = {"weights": which} | _describe(checkpoint.record, suffix, batch_size)
+        beside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return Exported(path, description, difference, which)
 
 
-def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
-    """The description of the file's input and output."""
-    arch = checkpoint.record.architecture
+def _describe(record: CheckpointRecord, suffix: str, batch_size: int) -> dict:
+    """What a user of the file needs to feed it and to read its answer."""
+    arch = record.architecture
     batch = "any" if suffix == ".onnx" else batch_size
     return {
         "input": {
@@ -83,7 +87,7 @@ def _describe(checkpoint: Checkpoint, suffix: str, batch_size: int) -> dict:
         },
         "output": {"name": "logits", "shape": [batch, arch.num_classes], "dtype": "float32", "probabilities": "softmax"},
         "resize": "short side to int(image_size / crop_ratio), then the centre image_size x image_size",
-    } | checkpoint.record.to_dict()
+    } | record.to_dict()
 
 
 def _difference(network: WeightedCSWin, run, n: int) -> float:
@@ -104,14 +108,13 @@ def _require_onnx() -> None:
         raise UserError(f"export to ONNX needs the package {error.name}: pip install 'cswin[export]'") from error
 
 
-def _write_onnx(checkpoint: Checkpoint, path: Path) -> None:
+def _write_onnx(record: CheckpointRecord, weights: dict[str, np.ndarray], path: Path) -> None:
     import onnx
 
     from cswin.export.onnx_graph import onnx_model
 
-    record = checkpoint.record
     metadata = {ckpt.RECORD_KEY: json.dumps(record.to_dict(), sort_keys=True)}
-    onnx.save(onnx_model(record.architecture, checkpoint.best_weights(), metadata), str(path))
+    onnx.save(onnx_model(record.architecture, weights, metadata), str(path))
 
 
 def _run_onnx(path: Path):

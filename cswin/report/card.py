@@ -224,7 +224,8 @@ def _start(stage: StageResult) -> str:
         return f"complete state of `{start['from']}`"
     if start.get("carry") == "weights":
         anew = f"; anew: {', '.join(start['anew'])}" if start.get("anew") else ""
-        return f"{start['which']} weights of `{start['from']}`{anew}"
+        head = f"; head {start['head']}" if start.get("head") else ""
+        return f"{start['which']} weights of `{start['from']}`{anew}{head}"
     return start.get("from", "not recorded")
 
 

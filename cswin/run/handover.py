@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cswin.checkpoint import HEAD, fitting_weights, load_checkpoint
+from cswin.class_names import match_classes
 from cswin.config.resolve import StageConfig
 from cswin.errors import UserError
 from cswin.layout import STATE
@@ -14,12 +19,13 @@ from cswin.train.state import Start
 STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to a stage, never carried
 
 
-def prepare_start(config: StageConfig, previous: Path | None) -> Start:
+def prepare_start(config: StageConfig, previous: Path | None, class_names: Sequence[str]) -> Start:
     """The start of a stage.
 
     Args:
         config: the stage.
         previous: checkpoint of the stage before (beside it the folder state/, for carry: all), or the pretrained one.
+        class_names: of the data. From a pretrained checkpoint the head is taken only where it has the same classes.
 
     Raises:
         UserError: if the checkpoint belongs to another architecture or the state that is to be carried is missing.
@@ -29,20 +35,36 @@ def prepare_start(config: StageConfig, previous: Path | None) -> Start:
     if config.previous and config.carry == "all":
         return _everything(config, previous)
     checkpoint = load_checkpoint(previous)
-    which = config.carry_weights if config.previous else "ema"
-    weights = checkpoint.best_weights() if which == "ema" else checkpoint.weights
+    which, weights = checkpoint.select(config.carry_weights if config.previous else None)
     free = ("image_size", "split_size") if config.previous else ("image_size", "split_size", "num_classes")
     taken = fitting_weights(weights, checkpoint.record.architecture, config.architecture, free, previous)
-    return Start(
-        taken,
-        record={
-            "carry": "weights",
-            "which": which,
-            "from": str(previous),
-            "new": [name for name in HEAD if name not in taken],
-            "anew": ["moments", "EMA", "loss scale"],
-        },
-    )
+    record = {"carry": "weights", "which": which, "from": str(previous), "anew": ["moments", "EMA", "loss scale"]}
+    if not config.previous:
+        taken, record["head"] = _with_fitting_head(taken, checkpoint.record.class_names, class_names)
+    return Start(taken, record=record | {"new": [name for name in HEAD if name not in taken]})
+
+
+def _with_fitting_head(
+    weights: dict[str, np.ndarray], known: Sequence[str], wanted: Sequence[str]
+) -> tuple[dict[str, np.ndarray], str]:
+    """The weights with the head's rows in the order of the data's classes, without a head where the classes are others; and which."""
+    outputs = {}
+    with contextlib.suppress(UserError):
+        outputs, _ = match_classes(wanted, known, "data")
+    if not len(outputs) == len(known) == len(wanted):
+        body = {name: value for name, value in weights.items() if name not in HEAD}
+        return body, (
+            f"made anew, for other classes: the checkpoint has {len(known)} ({_shortened(known)}), the data {len(wanted)} "
+            f"({_shortened(wanted)})"
+        )
+    rows = [outputs[name] for name in wanted]
+    if rows == list(range(len(known))):
+        return weights, "kept, the classes are the same"
+    return weights | {name: weights[name][rows] for name in HEAD}, "kept, its rows in the order of the data's classes"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _everything(config: StageConfig, previous: Path) -> Start:

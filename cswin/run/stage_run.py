@@ -155,7 +155,10 @@ class StageRun(FollowerRun):
         self._leave.__exit__(*error)
 
     def start(self) -> Start:
-        return prepare_start(self.stage.config, self.stage.files.previous)
+        start = prepare_start(self.stage.config, self.stage.files.previous, self.stage.dataset.class_names)
+        if "head" in start.record:
+            self.say(f"{self.stage.files.previous}: head {start.record['head']}")
+        return start
 
     def resume(self, first_step: int) -> State | None:
         state = self.decision.state

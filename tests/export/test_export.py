@@ -110,6 +110,18 @@ def test_description_is_enough_to_feed_the_file(tmp_path, exported):
     np.testing.assert_allclose(ImageReader(checkpoint.record.preprocessing)(tmp_path / "a.png"), fed, atol=1e-5)
 
 
+def test_the_set_that_selected_the_epoch_is_exported(tmp_path):
+    """Its moving average is what gives the golden logits."""
+    values, checkpoint = golden("model_collapsed")
+    swapped = Checkpoint(checkpoint.record, checkpoint.ema, ema=checkpoint.weights)
+    checkpoint.record.provenance["config"] = {"evaluation": {"select_by": "raw"}}
+    written = export(swapped, tmp_path / "m.onnx")
+    assert_golden(values, written.path)
+    assert written.which == "raw" and json.loads(written.description.read_text("utf-8"))["weights"] == "raw"
+    onnx_file = onnx.load(str(export(swapped, tmp_path / "e.onnx", which="ema").path))
+    assert not any(onnx.numpy_helper.to_array(i).any() for i in onnx_file.graph.initializer if i.name == "head.weight")
+
+
 def test_mindir_is_exact(tmp_path):
     values, checkpoint = golden("model_two_branch")
     n = len(values["x"])
@@ -138,7 +150,7 @@ def test_command(tmp_path, capsys):
     command.configure(parser)
     arguments = ["--checkpoint", str(tmp_path / "m.safetensors"), str(tmp_path / "m.onnx")]
     command.run(parser.parse_args(arguments))
-    assert "m.onnx: its logits differ from the network's by" in capsys.readouterr().out
+    assert "m.onnx: ema weights; its logits differ from the network's by" in capsys.readouterr().out
     assert (tmp_path / "m.onnx").is_file() and (tmp_path / "m.onnx.json").is_file()
     with pytest.raises(UserError, match="--batch"):
         command.run(parser.parse_args([*arguments, "--batch", "0"]))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cswin.class_names import match_classes, read_class_names
 from cswin.data.sources.archive import Archive
 from cswin.data.sources.folder import class_folders, class_images, read_file
-from cswin.data.sources.source import LISTED, listed
 from cswin.data.store.dataset import Dataset, read_rows
 from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
@@ -26,29 +26,39 @@ class Labelled:
     """Labelled images.
 
     Attributes:
-        rows: starts to read a slice of all images; can be called again.
-        images: their number; None if it is only known after reading.
-        manifest: hash of the dataset's manifest; None for other sources.
+        rows: starts reading a part of them (a slice of all); can be called again.
+        images: how many, None where only reading tells.
+        manifest: hash of the dataset's manifest, None for others.
+        note: how its classes were matched with the checkpoint's; None: they are the same in the same order.
     """
 
     rows: Callable[[slice], Iterator[Row]]
     images: int | None = None
     manifest: str | None = None
+    note: str | None = None
 
 
-def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
-    """The images at `path`, labelled by the position of their class in `class_names`.
+def open_labelled(path: Path, split: str, class_names: Sequence[str], classes_from: Path | None = None) -> Labelled:
+    """What lies at `path`, labelled by the outputs of a checkpoint, see `match_classes`.
 
     Args:
         path: a dataset.json (or the folder that holds it), a .mindrecord file, a folder with one folder per class (beside it or
             below a folder named after the split), or a tar or tar.gz with <split>/<class>/.
         split: train or val.
         class_names: of the checkpoint.
+        classes_from: names of the classes of a .mindrecord, which holds their numbers only; see `read_class_names`.
 
     Raises:
-        UserError: if there is no such source, or it has a class that the checkpoint does not have.
+        UserError: if there is nothing of the kind, or its classes cannot be matched with the checkpoint's.
     """
     path = Path(path)
+    if (path.suffix == ".mindrecord" and path.is_file()) != (classes_from is not None):
+        raise UserError(
+            f"{path}: only a .mindrecord needs --classes-from, other data know the names of their classes"
+            if classes_from
+            else f"{path}: a .mindrecord does not know the names of its classes: give its dataset.json instead, or say who knows them, "
+            "--classes-from FILE (a dataset.json, manifest.json, checkpoint, or text with one name per line)"
+        )
     if path.is_dir():
         path = path / DATASET if (path / DATASET).is_file() else path
     if path.is_dir():
@@ -58,7 +68,7 @@ def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelle
     if path.suffix == ".json":
         return _dataset(path, split, class_names)
     if path.suffix == ".mindrecord":
-        return _shard(path, class_names)
+        return _shard(path, read_class_names(classes_from), class_names)
 
     def archive_rows(part: slice) -> Iterator[Row]:
         return islice(_archive_rows(path, split, class_names), part.start, part.stop, part.step)
@@ -68,58 +78,61 @@ def open_labelled(path: Path, split: str, class_names: Sequence[str]) -> Labelle
 
 def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
     dataset = Dataset.load(path)
-    if tuple(dataset.class_names) != tuple(class_names):
-        _refuse_classes(path, dataset.class_names, class_names)
-        raise UserError(f"{path}: holds {len(dataset.class_names)} classes, the checkpoint knows {len(class_names)}; evaluate on the "
-                        "data that it was trained for, or on a folder or archive with a part of its classes")  # fmt: skip
-    images = dataset.images(split)
-    return Labelled(lambda part: read_rows(dataset, split, np.arange(images)[part]), images, dataset.manifest_hash)
+    outputs, note = _outputs(path, dataset.class_names, class_names)
+    positions = np.arange(dataset.images(split))
+    if outputs.min() < 0:
+        positions = np.flatnonzero(outputs[dataset.index(split).labels] >= 0)
+
+    def rows(part: slice) -> Iterator[Row]:
+        for position, label, data in read_rows(dataset, split, positions[part]):
+            yield position, int(outputs[label]), data
+
+    return Labelled(rows, len(positions), dataset.manifest_hash, note)
 
 
-def _shard(path: Path, class_names: Sequence[str]) -> Labelled:
+def _shard(path: Path, names: Sequence[str], class_names: Sequence[str]) -> Labelled:
     index = read_index(path)
-    if len(index.labels) and index.labels.max() >= len(class_names):
-        raise UserError(f"{path}: holds the label {index.labels.max()}, the checkpoint knows {len(class_names)} classes")
+    if len(index.labels) and index.labels.max() >= len(names):
+        raise UserError(f"{path}: holds the label {index.labels.max()}, --classes-from names {len(names)} classes")
+    outputs, note = _outputs(path, names, class_names)
+    known = np.flatnonzero(outputs[index.labels] >= 0)
 
     def rows(part: slice) -> Iterator[Row]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            for row, label in list(enumerate(index.labels))[part]:
-                yield (
-                    index.first + row,
-                    int(label),
-                    read_image(descriptor, path, int(index.offsets[row]), int(index.sizes[row])),
-                )
+            for row in known[part].tolist():
+                data = read_image(descriptor, path, int(index.offsets[row]), int(index.sizes[row]))
+                yield index.first + row, int(outputs[index.labels[row]]), data
         finally:
             os.close(descriptor)
 
-    return Labelled(rows, len(index.labels))
+    return Labelled(rows, len(known), note=note)
+
+
+def _outputs(path: Path, names: Sequence[str], class_names: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """(classes,) int64: the output of each label, -1: none; and how they were matched."""
+    labels, note = match_classes(names, class_names, path)
+    return np.array([labels.get(name, -1) for name in names]), note
 
 
 def _folder(folder: Path, class_names: Sequence[str]) -> Labelled:
-    _refuse_classes(folder, class_folders(folder), class_names)
-    labels = {name: label for label, name in enumerate(class_names)}
-    found = list(enumerate(class_images(folder)))
+    labels, note = match_classes(class_folders(folder), class_names, folder)
+    found = [(position, file) for position, file in enumerate(class_images(folder)) if file.parent.name in labels]
 
     def rows(part: slice) -> Iterator[Row]:
         for position, file in found[part]:
             yield position, labels[file.parent.name], read_file(file), str(file)
 
-    return Labelled(rows, len(found))
+    return Labelled(rows, len(found), note=note)
 
 
 def _archive_rows(path: Path, split: str, class_names: Sequence[str]) -> Iterator[Row]:
-    labels = {name: label for label, name in enumerate(class_names)}
+    """Its classes are only seen while it is read: none that is strange can be left out."""
+    labels: dict[str, int] = {}
     position = None
     for position, entry in enumerate(Archive(path).entries(splits=[split])):
-        _refuse_classes(path, [entry.class_name], class_names)
+        if entry.class_name not in labels:
+            labels |= match_classes([entry.class_name], class_names, path)[0]
         yield position, labels[entry.class_name], entry.data, entry.place
     if position is None:
         raise UserError(f"{path}: holds no image under {split}/<class>/")
-
-
-def _refuse_classes(path: Path, found: Sequence[str], known: Sequence[str]) -> None:
-    strange = sorted(set(found) - set(known))
-    if strange:
-        raise UserError(f"{path}: holds classes that the checkpoint does not know: {listed(strange)}; it knows "
-                        f"{', '.join(known[:LISTED])}{' …' if len(known) > LISTED else ''}")  # fmt: skip
