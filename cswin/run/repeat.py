@@ -5,8 +5,8 @@ are written again from the state, with the same bits. The exception is a user wh
 the job, since Snakemake deletes a job's declared files before it starts. So the workflow tells them apart before any job starts,
 while the files are still there, by marks in the state's folder, which no rule declares:
 
-- `accepted`: the stage is complete and its result was used, or its workflow succeeded. Without it a stage that ended just before
-  the workflow was killed, and the same command, would look like a stage whose repetition is asked for.
+- `accepted`: the stage is complete, and a later job has used its result or its workflow has succeeded. Without it a stage that ended
+  just before the workflow was killed, and the same command, would look like a stage whose repetition is asked for.
 - `repeat`: it was accepted, its checkpoint is whole, and its repetition was asked for. The next job sets the state aside, with
   the mark, and trains from nothing.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from cswin.errors import UserError
@@ -34,18 +35,30 @@ def accept(state: Path) -> None:
             (state / ACCEPTED).touch()
 
 
-def ask_to_repeat(stage: Path, forced: bool) -> None:
+def accept_if_used(state: Path, users: Iterable[Path]) -> None:
+    """`accept` a stage if one of these files, which later jobs write, is newer than its end."""
+    with contextlib.suppress(FileNotFoundError):
+        ended = (state / COMPLETE).stat().st_mtime_ns
+        if not (state / REPEAT).exists() and any(file.exists() and file.stat().st_mtime_ns > ended for file in users):
+            accept(state)
+
+
+def ask_to_repeat(stage: Path, forced: bool) -> bool:
     """Note whether a stage's repetition is asked for; for the workflow, before its jobs start.
 
     Args:
         stage: the stage's folder.
         forced: whether its job was forced. If not, a request is withdrawn whose job never started: the checkpoint is still there.
+
+    Returns:
+        Whether the stage was forced and is complete, and is not trained again all the same.
     """
-    accepted, repeat = stage / STATE / ACCEPTED, stage / STATE / REPEAT
+    accepted, repeat, complete = (stage / STATE / name for name in (ACCEPTED, REPEAT, COMPLETE))
     if repeat.exists() and not forced and (stage / CHECKPOINT).exists():
         repeat.rename(accepted)
-    elif forced and accepted.exists() and _is_whole(stage, stage / STATE / COMPLETE):
+    elif forced and accepted.exists() and _is_whole(stage, complete):
         accepted.rename(repeat)
+    return forced and complete.exists() and not repeat.exists()
 
 
 def is_damaged(stage: Path) -> bool:

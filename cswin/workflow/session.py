@@ -20,7 +20,7 @@ from cswin.data.sources.fingerprint import folder_changed
 from cswin.errors import UserError
 from cswin.layout import LAST
 from cswin.report.headline import outcome
-from cswin.run.repeat import accept, ask_to_repeat, is_damaged
+from cswin.run.repeat import accept, accept_if_used, ask_to_repeat, is_damaged
 from cswin.workflow.internals import Internals
 from cswin.workflow.presence import Presence
 from cswin.workflow.resources import available_resources
@@ -112,8 +112,14 @@ class Session:
         with atomic_path(self.run.runtime) as temporary:
             temporary.write_text(dump(self.settings.runtime), encoding="utf-8")
         forced = self.snakemake.forced_rules()
-        for stage in self.settings.stages:
-            ask_to_repeat(self.run.stage(stage).folder, f"train_{stage}" in forced)
+        stages = [self.run.stage(stage) for stage in self.settings.stages]
+        for stage, following in zip(stages, [*stages[1:], None], strict=True):
+            accept_if_used(stage.state, [stage.evaluation, *([following.attempts] if following else [])])
+            if ask_to_repeat(stage.folder, f"train_{stage.folder.name}" in forced):
+                print(
+                    f"{stage.folder} is complete and goes back to its state: its checkpoint is missing or damaged, or its workflow was "
+                    f"ended before its result was used. To train it again: cswin state {stage.folder} --set-aside, and the same command"
+                )
 
     def succeed(self) -> None:
         """After the last job: to force a stage from now on means from nothing, and the table is shown.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from recipes import REPORT
 
 from cswin.cli import main
 from cswin.config.ledger import CONFIG, compare, comparisons, ledger_text, load_ledger, load_run
@@ -18,7 +19,6 @@ from cswin.model.variants import variant
 from cswin.model.weights import initial_weights
 from cswin.openi.parameters import RENAMED
 from cswin.plan import Images, plan_stage
-from tests.support.recipes import REPORT
 
 ROOT = Path(__file__).parents[2]
 LEDGER = load_ledger()

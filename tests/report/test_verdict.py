@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from recipes import DIGITS, REPORT, recipe
 
 from cswin.cli import main
 from cswin.config.resolve import dump, expectations, parse_settings, resolve_stage
@@ -12,7 +13,6 @@ from cswin.predictions import Predictions, save_predictions
 from cswin.report.card import Run, _comparison
 from cswin.report.run import load_run
 from cswin.report.table import results_table
-from tests.support.recipes import DIGITS, REPORT, recipe
 
 STAGES = ("stage1", "stage2", "stage3")
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cswin.errors import UserError
-from cswin.run.repeat import ACCEPTED, REPEAT, accept, ask_to_repeat, check_previous, is_damaged
+from cswin.run.repeat import ACCEPTED, REPEAT, accept, accept_if_used, ask_to_repeat, check_previous, is_damaged
 
 
 @pytest.fixture
@@ -37,8 +37,22 @@ def test_only_a_complete_stage_is_accepted(stage):
 
 
 def test_forced_before_it_was_used_it_is_not_repeated(stage):
-    ask_to_repeat(stage, True)
+    assert ask_to_repeat(stage, True)
     assert marks(stage) == set()
+
+
+def test_what_a_later_job_wrote_after_its_end_tells_that_it_was_used(stage):
+    user = stage / "evaluation.json"
+    for date, expected in ((None, set()), (2, set()), (4, {ACCEPTED})):
+        if date:
+            user.touch()
+            os.utime(user, (date, date))
+        accept_if_used(stage / "state", [stage / "nothing", user])
+        assert marks(stage) == expected
+    assert not ask_to_repeat(stage, True)
+    accept_if_used(stage / "state", [user])
+    assert marks(stage) == {REPEAT}
+    accept_if_used(stage / "no state", [user])
 
 
 def test_forced_after_it_was_used_it_is_repeated(stage):
@@ -64,7 +78,7 @@ def test_a_request_is_withdrawn_unless_its_job_has_started(stage):
 def test_forced_with_a_missing_or_damaged_checkpoint_it_is_restored(stage, damage):
     accept(stage / "state")
     damage(stage / "checkpoint.safetensors")
-    ask_to_repeat(stage, True)
+    assert ask_to_repeat(stage, True)
     assert marks(stage) == {ACCEPTED}
 
 
