@@ -19,6 +19,7 @@ from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.model.weights import Layout
 from cswin.provenance import git_commit, versions
+from cswin.tensor_file import PYTORCH_SUFFIXES, SUFFIXES, known_suffix, read_tensors
 
 Weights = dict[str, np.ndarray]
 RAW, EMA = "state_dict", "state_dict_ema"
@@ -68,11 +69,11 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
         UserError: if anything does not fit; nothing is written then.
     """
     source, target = Path(source), Path(target)
-    ckpt.known_suffix(source, ckpt.PYTORCH_SUFFIXES + ckpt.SUFFIXES)
-    if target.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
+    known_suffix(source, PYTORCH_SUFFIXES + SUFFIXES)
+    if target.suffix.lower() in PYTORCH_SUFFIXES:
         raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
                         "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
-    ckpt.known_suffix(target)
+    known_suffix(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the input file itself; give another name")
     checkpoint = _complete(read_source(source, options.which), options, source)
@@ -86,10 +87,10 @@ def read_source(path: Path, which: str) -> Source:
     Raises:
         UserError: if the file cannot be read or does not hold the set that was asked for.
     """
-    if path.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
+    if path.suffix.lower() in PYTORCH_SUFFIXES:
         with open_torch_file(path) as file:
             return _read_torch(file, which)
-    tensors, text = ckpt.read_tensors(path)
+    tensors, text = read_tensors(path)
     if text is not None:
         known = ckpt.parse_checkpoint(path, tensors, text)
         weights, ema = _choose(known.weights, known.ema, "both" if which == "auto" and known.ema else which, path)

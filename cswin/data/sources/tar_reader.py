@@ -3,6 +3,9 @@
 Python's tarfile reads the headers (GNU and pax names included). Two things are done here: its iteration takes a damaged header in
 the middle of an archive for the end of it, and here that is an error; and gzip is decompressed by rapidgzip on all cores, in a
 process of its own, which keeps no index of the archive in memory.
+
+Python's own check of members (`tarfile.data_filter`) is not used: it lets links, `..` inside of the tree and backslashes pass, and
+resolves each path on the disk, which takes 110 us a member instead of 2.5 (over two minutes for ImageNet).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ import numpy as np
 
 from cswin.atomic import atomic_path
 from cswin.data.sources.source import SPLITS
+from cswin.data.store.facts import read_facts
 from cswin.errors import UserError
 
 FORMAT = "cswin-manifest-2"
@@ -136,12 +137,7 @@ def load_summary(path: Path) -> Summary:
     Raises:
         UserError: if it is missing, or is not what `cswin data manifest` writes.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `cswin data manifest`") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is no summary of format {FORMAT}; run `cswin data manifest` again")
+    content = read_facts(path, FORMAT, "run `cswin data manifest`")
     splits = {name: Split(**{**facts, "counts": tuple(facts["counts"])}) for name, facts in content["splits"].items()}
     fields = {key: content[key] for key in Summary.__dataclass_fields__}
     summary = Summary(**{**fields, "splits": splits, "class_names": tuple(content["class_names"])})
