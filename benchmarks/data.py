@@ -73,7 +73,7 @@ def convert(folder: Path, split: str) -> Callable[[], object]:
     keep_freed_memory()
     output = folder / "shards" / f"{split}-00000.mindrecord"
     files = folder / "images", folder / "manifest.csv.gz", folder / "manifest.json"
-    return lambda: convert_shard(*files, split, 0, output, quiet_console())
+    return lambda: convert_shard(*files, (split, 0), output, quiet_console())
 
 
 def verify(folder: Path) -> Callable[[], object]:

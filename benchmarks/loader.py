@@ -32,7 +32,7 @@ from cswin.config.resolve import parse_settings, resolve_stage
 from cswin.data.augment.mixup import apply_mixup
 from cswin.data.augment.transforms import Drawn, TrainTransform, compile_kernels
 from cswin.data.images.decode import EncodedImage
-from cswin.data.images.resample import resize
+from cswin.data.images.resample import resize_crop
 from cswin.data.loader.batches import TrainLoader
 from cswin.data.loader.rng import sample_rng
 from cswin.data.store.dataset import Dataset, read_rows
@@ -95,7 +95,7 @@ def dataset(folder: Path, images: int) -> Dataset:
         for split, facts in splits.items():
             for shard in range(facts.shards):
                 output = folder / "shards" / f"{split}-{shard:05d}.mindrecord"
-                convert_shard(folder / "images", rows, summary, split, shard, output, console)
+                convert_shard(folder / "images", rows, summary, (split, shard), output, console)
         write_dataset(summary, folder / "shards", result)
     return Dataset.load(result)
 
@@ -183,7 +183,7 @@ def draw(transform: TrainTransform, row: bytes, rng: np.random.Generator, clock:
     clock.lap("header, crop's draw")
     frame = image.frame(transform.mode)
     clock.lap("decode")
-    pixels = resize(frame, (transform.size,) * 2, bicubic=bicubic, crop=box, mirrored=mirrored)
+    pixels = resize_crop(frame, box, (transform.size,) * 2, bicubic=bicubic, mirrored=mirrored)
     clock.lap("crop, resize, flip")
     pixels = transform.augment(pixels, rng)
     clock.lap("RandAugment")

@@ -23,11 +23,8 @@ from cswin.data.images.preprocessing import Preprocessing
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.model.weights import Layout
+from cswin.tensor_file import PYTORCH_SUFFIXES, REMEDY, known_suffix, read_tensors, write_tensors
 
-SUFFIXES = (".ckpt", ".safetensors")
-REMEDY = "take another copy. A stage's own file: remove it, and the workflow's command makes it again from the stage's state"
-PYTORCH_SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar; see cswin.convert
-RECORD_KEY = "cswin_record"
 EMA_PREFIX = "ema."
 FORMAT_VERSION = 1
 HEAD = ("head.weight", "head.bias")
@@ -125,18 +122,12 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
         ValueError: if the tensors are not float32 or the moving average does not match the weights.
     """
     path = Path(path)
-    suffix = known_suffix(path)
+    known_suffix(path)
     tensors = _flatten(checkpoint)
     record = {"format_version": FORMAT_VERSION} | checkpoint.record.to_dict()
     text = json.dumps(record | {"sha256": _digest(record, tensors)}, sort_keys=True)
     with atomic_path(path) as temporary:
-        if suffix == ".ckpt":
-            _write_ckpt(temporary, tensors, text)
-        else:
-            from safetensors.numpy import save_file
-
-            # One key only: safetensors writes several in random order.
-            save_file(tensors, temporary, metadata={RECORD_KEY: text})
+        write_tensors(temporary, tensors, text)
         return file_sha256(temporary)
 
 
@@ -222,33 +213,10 @@ def _listing(names: list[str]) -> str:
     return "".join(f"\n  {name}" for name in names[:LISTED] + more)
 
 
-def known_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> str:
-    """The path's suffix in lower case.
-
-    Raises:
-        UserError: if it is not one of `suffixes`.
-    """
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: the suffix decides the format and must be one of {', '.join(suffixes)}")
-    return path.suffix.lower()
-
-
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """All tensors of a `.ckpt` or `.safetensors` file, of any origin, and cswin's record as JSON text if there is one.
-
-    Raises:
-        UserError: if the file is missing or cannot be read in the format of its suffix.
-    """
-    suffix = known_suffix(path)
-    if not path.is_file():
-        raise UserError(f"{path}: is not a file; check the path")
-    return _read_ckpt(path) if suffix == ".ckpt" else _read_safetensors(path)
 
 
 def _flatten(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
@@ -271,57 +239,3 @@ def _digest(record: dict, tensors: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
         digest.update(value.data)
     return digest.hexdigest()
-
-
-def _write_ckpt(path: Path, tensors: Mapping[str, np.ndarray], record: str) -> None:
-    import mindspore as ms
-
-    entries = [{"name": name, "data": ms.Tensor.from_numpy(value)} for name, value in tensors.items()]
-    ms.save_checkpoint(entries, str(path), append_dict={RECORD_KEY: record}, crc_check=True)
-
-
-def _read_ckpt(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    import mindspore as ms
-
-    try:
-        entries = ms.load_checkpoint(str(path), crc_check=_has_checksum(path))
-    except Exception as error:  # MindSpore raises many kinds, depending on where the damage is
-        raise UserError(f"{path}: cannot be read as a MindSpore checkpoint: it is damaged or something else; take another "
-                        "copy") from error  # fmt: skip
-    record = entries.pop(RECORD_KEY, None)
-    tensors = {name: _to_numpy(value) for name, value in entries.items() if isinstance(value, ms.Tensor)}
-    return tensors, record if isinstance(record, str) else None
-
-
-def _has_checksum(path: Path) -> bool:
-    """Whether a `.ckpt` ends with MindSpore's checksum (7 bytes of name, 10 of value)."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 17))
-        return file.read(7) == b"crc_num"
-
-
-def _to_numpy(value) -> np.ndarray:
-    import mindspore as ms
-
-    return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
-
-
-def _widened(data: bytes) -> np.ndarray:
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    from safetensors import SafetensorError, deserialize, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            halved = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}  # noqa: SIM118 (not a dictionary)
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in halved}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        if halved:  # NumPy has no bfloat16: the upper half of a float32
-            raw = {name: facts for name, facts in deserialize(path.read_bytes()) if name in halved}
-            tensors |= {name: _widened(facts["data"]).reshape(facts["shape"]) for name, facts in raw.items()}
-        return tensors, metadata.get(RECORD_KEY)
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}): it is damaged or something else; "
-                        f"{REMEDY}") from error  # fmt: skip

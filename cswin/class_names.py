@@ -38,7 +38,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: if the file cannot be read or holds no names.
     """
-    from cswin.checkpoint import SUFFIXES, load_checkpoint
+    from cswin.checkpoint import load_checkpoint
+    from cswin.tensor_file import SUFFIXES
 
     if path.suffix in SUFFIXES:
         return load_checkpoint(path).record.class_names

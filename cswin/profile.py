@@ -42,9 +42,9 @@ class Part:
     activations: int
 
 
-def _convolution(name: str, inputs: int, outputs: int, kernel: int, side: int, input_side: int, level: str) -> Part:
-    """A convolution and the LayerNorm behind it, from input_side^2 to side^2 tokens."""
-    product, stream = LEVEL_BYTES[level]
+def _convolution(name: str, channels: tuple[int, int], kernel: int, sides: tuple[int, int], level: str) -> Part:
+    """A convolution and the LayerNorm behind it; channels and sides (of square images) of what goes in and what comes out."""
+    (inputs, outputs), (input_side, side), (product, _) = channels, sides, LEVEL_BYTES[level]
     weights = kernel * kernel * inputs * outputs
     kept = input_side**2 * inputs * product + side**2 * outputs * FLOAT32
     return Part(name, weights + outputs + 2 * outputs, weights * side**2, kept)
@@ -76,11 +76,11 @@ def profile(arch: Architecture, level: str = "O0") -> list[Part]:
     if level not in LEVEL_BYTES:
         raise UserError(f"amp_level: {level!r} is not known; one of {', '.join(LEVEL_BYTES)}")
     sides, dims = arch.resolutions, arch.dims
-    parts = [_convolution("stem", arch.in_channels, dims[0], 7, sides[0], PATCH_SIZE * sides[0], level)]
+    parts = [_convolution("stem", (arch.in_channels, dims[0]), 7, (PATCH_SIZE * sides[0], sides[0]), level)]
     for stage in range(4):
         if stage:
-            name = f"merge {stage}"
-            parts.append(_convolution(name, dims[stage - 1], dims[stage], 3, sides[stage], sides[stage - 1], level))
+            between = slice(stage - 1, stage + 1)
+            parts.append(_convolution(f"merge {stage}", dims[between], 3, sides[between], level))
         parts.append(_stage(arch, stage, level))
     width, classes = dims[3], arch.num_classes
     kept = (sides[3] ** 2 * width + width) * FLOAT32

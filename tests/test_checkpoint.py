@@ -164,7 +164,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, example, monkeypatch):
         temporary.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_ckpt", fail)
+    monkeypatch.setattr("cswin.tensor_file._write_ckpt", fail)
     with pytest.raises(UserError, match="No space left"):
         save_checkpoint(path, example)
     assert module.file_sha256(path) == sha and [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]

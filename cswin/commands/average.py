@@ -15,8 +15,9 @@ def configure(parser):
 
 def run(args):
     from cswin.average import average_checkpoints
-    from cswin.checkpoint import known_suffix, save_checkpoint
+    from cswin.checkpoint import save_checkpoint
     from cswin.errors import UserError
+    from cswin.tensor_file import known_suffix
 
     known_suffix(args.output)
     if any(args.output.exists() and path.exists() and args.output.samefile(path) for path in args.checkpoints):

@@ -166,7 +166,7 @@ def _convert(args, console) -> None:
     from cswin.data.store.mindrecord import convert_shard, keep_freed_memory
 
     keep_freed_memory()
-    convert_shard(args.images, args.manifest, args.summary, args.split, args.shard, args.output, console)
+    convert_shard(args.images, args.manifest, args.summary, (args.split, args.shard), args.output, console)
 
 
 def _dataset(args, console) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from cswin.config.settings import STAGE_SECTIONS, Section, Settings, Stage
+from cswin.config.fields import Section
+from cswin.config.settings import STAGE_SECTIONS, Settings, Stage
 from cswin.errors import UserError
 
 # Numbers that YAML 1.1 reads as text: with an exponent, but without a decimal point or without a sign of the exponent.

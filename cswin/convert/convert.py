@@ -22,6 +22,7 @@ from cswin.errors import UserError
 from cswin.model.variants import Architecture
 from cswin.model.weights import Layout
 from cswin.provenance import git_commit, versions
+from cswin.tensor_file import PYTORCH_SUFFIXES, RECORD_KEY, SUFFIXES, known_suffix, read_tensors
 
 Weights = dict[str, np.ndarray]
 RAW, EMA = "state_dict", "state_dict_ema"
@@ -72,11 +73,11 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
         UserError: if anything does not fit; then nothing is written.
     """
     source, target = Path(source), Path(target)
-    ckpt.known_suffix(source, ckpt.PYTORCH_SUFFIXES + ckpt.SUFFIXES)
-    if target.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
+    known_suffix(source, PYTORCH_SUFFIXES + SUFFIXES)
+    if target.suffix.lower() in PYTORCH_SUFFIXES:
         raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
                         "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
-    ckpt.known_suffix(target)
+    known_suffix(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the input file itself; give another name")
     checkpoint = _complete(read_source(source, options.which), options, source)
@@ -90,10 +91,10 @@ def read_source(path: Path, which: str) -> Source:
     Raises:
         UserError: if the file cannot be read or does not have the requested set.
     """
-    if path.suffix.lower() in ckpt.PYTORCH_SUFFIXES:
+    if path.suffix.lower() in PYTORCH_SUFFIXES:
         with open_torch_file(path) as file:
             return _read_torch(file, which)
-    tensors, text = ckpt.read_tensors(path)
+    tensors, text = read_tensors(path)
     if text is not None:
         known = ckpt.parse_checkpoint(path, tensors, text)
         weights, ema = _choose(known.weights, known.ema, "both" if which == "auto" and known.ema else which, path)
@@ -119,13 +120,13 @@ def _read_torch(file: TorchFile, which: str) -> Source:
     raw, ema = (content.get(key) for key in keys)
     if raw is None and ema is None:
         raw = content  # a bare dictionary of tensors
-    record = content.get(ckpt.RECORD_KEY)
+    record = content.get(RECORD_KEY)
     known = None
     if isinstance(record, str):
         try:
             known = CheckpointRecord.from_dict(json.loads(record))
         except (ValueError, UserError) as error:
-            raise UserError(f"{path}: its {ckpt.RECORD_KEY} cannot be read ({error})") from error
+            raise UserError(f"{path}: its {RECORD_KEY} cannot be read ({error})") from error
     keep_both = which == "auto" and known is not None and raw is not None and ema is not None
     chosen, average = _choose(raw, ema, "both" if keep_both else which, path)
     weights, left_out = _state_dict(file, chosen)
@@ -135,7 +136,7 @@ def _read_torch(file: TorchFile, which: str) -> Source:
         origin = {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
         taken = [key for key, found in zip(keys, (raw, ema), strict=True) if found is chosen or (found is average and key)]
         origin["weights"] = taken[0]
-        left_out = [*(str(key) for key in content if key not in (*taken, *origin, ckpt.RECORD_KEY)), *left_out, *others]
+        left_out = [*(str(key) for key in content if key not in (*taken, *origin, RECORD_KEY)), *left_out, *others]
     return Source(weights, averages, known, origin | {"left_out": summary(left_out)})
 
 

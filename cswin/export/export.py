@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cswin import checkpoint as ckpt
 from cswin.atomic import atomic_path
 from cswin.checkpoint import Checkpoint, CheckpointRecord
 from cswin.errors import UserError
+from cswin.tensor_file import RECORD_KEY, known_suffix
 
 if TYPE_CHECKING:
     from cswin.inference import WeightedCSWin
@@ -50,7 +50,7 @@ def export(checkpoint: Checkpoint, path: str | Path, batch_size: int = 1, which:
             remains.
     """
     path = Path(path)
-    suffix = ckpt.known_suffix(path, SUFFIXES)
+    suffix = known_suffix(path, SUFFIXES)
     from cswin.inference import WeightedCSWin  # imports MindSpore, which cannot be imported after onnx (both set up protobuf)
 
     which, weights = checkpoint.select(which)
@@ -113,7 +113,7 @@ def _write_onnx(record: CheckpointRecord, weights: dict[str, np.ndarray], path: 
 
     from cswin.export.onnx_graph import onnx_model
 
-    metadata = {ckpt.RECORD_KEY: json.dumps(record.to_dict(), sort_keys=True)}
+    metadata = {RECORD_KEY: json.dumps(record.to_dict(), sort_keys=True)}
     onnx.save(onnx_model(record.architecture, weights, metadata), str(path))
 
 

@@ -7,7 +7,7 @@ every runtime of opset 17 has, so it is exact. The batch is a free dimension. Th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -126,7 +126,7 @@ def _block(graph: _Graph, x: str, name: str, arch: Architecture, stage: int) -> 
     qkv = graph.linear(graph.layer_norm(x, f"{name}.norm1"), f"{name}.qkv")
     parts = graph.add("Split", qkv, outputs=3 * branches, axis=1)  # q, k, v, each one part per branch
     outputs = [
-        _attention(graph, *parts[i::branches], f"{name}.attns.{i}.get_v", width, heads, side, shape)
+        _attention(graph, parts[i::branches], f"{name}.attns.{i}.get_v", (heads, width // heads), side, shape)
         for i, shape in enumerate(shapes)
     ]
     y = outputs[0] if branches == 1 else graph.add("Concat", *outputs, axis=1)
@@ -135,13 +135,13 @@ def _block(graph: _Graph, x: str, name: str, arch: Architecture, stage: int) -> 
     return graph.add("Add", x, graph.linear(graph.gelu(y), f"{name}.mlp.fc2"))
 
 
-def _attention(graph: _Graph, q: str, k: str, v: str, lepe: str, dim: int, heads: int, side: int,
-               stripe: tuple[int, int]) -> str:  # fmt: skip
-    """Attention with LePE inside stripes of (height, width) tokens; q, k, v and the result (B L, dim)."""
-    height, width = stripe
-    head_dim, tokens = dim // heads, height * width
+def _attention(graph: _Graph, qkv: Sequence[str], lepe: str, heads: tuple[int, int], side: int, stripe: tuple[int, int]) -> str:
+    """Attention with LePE inside stripes of (height, width) tokens; `heads`: their number and the channels of each, of which q, k, v
+    and the result (B L, dim) consist."""
+    (heads, head_dim), (height, width) = heads, stripe
+    dim, tokens = heads * head_dim, height * width
     grid = (side // height, height, side // width, width)
-    q, k, v = (graph.reshape(t, -1, *grid, heads, head_dim) for t in (q, k, v))
+    q, k, v = (graph.reshape(t, -1, *grid, heads, head_dim) for t in qkv)
     # Axes: batch, row of stripes, row, column of stripes, column, head, channel.
     q = graph.reshape(graph.transpose(q, 0, 1, 3, 5, 2, 4, 6), -1, heads, tokens, head_dim)
     k = graph.reshape(graph.transpose(k, 0, 1, 3, 5, 6, 2, 4), -1, heads, head_dim, tokens)

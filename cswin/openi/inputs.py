@@ -5,49 +5,26 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cswin.atomic import atomic_path
-from cswin.checkpoint import SUFFIXES
+from cswin.data.disk import check_space
 from cswin.data.sources.archive import SUFFIXES as ARCHIVES
 from cswin.data.sources.ilsvrc import OFFICIAL
 from cswin.data.sources.source import SPLITS
-from cswin.data.sources.tree_writer import check_space
 from cswin.errors import UserError
 from cswin.openi.storage import join, storage_for
 from cswin.progress import size_text
+from cswin.tensor_file import SUFFIXES
 
 INPUTS = "inputs"  # below the work folder
 
 
-class Item(NamedTuple):
-    """A file or folder that lies ready for the job."""
-
-    url: str
-    name: str
-
-    @property
-    def has_splits(self) -> bool:
-        """Whether it is a folder with train/ and val/."""
-        return set(storage_for(self.url).names(self.url)) >= set(SPLITS)
-
-    def bring(self, work: Path, say: Callable[[str], None]) -> Path:
-        """Its copy below the work folder; a file is not copied again."""
-        storage, local = storage_for(self.url), work / INPUTS / self.name
-        if storage.is_folder(self.url):
-            storage.get_folder(self.url, local)
-        elif not local.is_file() or local.stat().st_size != storage.size(self.url):
-            check_space(local, storage.size(self.url), self.name)
-            say(f"bringing in {self.url}, {size_text(storage.size(self.url))}")
-            storage.get(self.url, local)
-        return local
-
-    def found(self, work: Path, say: Callable[[str], None]) -> str:
-        """Absolute path: where it lies on this machine, else of a copy."""
-        return str(Path(self.url).resolve() if storage_for(self.url).is_local else self.bring(work, say))
+Place = tuple[str, str]  # URL and name of a file or folder that lies ready for the job
+Say = Callable[[str], None]
 
 
-def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def bring_data(places: Sequence[Place], work: Path, say: Say) -> dict[str, Any]:
     """The keys `source`, `archive`, … of the configuration's data section for what lies at the places.
 
     Object storage is copied to the work folder, once; plain folders and files are used where they are.
@@ -61,25 +38,27 @@ def bring_data(places: Sequence[tuple[str, str]], work: Path, say: Callable[[str
         UserError: if there is no set of images, or more than one, with what was found.
     """
     items = _items(places)
-    official = {OFFICIAL[item.name]: item for item in items if item.name in OFFICIAL}
+    official = {OFFICIAL[name]: (url, name) for url, name in items if name in OFFICIAL}
     if official:
         if missing := [name for name, key in OFFICIAL.items() if key not in official]:
-            raise UserError(f"data_url: {', '.join(missing)} is missing beside {', '.join(i.name for i in official.values())}")
-        return {"source": "ilsvrc2012", **{key: item.found(work, say) for key, item in official.items()}}
-    archives = [item for item in items if item.name.endswith(ARCHIVES)]
-    folders = [item for item in (*(Item(*place) for place in places), *items) if item.has_splits]
+            raise UserError(
+                f"data_url: {', '.join(missing)} is missing beside {', '.join(name for _, name in official.values())}"
+            )
+        return {"source": "ilsvrc2012", **{key: _found(place, work, say) for key, place in official.items()}}
+    archives = [place for place in items if place[1].endswith(ARCHIVES)]
+    folders = [place for place in (*places, *items) if set(storage_for(place[0]).names(place[0])) >= set(SPLITS)]
     if len(archives) == 1:
-        return {"source": "archive", "archive": archives[0].found(work, say)}
+        return {"source": "archive", "archive": _found(archives[0], work, say)}
     if not archives and len(folders) == 1:
-        return {"source": "folder", "folder": folders[0].found(work, say)}
-    found = ", ".join(item.name for item in (archives or folders or items)[:10]) or "nothing"
+        return {"source": "folder", "folder": _found(folders[0], work, say)}
+    found = ", ".join(name for _, name in (archives or folders or items)[:10]) or "nothing"
     raise UserError(
         f"data_url: one tar or tar.gz with train/ and val/, the three ILSVRC2012 files, or one folder with train/ and val/ is "
         f"needed; found {found} at {', '.join(url for url, _ in places)}"
     )
 
 
-def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: Path, say: Callable[[str], None]) -> str | None:
+def bring_checkpoint(name: str | None, places: Sequence[Place], work: Path, say: Say) -> str | None:
     """The pretrained checkpoint, relative to the work folder.
 
     Args:
@@ -93,14 +72,14 @@ def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: 
     if name is None and not places:
         return None
     if name and name.endswith(SUFFIXES) and storage_for(name).exists(name):
-        return f"{INPUTS}/{Item(name, name.rpartition('/')[2]).bring(work, say).name}"
-    found: list[tuple[str, Item, str | None]] = []  # name of the checkpoint, file, member of a zip file
-    for item in _items(places):
-        if item.name.endswith(SUFFIXES):
-            found.append((item.name, item, None))
-        elif item.name.endswith(".zip"):
-            with zipfile.ZipFile(item.found(work, say)) as packed:
-                found += [(m.rpartition("/")[2], item, m) for m in packed.namelist() if m.endswith(SUFFIXES)]
+        return f"{INPUTS}/{_bring((name, name.rpartition('/')[2]), work, say).name}"
+    found: list[tuple[str, Place, str | None]] = []  # name of the checkpoint, file, member of a zip file
+    for place in _items(places):
+        if place[1].endswith(SUFFIXES):
+            found.append((place[1], place, None))
+        elif place[1].endswith(".zip"):
+            with zipfile.ZipFile(_found(place, work, say)) as packed:
+                found += [(m.rpartition("/")[2], place, m) for m in packed.namelist() if m.endswith(SUFFIXES)]
     chosen = [one for one in found if name in (None, one[0], one[0].rpartition(".")[0])]
     chosen = chosen or [one for one in found if one[0].startswith(name)]
     if len(chosen) != 1:
@@ -108,22 +87,39 @@ def bring_checkpoint(name: str | None, places: Sequence[tuple[str, str]], work: 
             f"pretrained: {name or 'the model'} must be one checkpoint ({', '.join(SUFFIXES)}); found "
             f"{', '.join(one[0] for one in found) or 'none'}; give its name, path or URL (other files: cswin convert-weights)"
         )
-    [(file, item, member)] = chosen
+    [(file, place, member)] = chosen
     if member is None:
-        item.bring(work, say)
+        _bring(place, work, say)
     else:
-        with zipfile.ZipFile(item.found(work, say)) as packed, atomic_path(work / INPUTS / file) as temporary:
+        with zipfile.ZipFile(_found(place, work, say)) as packed, atomic_path(work / INPUTS / file) as temporary:
             temporary.write_bytes(packed.read(member))
     return f"{INPUTS}/{file}"
 
 
-def _items(places: Sequence[tuple[str, str]]) -> list[Item]:
+def _bring(place: Place, work: Path, say: Say) -> Path:
+    """Its copy below the work folder; a file that is there is not copied again."""
+    (url, name), storage = place, storage_for(place[0])
+    local = work / INPUTS / name
+    if storage.is_folder(url):
+        storage.get_folder(url, local)
+    elif not local.is_file() or local.stat().st_size != storage.size(url):
+        check_space(local, size := storage.size(url), name)
+        say(f"bringing in {url}, {size_text(size)}")
+        storage.get(url, local)
+    return local
+
+
+def _found(place: Place, work: Path, say: Say) -> str:
+    """Absolute path: where it lies on this machine, else of a copy."""
+    return str(Path(place[0]).resolve() if storage_for(place[0]).is_local else _bring(place, work, say))
+
+
+def _items(places: Sequence[Place]) -> list[Place]:
     """The files and folders at the places: themselves where they are files, else what lies directly in them."""
-    items = []
+    items: list[Place] = []
     for url, name in places:
         storage = storage_for(url)
         if not storage.exists(url):
             raise UserError(f"{url}: there is no such file or folder; check data_url, and that the job has this dataset")
-        inside = [Item(join(url, entry), entry) for entry in storage.names(url)]
-        items += inside if storage.is_folder(url) else [Item(url, name)]
+        items += [(join(url, entry), entry) for entry in storage.names(url)] if storage.is_folder(url) else [(url, name)]
     return items

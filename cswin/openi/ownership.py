@@ -41,17 +41,16 @@ def ownership(storage: Storage, url: str, beat: float, say: Callable[[str], None
         return (_read(storage, path) or {}).get("nonce") != nonce
 
     def keep() -> None:
-        beats = 0
         while not ended.wait(beat):
             try:
                 if lost():
                     return
-                beats += 1
-                storage.write(path, json.dumps(me | {"beat": beats}))
+                storage.write(path, json.dumps(me | {"beat": os.urandom(8).hex()}))
             except UserError as error:  # the network is away; the job goes on
                 say(f"heartbeat: {error}")
 
-    _wait_for_silence(storage, path, beat, say)
+    if (before := _read(storage, path)) is not None:
+        _wait_for_silence(storage, path, before, max(beat, before.get("every_s", 0.0)), say)
     storage.write(path, json.dumps(me))
     heart = threading.Thread(target=keep, name="train-url-heartbeat", daemon=True)
     heart.start()
@@ -65,19 +64,15 @@ def ownership(storage: Storage, url: str, beat: float, say: Callable[[str], None
                 storage.remove(path)
 
 
-def _wait_for_silence(storage: Storage, path: str, beat: float, say: Callable[[str], None]) -> None:
-    if (holder := _read(storage, path)) is None:
-        return
-    beat = max(beat, holder.get("every_s", 0.0))
-    name = f"another job (host {holder.get('host', '?')}, process {holder.get('pid', '?')})"
+def _wait_for_silence(storage: Storage, path: str, before: dict, beat: float, say: Callable[[str], None]) -> None:
+    name = f"another job (host {before.get('host', '?')}, process {before.get('pid', '?')})"
     say(f"{path}: {name} was at work here; waiting {SILENT_BEATS * beat:.0f} s for a sign of life")
-    until = time.monotonic() + SILENT_BEATS * beat
-    while time.monotonic() < until:
-        time.sleep(beat / 2)
-        if (now := _read(storage, path)) is None:
-            return
-        if now != holder:
+    until, now = time.monotonic() + SILENT_BEATS * beat, before
+    while time.monotonic() < until and now is not None:
+        if now != before:
             raise UserError(f"{path}: {name} is at work with this train_url; wait for it, end it, or give another train_url")
+        time.sleep(beat / 2)
+        now = _read(storage, path)
 
 
 def _read(storage: Storage, path: str) -> dict | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cswin.config.compare import flat
-from cswin.config.settings import Section
+from cswin.config.fields import Section
 from cswin.progress import size_text
 from cswin.report import headline
 from cswin.report.render import render

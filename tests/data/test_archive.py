@@ -235,7 +235,7 @@ def test_folder_of_somebody_else_is_left_alone(tmp_path):
 def test_disk_too_small(tmp_path, monkeypatch):
     archive = write_tar(tmp_path / "a.tar", FILES)
     usage = type("Usage", (), {"free": archive.stat().st_size})
-    monkeypatch.setattr("cswin.data.sources.tree_writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("cswin.data.disk.shutil.disk_usage", lambda path: usage)
     message = refused(archive, tmp_path)
     assert "free" in message and "extracting a.tar needs" in message
 
@@ -249,7 +249,7 @@ def test_full_disk_is_no_traceback(tmp_path, monkeypatch):
 
 
 def test_two_at_once(tmp_path):
-    from cswin.data.sources.tree_writer import exclusive
+    from cswin.data.disk import exclusive
 
     archive = write_tar(tmp_path / "a.tar", FILES)
     with exclusive(tmp_path / "images.partial"):

@@ -106,9 +106,10 @@ def test_const_fill_is_the_mean():
 
 def test_same_numbers_same_result_after_pickling():
     erasing = RandomErasing(1.0, "pixel", 2)
-    image = np.zeros((3, 32, 32), np.float32)
-    once = erasing(image.copy(), np.random.default_rng(5))
-    again = pickle.loads(pickle.dumps(erasing))(image.copy(), np.random.default_rng(5))
+    once, again = (
+        paste(np.zeros((3, 32, 32), np.float32), one.patches(np.random.default_rng(5), 3, 32, 32))
+        for one in (erasing, pickle.loads(pickle.dumps(erasing)))
+    )
     assert once.tobytes() == again.tobytes()
     assert (once != 0).any()
 

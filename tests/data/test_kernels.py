@@ -13,7 +13,7 @@ import cswin.compiled
 from cswin.data.augment.transforms import compile_kernels
 from cswin.data.images.affine import affine, rotate
 from cswin.data.images.kernels import mix_rounded, normalise
-from cswin.data.images.resample import CropBox, resize
+from cswin.data.images.resample import CropBox, resize, resize_crop
 from cswin.data.loader.workers import worker_pool
 
 FILTERS = {True: Image.Resampling.BICUBIC, False: Image.Resampling.BILINEAR}
@@ -47,7 +47,7 @@ def test_resized_crops_equal_pillow(channels, bicubic):
         part = image.crop((left, top, left + width, top + height))
         expected = planes(rows_then_columns(part, size, FILTERS[bicubic]))
         mirrored = number % 2 == 1
-        result = resize(frame, size, bicubic=bicubic, crop=CropBox(left, top, width, height), mirrored=mirrored)
+        result = resize_crop(frame, CropBox(left, top, width, height), size, bicubic=bicubic, mirrored=mirrored)
         assert result.flags.c_contiguous
         np.testing.assert_array_equal(result, expected[..., ::-1] if mirrored else expected, err_msg=f"{part.size} to {size}")
 
@@ -75,7 +75,7 @@ def test_a_crop_is_an_image_of_its_own_and_memory_around_it_does_not_matter():
     cut = np.ascontiguousarray(image[10:51, 20:57])
     expected = resize(cut, (24, 24), bicubic=True)
     image[:10], image[51:], image[:, :20], image[:, 57:] = 255, 255, 255, 255
-    np.testing.assert_array_equal(resize(image, (24, 24), bicubic=True, crop=box), expected)
+    np.testing.assert_array_equal(resize_crop(image, box, (24, 24), bicubic=True), expected)
 
 
 MATRICES = {

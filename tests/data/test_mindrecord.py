@@ -29,7 +29,7 @@ FILES = small_files(60, 4) | {
 def convert(folder, split, shard, **options):
     output = folder / "shards" / f"{split}-{shard:05d}.mindrecord"
     return convert_shard(
-        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", split, shard, output, Console(), **options
+        folder / "images", folder / "manifest.csv.gz", folder / "manifest.json", (split, shard), output, Console(), **options
     )  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_wrong_requests(copied):
     with pytest.raises(UserError, match="train has no shard 3: they go from 0 to 2"):
         convert(copied, "train", 3)
     with pytest.raises(UserError, match=r"ends in \.mindrecord"):
-        convert_shard(copied / "images", copied / "m", copied / "manifest.json", "train", 0, copied / "x.rec", Console())
+        convert_shard(copied / "images", copied / "m", copied / "manifest.json", ("train", 0), copied / "x.rec", Console())
 
 
 def test_image_larger_than_a_usual_page(tmp_path):

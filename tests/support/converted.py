@@ -20,6 +20,6 @@ def converted(folder: Path, files: dict[str, bytes]) -> Dataset:
     for split, part in summary.splits.items():
         for shard in range(part.shards):
             output = folder / "shards" / f"{split}-{shard:05d}.mindrecord"
-            convert_shard(images, rows, facts, split, shard, output, Console())
+            convert_shard(images, rows, facts, (split, shard), output, Console())
     write_dataset(facts, folder / "shards", folder / "dataset.json")
     return Dataset.load(folder / "dataset.json")

@@ -15,8 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from cswin.config.fields import Section
 from cswin.config.resolve import parse_settings
-from cswin.config.settings import Section, Settings, Stage
+from cswin.config.settings import Settings, Stage
 from cswin.errors import UserError
 
 SUPPORT = Path(__file__).parent

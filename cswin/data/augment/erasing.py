@@ -106,9 +106,5 @@ class RandomErasing:
         """All random values for the erasing of an image of this shape."""
         return self.fill(self.draw(rng, height, width), channels, rng)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draws and fills; `image` (C, H, W) float32 is changed in place and returned."""
-        return paste(image, self.patches(rng, *image.shape))
-
     def __str__(self) -> str:
         return f"erase up to {self.count} box(es) with {self.mode} fill at probability {self.prob:g}"

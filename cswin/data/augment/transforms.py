@@ -18,7 +18,7 @@ from cswin.data.images import kernels
 from cswin.data.images.decode import EncodedImage
 from cswin.data.images.evaluation import Normalise, image_mode
 from cswin.data.images.preprocessing import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from cswin.data.images.resample import CropBox, resize
+from cswin.data.images.resample import CropBox, resize, resize_crop
 from cswin.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ class TrainTransform:
         frame = image.frame(self.mode, shrunk)
         if shrunk > 1:
             return resize_shrunk(frame, box, self.size, bicubic=bicubic, shrunk=shrunk, mirrored=mirrored)
-        # The crop is a separate image: as in torchvision, the filter must not use pixels outside it.
-        return resize(frame, (self.size, self.size), bicubic=bicubic, crop=box, mirrored=mirrored)
+        # The crop as an image of its own: the filter must not see beyond it, as torchvision's does not.
+        return resize_crop(frame, box, (self.size, self.size), bicubic=bicubic, mirrored=mirrored)
 
     def __str__(self) -> str:
         steps = [

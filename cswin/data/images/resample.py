@@ -37,7 +37,6 @@ def resize(
     size: tuple[int, int],
     *,
     bicubic: bool,
-    crop: CropBox | None = None,
     region: tuple[float, float, float, float] | None = None,
     window: CropBox | None = None,
     mirrored: bool = False,
@@ -45,17 +44,25 @@ def resize(
     """`image` (H, W, C) uint8, contiguous, in another size (width, height): (C, height, width) uint8.
 
     Args:
-        crop: the part of the image to use; the filter uses no pixel outside it.
-        region: left, top, right, bottom of the part to resize, in pixels of `crop`, not necessarily integers (rounded to float32,
-            as in Pillow); the filter also uses pixels outside it. Default: all of `crop`.
-        window: the part of the result to return; default: all of it.
-        mirrored: whether the returned part is flipped horizontally.
+        region: left, top, right, bottom of what is resized, not necessarily whole pixels (rounded to float32, as Pillow does); the
+            filter sees beyond it. All of the image by default.
+        window: the part of the result that is wanted; all by default.
+        mirrored: whether left and right change places in what is returned.
     """
-    crop = crop or CropBox(0, 0, image.shape[1], image.shape[0])
-    left, top, right, bottom = (float(np.float32(edge)) for edge in region or (0, 0, crop.width, crop.height))
+    height, width = image.shape[:2]
+    left, top, right, bottom = (float(np.float32(edge)) for edge in region or (0, 0, width, height))
     window = window or CropBox(0, 0, *size)
-    across = _weights(crop.width, (left, right), size[0], (window.left, window.width), bicubic)
-    down = _weights(crop.height, (top, bottom), size[1], (window.top, window.height), bicubic)
+    across = _weights(width, (left, right), size[0], (window.left, window.width), bicubic)
+    down = _weights(height, (top, bottom), size[1], (window.top, window.height), bicubic)
+    return _resize(image, (0, 0, width, height), across, down, mirrored)
+
+
+def resize_crop(
+    image: np.ndarray, crop: CropBox, size: tuple[int, int], *, bicubic: bool, mirrored: bool = False
+) -> np.ndarray:
+    """The part `crop` as `resize` makes it from an image that holds nothing else: the filter sees nothing beyond it."""
+    across = _weights(crop.width, (0.0, float(crop.width)), size[0], (0, size[0]), bicubic)
+    down = _weights(crop.height, (0.0, float(crop.height)), size[1], (0, size[1]), bicubic)
     return _resize(image, tuple(crop), across, down, mirrored)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
+from cswin.data.disk import check_space
 from cswin.data.sources.source import SPLITS, Source
-from cswin.data.sources.tree_writer import JOURNAL_SECONDS, TreeWriter, check_space, existing_tree, open_tree
+from cswin.data.sources.tree_writer import JOURNAL_SECONDS, TreeWriter, existing_tree, open_tree
 from cswin.progress import Console
 
 

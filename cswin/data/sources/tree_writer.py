@@ -7,9 +7,6 @@ tree records up to which position of the archive all files are written; a killed
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
+from cswin.data.disk import LOCK, exclusive, flush_file_system, write_error
 from cswin.distributed.cores import usable_cores
 from cswin.errors import UserError
-from cswin.progress import size_text
 
 MARKER = ".cswin-extracted.json"
-_JOURNAL, _LOCK = ".journal-2.json", ".lock"  # the number changes with the format of cursors
+_JOURNAL = ".journal-2.json"  # the number changes with the content of cursors
 _BATCH_BYTES, _BATCH_FILES = 1 << 20, 64
 JOURNAL_SECONDS = 30.0
 _MOST_THREADS = 16
-# In addition to the bytes of the images: partly filled blocks, and folders.
-_DISK_MARGIN = 1.05
 
 
 class TreeWriter:
@@ -76,7 +71,7 @@ class TreeWriter:
             return
         self._drain()
         with self._writing():
-            _flush_file_system(self.partial)
+            flush_file_system(self.partial)
         self._write_json(_JOURNAL, {"source": self.source, "cursor": cursor, "written": self.written})
         self._journal_due = time.monotonic() + self.journal_seconds
 
@@ -102,12 +97,12 @@ class TreeWriter:
             )
         marker = {"source": self.source, **check(counts), "files": counts}
         with self._writing():
-            _flush_file_system(self.partial)
+            flush_file_system(self.partial)
             self._write_json(MARKER, marker)
-            for name in (_JOURNAL, _LOCK):
+            for name in (_JOURNAL, LOCK):
                 (self.partial / name).unlink(missing_ok=True)
             self.partial.rename(self.output)
-            _flush_file_system(self.output.parent)
+            flush_file_system(self.output.parent)
         return marker
 
     def close(self) -> None:
@@ -175,35 +170,11 @@ def open_tree(output: Path, source: dict[str, Any], journal_seconds: float = JOU
             writer.close()
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Make a folder and lock it against a second process; a killed process leaves no lock.
-
-    Raises:
-        UserError: if another process has locked it, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("a")
-    except OSError as error:
-        raise write_error(folder, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from error
-        except OSError as error:
-            # Some cluster file systems have no locks; there only Snakemake prevents this.
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise write_error(folder, error) from error
-        yield
-
-
 def _clear(partial: Path) -> None:
     for entry in partial.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != _LOCK:
+        elif entry.name != LOCK:
             entry.unlink()
 
 
@@ -254,33 +225,6 @@ def count_files(tree: Path) -> dict[str, int]:
     return counts
 
 
-def check_space(output: Path, needed: int, what: str) -> None:
-    """Check that the disk has enough space before the extraction begins.
-
-    Args:
-        output: the future folder.
-        needed: bytes of data.
-        what: for the message.
-
-    Raises:
-        UserError: if the free space is less than that plus a margin for blocks and folders.
-    """
-    folder = output.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(folder).free, int(needed * _DISK_MARGIN)
-    if free < needed:
-        raise UserError(
-            f"{folder}: {what} needs {size_text(needed)}, free are {size_text(free)}; make room or choose another folder"
-        )
-
-
-def write_error(path: Path, error: OSError) -> UserError:
-    """A failed write as an error with a remedy."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room (df -h, df -i) and run the same command again" if full else "check the folder and its permissions"
-    return UserError(f"{error.filename or path}: cannot be written ({error.strerror or error}); {remedy}")
-
-
 def _write_files(batch: list[tuple[str, bytes]], flags: int) -> None:
     for path, data in batch:
         descriptor = os.open(path, flags, 0o666)
@@ -290,14 +234,3 @@ def _write_files(batch: list[tuple[str, bytes]], flags: int) -> None:
                 view = view[os.write(descriptor, view) :]
         finally:
             os.close(descriptor)
-
-
-def _flush_file_system(folder: Path) -> None:
-    """Flush the folder's file system to the disk with syncfs(2), which Python does not offer."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(folder))
-    finally:
-        os.close(descriptor)

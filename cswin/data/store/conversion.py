@@ -51,7 +51,7 @@ def convert_missing(images: Path, rows: Path, plan: Path, workers: int, console:
         console.progress("convert", len(missing), "shards") as progress,
         ProcessPoolExecutor(min(workers, len(missing)), context, initializer=keep_freed_memory) as pool,
     ):
-        waiting = {pool.submit(_convert, images, rows, plan, split, shard): (split, shard) for split, shard in missing}
+        waiting = {pool.submit(_convert, images, rows, plan, shard): shard for shard in missing}
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -72,7 +72,7 @@ def _is_there(summary: Summary, split: str, shard: int, shards: Path) -> bool:
         return False
 
 
-def _convert(images: Path, rows: Path, plan: Path, split: str, shard: int) -> None:
+def _convert(images: Path, rows: Path, plan: Path, shard: tuple[str, int]) -> None:
     with Path(os.devnull).open("w") as nowhere:
-        output = plan.with_name(f"{shard_name(split, shard)}.mindrecord")
-        convert_shard(images, rows, plan, split, shard, output, Console(stream=nowhere))
+        output = plan.with_name(f"{shard_name(*shard)}.mindrecord")
+        convert_shard(images, rows, plan, shard, output, Console(stream=nowhere))

@@ -6,7 +6,6 @@ not need MindSpore and decodes no image.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cswin.data.store.facts import read_facts
 from cswin.data.store.shard_reader import damaged, index_path, read_image, read_index
 from cswin.errors import UserError
 
@@ -98,12 +98,7 @@ class Dataset:
             UserError: if it is missing or not a dataset, or a shard is missing or has another size; names the file.
         """
         path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); convert the dataset first (snakemake {path})") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{path}: is no dataset of format {FORMAT}; run `cswin data dataset` again")
+        content = read_facts(path, FORMAT, f"convert the dataset (snakemake {path})")
         splits = {
             name: tuple(ShardFacts(**facts) for facts in split["shards"]) for name, split in content["splits"].items()
         }  # fmt: skip

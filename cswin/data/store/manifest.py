@@ -24,6 +24,7 @@ import numpy as np
 
 from cswin.atomic import atomic_path
 from cswin.data.sources.source import SPLITS
+from cswin.data.store.facts import read_facts
 from cswin.errors import UserError
 
 FORMAT = "cswin-manifest-2"
@@ -135,12 +136,7 @@ def load_summary(path: Path) -> Summary:
     Raises:
         UserError: if it is missing, is not what `cswin data manifest` writes, or is the plan of another manifest.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `cswin data manifest`") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is no summary of format {FORMAT}; run `cswin data manifest` again")
+    content = read_facts(path, FORMAT, "run `cswin data manifest`")
     if "manifest" in content:
         return _planned(path, content)
     splits = {name: Split(**{**facts, "counts": tuple(facts["counts"])}) for name, facts in content["splits"].items()}

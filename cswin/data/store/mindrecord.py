@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.atomic import atomic_path
-from cswin.data.sources.tree_writer import check_space, exclusive, write_error
+from cswin.data.disk import check_space, exclusive, write_error
 from cswin.data.store.dataset import ShardFacts
+from cswin.data.store.facts import read_facts
 from cswin.data.store.manifest import Row, Summary, load_summary, shard_rows
 from cswin.data.store.shard_reader import index_path, read_image, read_index
 from cswin.errors import UserError
@@ -96,17 +97,16 @@ def load_receipt(path: Path) -> Receipt:
     Raises:
         UserError: if it is missing or no receipt.
     """
+    remedy = "run `cswin data convert` for this shard"
+    content = read_facts(path, RECEIPT_FORMAT, remedy)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != RECEIPT_FORMAT:
-            raise ValueError("other format")
         return Receipt(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no receipt of a shard ({error}); run `cswin data convert` for it") from error
+    except TypeError as error:
+        raise UserError(f"{path}: is no receipt of a shard ({error}); {remedy}") from error
 
 
 def convert_shard(
-    images: Path, manifest: Path, summary_path: Path, split: str, shard: int, output: Path, console: Console
+    images: Path, manifest: Path, summary_path: Path, shard: tuple[str, int], output: Path, console: Console
 ) -> Receipt:
     """Write one shard, its index and its receipt.
 
@@ -116,9 +116,8 @@ def convert_shard(
     Args:
         images: folder with train/ and val/.
         manifest, summary_path: rows and summary.
-        split: train or val.
-        shard: from 0.
-        output: the .mindrecord file; `.mindrecord.db` and `.json` are written beside it.
+        shard: its split, train or val, and its number, from 0.
+        output: the .mindrecord file; `.mindrecord.db` and `.json` lie beside it.
         console: for progress.
 
     Raises:
@@ -126,12 +125,12 @@ def convert_shard(
     """
     if output.suffix != ".mindrecord":
         raise UserError(f"{output}: a shard's name ends in .mindrecord")
-    summary = load_summary(summary_path)
+    summary, (split, number) = load_summary(summary_path), shard
     if split not in summary.splits:
         raise UserError(f"{summary_path}: there is no split {split!r}; choose one of {', '.join(summary.splits)}")
     if not images.is_dir():
         raise UserError(f"{images}: the images are not there (any more); extract again (snakemake --forcerun extract)")
-    first, rows = shard_rows(manifest, summary, split, shard)
+    first, rows = shard_rows(manifest, summary, split, number)
     check_space(output, sum(row.bytes for row in rows), output.name)
     receipt_path, aside = output.with_suffix(".json"), output.with_name(f".{output.stem}.partial")
     with exclusive(aside):
@@ -149,7 +148,7 @@ def convert_shard(
         sizes = output.stat().st_size, index_path(output).stat().st_size
         labels = label_hash(np.array([row.label for row in rows]), len(summary.class_names))
         facts = (output.name, len(rows), first, *sizes, labels, content)
-        receipt = Receipt(*facts, split, shard, summary.manifest_hash)
+        receipt = Receipt(*facts, split, number, summary.manifest_hash)
         with atomic_path(receipt_path) as temporary:
             temporary.write_text(json.dumps({"format": RECEIPT_FORMAT, **asdict(receipt)}, indent=1) + "\n")
     return receipt
