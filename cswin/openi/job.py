@@ -83,7 +83,9 @@ class Job:
     def _check_owner(self) -> None:
         if self.lost():
             self.processes.stop("another job with the same train_url")
-            raise UserError(f"{self.train_url}: another job has taken this train_url over; nothing more is written there")
+            raise UserError(
+                f"{self.train_url}: another job has taken this train_url over (see owner.json); nothing more is written there"
+            )
 
     def _copy_when_due(self) -> None:
         """What goes wrong is said and tried again the next time, training goes on."""

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from cswin.layout import ATTEMPTS, HISTORY
 from cswin.openi.storage import Storage, join
+from cswin.run.graph_cache import FOLDER as GRAPHS
 from cswin.run.history import read_tail
 from cswin.run.repeat import COMPLETE
 from cswin.run.states import PATTERN
@@ -24,7 +25,7 @@ RESULTS = "results"
 TAIL = 1 << 20  # bytes of a history in which its last time stands
 STATES_KEPT = 2  # of each folder, those that were set aside among them
 RESTORED = (f"state*/{PATTERN}", f"state*/{COMPLETE}", HISTORY, ATTEMPTS, "logs/train_*.log")
-LEFT_OUT = (PATTERN, "*.damaged", "lease*", ".*", "graphs")  # names of files and folders; states are copied by themselves
+LEFT_OUT = (PATTERN, "*.damaged", "lease[.-]*", ".*")  # states are copied by themselves
 
 
 class Mirror:
@@ -50,7 +51,8 @@ class Mirror:
         folders = [folder for folder in sorted(self.results.glob("*/*/state*")) if folder.is_dir()]
         states = {folder: sorted(folder.glob(PATTERN))[-STATES_KEPT:] for folder in folders}
         for file in sorted(self.results.rglob("*")):
-            if not any(Path(part).match(name) for part in file.relative_to(self.results).parts for name in LEFT_OUT):
+            graph = file.relative_to(self.results).parts[2:3] == (GRAPHS,)
+            if file.is_file() and not graph and not any(file.match(pattern) for pattern in LEFT_OUT):
                 self._put(file)
         for folder, newest in states.items():
             for state in newest:
@@ -75,8 +77,6 @@ class Mirror:
         return len(paths)
 
     def _put(self, file: Path) -> None:
-        if not file.is_file():
-            return
         path, version = self._path(file), _version(file)
         if self._there.get(path) != version:
             self.guard()

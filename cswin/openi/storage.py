@@ -90,9 +90,10 @@ class Storage:
         self._try(self.file.copy_parallel, path, str(local))
 
     def put(self, local: Path, path: str) -> None:
-        """Copy a file there; what was there is replaced."""
+        """Copy a file there; what was there is replaced. The file may grow meanwhile."""
+        here = local.stat().st_size
         self._try(lambda target: self.file.copy(str(local), target), path)
-        if (there := self.size(path)) < (here := local.stat().st_size):
+        if (there := self.size(path)) < here:
             raise UserError(f"{path}: has {there:,} bytes after copying, not {here:,}; is the storage full?")
 
     def read(self, path: str) -> bytes | None:

@@ -62,6 +62,23 @@ class TestStorage:
         storage.remove(target)
         assert not storage.exists(target)
 
+    def test_a_file_may_grow_while_it_is_copied(self, place, tmp_path, monkeypatch):
+        storage, url = place
+        file = tmp_path / "history.jsonl"
+        file.write_text("1\n")
+        copy = storage.file.copy
+
+        def slow(source, target):
+            copy(source, target)
+            with file.open("a") as more:
+                more.write("2\n")
+
+        monkeypatch.setattr(storage.file, "copy", slow)
+        storage.put(file, join(url, "history.jsonl"))
+        monkeypatch.setattr(storage.file, "copy", lambda source, target: storage.file.write(target, ""))
+        with pytest.raises(UserError, match="has 0 bytes after copying, not 4"):
+            storage.put(file, join(url, "history.jsonl"))
+
     def test_failures_that_pass_are_not_seen_and_others_name_the_path(self, moxing):
         storage = Storage(moxing.file, pauses=(0, 0))
         storage.write("obs://bucket/a.txt", "a")
@@ -245,6 +262,15 @@ class TestMirror:
             "r/stage1/record.json",
             "r/stage1/state/state-000000001.safetensors",
         ]
+
+    @pytest.mark.parametrize("run", ["graphs", "lease-1"])
+    def test_a_run_may_have_any_name(self, place, tmp_path, run):
+        Stage(tmp_path).train(1)
+        (tmp_path / "results" / "r").rename(tmp_path / "results" / run)
+        Mirror(*place, tmp_path, allowed).copy()
+        Mirror(*place, tmp_path / "new", allowed).restore()
+        assert StateFolder(tmp_path / "new" / "results" / run / "stage1" / "state", 3, said).load().step == 1
+        assert (tmp_path / "new" / "results" / run / "stage1" / "history.jsonl").exists()
 
     def test_states_that_were_set_aside_are_kept_and_those_that_were_replaced_are_not(self, place, tmp_path):
         storage, url = place
