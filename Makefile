@@ -1,6 +1,6 @@
-# make demo: the whole pipeline on the embedded digits. make test: the quick tests. Both set everything up in .venv first.
-# make test-all: also those that train, but for the large networks. make test-large: CSWin-B and -L (24 GB of memory).
-# make report: report.html, the demo's results in one file. make browser: what the report's test needs.
+# make demo: the whole workflow on the handwritten digits. make test: the quick tests. Both install the packages into .venv first.
+# make test-all: also the tests that train, except the large networks. make test-large: CSWin-B and -L (24 GB of memory).
+# make report: report.html, the results of the demo in one file. make browser: installs what the test of the report needs.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
@@ -59,7 +59,7 @@ test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 was found (MindSpore 2.8.0
 endef
 give_up = { test ! -e $(UNFINISHED) || rm -rf $(VENV); exit 1; }
 
-# Debian's Chromium, in which tests/report/test_report.py opens the report; without it that test is skipped, and says so.
+# Debian's Chromium, in which tests/report/test_report.py opens the report; without it the test is skipped with a message.
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  test "$$(id -u)" = 0 -a -e /etc/debian_version || { echo "Install chromium and chromium-driver (apt-get, as root)"; exit 1; }; \

@@ -1,13 +1,13 @@
-"""Times the data path and, beside each step, its limit: tar, cp, plain reads of the same bytes; shows each step's peak memory.
+"""Times each step of the data path and a reference for its limit (tar, cp, plain reads of the same bytes), with peak memory.
 
     python benchmarks/data.py --images 4000
     python benchmarks/data.py --images 100000 --pixels 32 --repeat 1
 
 The images are JPEGs of noise over scikit-learn's two photographs; 500 pixels wide they have ImageNet's mean size of 110 kB. Every
-step runs in a process of its own; importing is not timed, memory is that of the process and its children. A step and its limit
-take turns, so that a busy machine or a slow disk hits both: the ratios are the figures to compare, as medians with their ranges.
-A step and its limit end when their bytes are on the disk (`sync -f`, which the extraction and the conversion do by themselves).
-With --cold what they read is dropped from the page cache before, as it is with data larger than memory.
+step runs in its own process; imports are not timed; memory is that of the process and its children. A step and its reference
+alternate, so a busy machine or a slow disk affects both: compare the ratios (medians with ranges). Both end when their bytes are on
+the disk (`sync -f`, which the extraction and the conversion do themselves). With --cold their input is dropped from the page cache
+before, as with data larger than memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_DISTINCT = 200  # different files; they are repeated up to the number asked for
+_DISTINCT = 200  # number of different files; they are repeated up to the requested number
 _VAL_SHARE = 25
 
 
@@ -44,7 +44,7 @@ class Cost(NamedTuple):
 
 
 def quiet_console():
-    """Progress to nowhere."""
+    """Progress without output."""
     from cswin.progress import Console
 
     return Console(None, io.StringIO())
@@ -271,7 +271,7 @@ class Benchmark:
         )
 
     def turns(self, reads: Path, *functions: Callable[[], Cost]) -> list[list[Cost]]:
-        """Each function in turn, as often as asked for; `reads` is dropped from the page cache before, if that is asked for."""
+        """Calls the functions alternately, as often as requested; `reads` is dropped from the page cache before, if requested."""
         costs: list[list[Cost]] = [[] for _ in functions]
         for _ in range(self.args.repeat):
             for function, measured in zip(functions, costs, strict=True):

@@ -1,15 +1,15 @@
-"""Interrupts the workflow again and again and shows what it cost: kills survived, states damaged and recovered, steps lost, seconds
-to the first resumed step.
+"""Interrupts the workflow repeatedly and shows the cost: kills survived, states damaged and recovered, steps lost, seconds to the
+first resumed step.
 
     python benchmarks/faults.py --like FOLDER [--each 8] [--seed 0]
 
-FOLDER holds a finished run of the workflow (`snakemake` in a copy of this project). It is copied, without the later stages' results,
-to a temporary folder. There the first stage is trained again (--forcerun) and then the others, all through `snakemake`, and
-interrupted, `--each` times in each stage: by SIGKILL at random times after the command, after random numbers of steps, while a state is
-written, in validation, while the checkpoint is written, of the whole process group, the trainer alone or snakemake alone; and once in
-each stage by a signal that asks the trainer to stop. After some kills the newest state is damaged, and once the folder moves to another
-place and, as far as the lease can tell, to another machine. Each time `snakemake --unlock`, where it is needed, and the same command
-follow. In the end the checkpoints must be those of the finished run to the bit, and the histories must have each step once.
+FOLDER is a finished run of the workflow (`snakemake` in a copy of this project). It is copied, without the results of later stages,
+to a temporary folder. There `snakemake` trains the first stage again (--forcerun) and then the others. Each stage is interrupted
+`--each` times by SIGKILL: at random times after the command, after random numbers of steps, while a state is written, in
+validation, while the checkpoint is written; of the whole process group, the trainer alone or snakemake alone. In addition each
+stage gets one signal that asks the trainer to stop. After some kills the newest state is damaged, and once the folder moves to
+another place and, as seen by the lease, to another machine. Each time `snakemake --unlock`, if needed, and the same command follow.
+At the end the checkpoints must be bit-identical to those of the finished run, and the histories must have each step once.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ POLL = 0.01
 
 @dataclass
 class Kill:
-    """One interruption and what came of it.
+    """One interruption and its result.
 
     Attributes:
         stage: the stage that it was meant for.
-        moment: what was waited for.
-        victim: who was killed: group, trainer or snakemake; or the signal by which the trainer was asked to stop.
+        moment: the event after which it came.
+        victim: what was killed: group, trainer or snakemake; or the signal by which the trainer was asked to stop.
         started: seconds from the command to the first step that was done; None if it was killed before.
         lost: steps that were done and are not in the newest state.
         lost_seconds: how long they had taken.
@@ -75,7 +75,7 @@ class Kill:
 
 @dataclass
 class Report:
-    """All interruptions, and what was found in the end; `problems` is empty if the run is as if nothing had happened."""
+    """All interruptions, and the final comparison; `problems` is empty if the run equals an uninterrupted one."""
 
     kills: list[Kill] = field(default_factory=list)
     refused: int = 0
@@ -142,7 +142,7 @@ class Interruptions:
         """Train all stages, each with so many interruptions, to the end.
 
         Raises:
-            RuntimeError: if the workflow fails where nobody interrupted it.
+            RuntimeError: if the workflow fails without an interruption.
         """
         began = time.monotonic()
         for position, stage in enumerate(self.stages):

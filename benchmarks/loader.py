@@ -3,9 +3,9 @@
     python benchmarks/loader.py                     # threads and processes, 1 to all cores
     python benchmarks/loader.py --workers 8 --kind process --batches 40
 
-The images are made for it: a few hundred JPEGs of 500 x 375 pixels and about 110 KB (ImageNet's average), cut from the two photographs
-that come with scikit-learn, enlarged, with some grain. They are converted to MindRecord once, in --folder. Peak rates of
-the machine vary while others use it, so each round also times decoding alone: the share of that limit is the figure to compare.
+The images are generated: a few hundred JPEGs of 500 x 375 pixels and about 110 KB (ImageNet's average), cut from the two
+photographs that come with scikit-learn, enlarged, with some grain. They are converted to MindRecord once, in --folder. The speed
+of a shared machine varies, so each round also times decoding alone: compare the share of this limit.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def measured(images: int, work: Callable[[], object]) -> Rate:
 
 
 def cpu_seconds() -> float:
-    """Of this process. Worker processes are not its children but the fork server's, and nobody counts their time."""
+    """CPU time of this process. Worker processes are children of the fork server, so their time is not included."""
     times = os.times()
     return times.user + times.system
 
@@ -210,12 +210,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; the load average tells how far the machine was shared."""
+    """Run the benchmark; the load average shows how busy the machine was."""
     args = parse(argv)
     data = dataset(args.folder, args.images)
     rows = [row for _, _, row in read_rows(data, "train", np.arange(data.images("train")))]
     cores = len(os.sched_getaffinity(0))
-    compile_kernels()  # once in a machine's life
+    compile_kernels()  # once per machine
     print(f"{len(rows)} images, {sum(map(len, rows)) / len(rows) / 1000:.0f} kB on average, {cores} cores")
     rates: dict[str, list[Rate]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)

@@ -1,12 +1,12 @@
-"""Times the forward pass and the training step of a variant, and the machine's own matrix product beside them.
+"""Times the forward pass and the training step of a variant, and a matrix product of the machine for comparison.
 
     python benchmarks/model.py cswin_64_12211_tiny_224 --batch 8
 
 The training step is the project's own (`cswin.train.step.TrainStep`: forward, backward, clipping, AdamW, EMA), in graph mode;
-`compile` is the time of its first call less that of a later one. The yardstick is the float32 product of two 2048 x 2048 matrices, NumPy's or MindSpore's, whichever is faster (NumPy's library does
-not know every processor), timed between the repetitions in the same process and averaged, so that a busy machine slows both: the
-ratio is the figure to compare. Operations are counted as by `cswin profile`, two per multiply-accumulate, and three forward
-passes' worth for a step.
+`compile` is the time of its first call minus that of a later one. The reference is the float32 product of two 2048 x 2048 matrices,
+NumPy's or MindSpore's, whichever is faster (NumPy's library does not know every processor). It is timed between the repetitions in
+the same process and averaged, so a busy machine slows both: compare the ratios. Operations are counted as by `cswin profile`, two
+    per multiply-accumulate; a step counts as three forward passes.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; the load average tells how far the machine was shared."""
+    """Run the benchmark; the load average shows how busy the machine was."""
     args = parse(argv)
     os.environ.setdefault("GLOG_v", "3")
     try:

@@ -1,9 +1,9 @@
-"""Times what saving a training state costs: how long training waits, and how long until it is on the disk.
+"""Times the saving of a training state: how long training waits, and how long until the state is on the disk.
 
     python benchmarks/saving.py [cswin_64_24322_small_224_report ...] [--repeat 5]
 
-A state holds weights, two moments and the moving average, and weights and average of the best epoch: 24 bytes per parameter. On an NPU
-the copy to the host's memory comes on top; it is not measured here.
+A state contains weights, two moments and the EMA, and the weights and EMA of the best epoch: 24 bytes per parameter. On an NPU the
+copy to the host's memory is added; it is not measured here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is decided for a device before anything is computed, and what was in force.
+"""The configuration of a device before any computation, and the record of the values in force.
 
 MindSpore's defaults differ between the first Ascend 910 and its successors (A2, A3), and most can be set only once, in one order:
 environment, device, precision, determinism, then `init()` of several ranks, then everything else. docs/ascend.md gives the reasons.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cswin.config.settings import Runtime
 
 TARGETS = ("CPU", "Ascend")
-SIMULATION = "MS_SIMULATION_LEVEL"  # with it MindSpore compiles and computes nothing
+SIMULATION = "MS_SIMULATION_LEVEL"  # with this variable MindSpore compiles but computes nothing
 HCCL_CONNECT_SECONDS = 1200  # ranks compile and load at different speed; MindSpore sets 600 when it is imported
 # Set by cluster images and other launchers, and harmful here: a rank table forces the graph engine and turns AllFinite off, another
 # overflow mode hides overflows from the training step, and MindSpore overwrites RANK_ID with Open MPI's number.
@@ -41,11 +41,11 @@ class Backend:
     Attributes:
         device: a key of `BACKENDS`.
         soc: name of the chip; None on the CPU.
-        precision_mode: what CANN may do to float32 operators; None on the CPU.
-        allow_hf32: whether float32 products may be rounded to 11 bits of mantissa; None where that does not exist.
+        precision_mode: CANN's mode for float32 operators; None on the CPU.
+        allow_hf32: whether float32 products may be rounded to 11 bits of mantissa; None if the device does not have this.
         jit_backend, jit_level: compiler of `ms.jit` and its level; None: the compiler has none.
         deterministic: whether the same input gives the same bits in each run.
-        overflow: "infnan" (IEEE 754), or "saturation": an overflow gives the largest number, NaN gives 0, and only a flag tells.
+        overflow: "infnan" (IEEE 754), or "saturation": an overflow gives the largest number, NaN gives 0, and only a flag shows it.
         products: number formats in which matrix products and convolutions are computed.
         skip_by: how a step that is not finite is left out: "branch" (the host waits for the flag) or "select" (the update runs with
             factors that change nothing).
@@ -73,10 +73,10 @@ class Backend:
         return {"backend": self.jit_backend} | ({"jit_level": self.jit_level} if self.jit_level else {})
 
     def require_training(self, amp_level: str, amp_dtype: str) -> None:
-        """Refuse a mixed precision that the device does not have, before anything is compiled.
+        """Reject a mixed precision that the device does not have, before any compilation.
 
         Raises:
-            UserError: with the key and the remedy.
+            UserError: with key and remedy.
         """
         if amp_level != "O0" and amp_dtype not in self.products:
             raise UserError(
@@ -90,7 +90,7 @@ class Backend:
             )
 
     def record(self) -> dict[str, Any]:
-        """What was in force in this process, for the records; plain values."""
+        """The values in force in this process, as plain values for the records."""
         values = asdict(self) | {"products": list(self.products), "cores": usable_cores()}
         if self.soc is None:
             return values
@@ -112,7 +112,7 @@ SOCS = {
 
 
 def prepare_environment(environment: Any = os.environ) -> list[str]:
-    """Variables as this package needs them, for this process and those that it starts; to be called before MindSpore is imported.
+    """Set the environment variables for this process and those that it starts. Call it before MindSpore is imported.
 
     Returns:
         Names of variables that were set and are not passed on.
@@ -132,14 +132,14 @@ def refuse_simulation(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def choose_backend(soc: str | None, jit_backend: str | None = None, jit_level: str | None = None) -> Backend:
-    """What is decided for a chip.
+    """The configuration for a chip.
 
     Args:
-        soc: its name; None: the CPU.
-        jit_backend, jit_level: the site's choice; None: the device's own.
+        soc: name of the chip; None: the CPU.
+        jit_backend, jit_level: the user's choice; None: the device's default.
 
     Raises:
-        UserError: for a chip that is not known, or a compiler that the device does not have.
+        UserError: for an unknown chip, or a compiler that the device does not have.
     """
     device = "CPU" if soc is None else next((name for name, pattern in SOCS.items() if re.fullmatch(pattern, soc)), None)
     if device is None:
@@ -159,16 +159,16 @@ def choose_backend(soc: str | None, jit_backend: str | None = None, jit_level: s
 def start_backend(
     target: str = "CPU", device_id: int = 0, jit_backend: str | None = None, jit_level: str | None = None
 ) -> Backend:
-    """Make MindSpore compute there, before anything is computed and before `init()`; again only with the same arguments.
+    """Configure MindSpore for a device. Call it before any computation and before `init()`; again only with the same arguments.
 
     Raises:
-        UserError: if this process cannot have the device, with MindSpore's reason; in MindSpore's dry run.
+        UserError: if this process cannot use the device, with MindSpore's reason; in MindSpore's dry run.
     """
     refuse_simulation()
     import mindspore as ms
 
     if target == "CPU":
-        # Else the main thread spins while it waits for a graph, on a core that the graph's operations need.
+        # Otherwise the main thread waits for a graph in a busy loop, on a core that the graph's operations need.
         os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
     _set_device(ms, target, 0 if target == "CPU" else device_id)
     if target == "CPU":
@@ -185,7 +185,7 @@ def start_backend(
 
 
 def backend_of(runtime: Runtime, device_id: int) -> Backend:
-    """`start_backend` as the runtime section says."""
+    """`start_backend` with the values of the runtime section."""
     backend = start_backend(runtime.device_target, device_id, runtime.jit_backend, runtime.jit_level)
     return replace(backend, skip_by=runtime.skip_by)
 
@@ -214,4 +214,4 @@ def _set_device(ms: Any, target: str, device_id: int) -> None:
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """`--device-target` and `--device-id`, for `start_backend`."""
     parser.add_argument("--device-target", choices=TARGETS, default="CPU", help="what computes (default: CPU)")
-    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="which of several NPUs (default: 0)")
+    parser.add_argument("--device-id", type=int, default=0, metavar="N", help="number of the NPU (default: 0)")

@@ -1,4 +1,4 @@
-"""Which nodes compute, which of them this one is, and where its ranks meet the others'."""
+"""The nodes of a training, the position of this one, and the address where the ranks connect."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cswin.config.settings import Runtime
 from cswin.distributed import slurm
 from cswin.errors import UserError
 
-FREE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
-DEFAULT_PORT = 8118  # of several nodes with a host file; msrun's own default
+FREE_PORTS = range(20000, 32000)  # below the ports that Linux uses for outgoing connections
+DEFAULT_PORT = 8118  # for several nodes with a host file; msrun's default
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The place of this node among those that compute.
+    """The position of this node among the nodes of the training.
 
     Attributes:
         devices: ranks on all nodes, the same number on each.
-        nodes: how many nodes.
+        nodes: number of nodes.
         node: number of this one.
         master: name or address of node 0.
-        port: where the ranks meet on node 0.
+        port: port on node 0 where the ranks connect.
     """
 
     devices: int
@@ -43,15 +43,15 @@ class Cluster:
 
 
 def single_node(devices: int) -> Cluster:
-    """This node alone, with a port that is free."""
+    """This node alone, with a free port."""
     return Cluster(devices, port=free_port())
 
 
 def find_cluster(runtime: Runtime) -> Cluster:
-    """This node's place, from the host file, from Slurm, or alone.
+    """This node's position from the host file or from Slurm, or this node alone.
 
     Raises:
-        UserError: if the nodes found are not the nodes configured, or this one is not among them.
+        UserError: if the number of nodes is not the configured one, or this node is not among them.
     """
     if runtime.nodes == 1:
         return single_node(runtime.devices)
@@ -68,7 +68,7 @@ def find_cluster(runtime: Runtime) -> Cluster:
 
 
 def read_hosts(path: Path) -> list[str]:
-    """Names or addresses, one a line; `#` begins a comment.
+    """Names or addresses, one per line; `#` begins a comment.
 
     Raises:
         UserError: if the file cannot be read or names a host twice.
@@ -97,7 +97,7 @@ def _own_place(hosts: list[str], path: str) -> int:
 
 
 def _is_local(host: str) -> bool:
-    """Whether an address belongs to this host: only then it can be bound."""
+    """Whether an address belongs to this host, tested by binding it."""
     try:
         address = socket.gethostbyname(host)
     except OSError:
@@ -111,7 +111,7 @@ def _is_local(host: str) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody on this host listens on."""
+    """A free TCP port on this host."""
     for port in random.SystemRandom().sample(FREE_PORTS, 100):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:
@@ -123,10 +123,10 @@ def free_port() -> int:
 
 
 def require_devices(runtime: Runtime, wanted: int) -> None:
-    """The scheduler must have given this node as many NPUs as are to compute here.
+    """Check that the scheduler has given this node enough NPUs.
 
     Raises:
-        UserError: if it gave fewer, or in an order in which MindSpore would bind a process to the cores of another NPU.
+        UserError: if there are fewer, or if their order would make MindSpore bind a process to the cores of another NPU.
     """
     visible = os.environ.get(VISIBLE_DEVICES)
     if runtime.device_target != "Ascend" or visible is None:
@@ -135,7 +135,7 @@ def require_devices(runtime: Runtime, wanted: int) -> None:
     found = len(numbers)
     if runtime.bind_cores and numbers != sorted(numbers, key=lambda number: number.zfill(4)):
         raise UserError(
-            f"runtime.bind_cores: {VISIBLE_DEVICES}={visible} must be in rising order; MindSpore sorts it before it looks for an "
+            f"runtime.bind_cores: {VISIBLE_DEVICES}={visible} must be in ascending order; MindSpore sorts it before it looks for an "
             "NPU's cores"
         )
     if found < wanted:

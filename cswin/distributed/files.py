@@ -1,4 +1,4 @@
-"""What a rank leaves in the launch's folder: who it is, and how it ended."""
+"""The files of a rank in the folder of a launch: its process, and how it ended."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from cswin.atomic import atomic_path
 
-ENVIRONMENT = "CSWIN_LAUNCH"  # how the launcher speaks to the processes that msrun starts
+ENVIRONMENT = "CSWIN_LAUNCH"  # passes the launcher's facts to the processes that msrun starts
 SCHEDULER = "scheduler"
 
 
 @dataclass(frozen=True)
 class LaunchFacts:
-    """What the launcher tells its ranks.
+    """Facts that the launcher passes to its ranks.
 
     Attributes:
-        folder: of logs and of these notes.
+        folder: folder of the logs and of these notes.
         started: monotonic seconds at which the launcher started, the same clock on one host.
     """
 
@@ -32,9 +32,9 @@ class LaunchFacts:
 
     @classmethod
     def found(cls) -> LaunchFacts | None:
-        """The launcher's facts; None in a process that was not started by one."""
+        """The launcher's facts; None in a process that no launcher has started."""
         text = os.environ.get(ENVIRONMENT)
-        if text is None or "MS_ROLE" not in os.environ:  # without it: inherited from a shell that a rank has started
+        if text is None or "MS_ROLE" not in os.environ:  # otherwise the variable is inherited from a rank's shell
             return None
         facts = json.loads(text)
         return cls(Path(facts["folder"]), facts["started"])
@@ -42,12 +42,12 @@ class LaunchFacts:
 
 @dataclass(frozen=True)
 class Note:
-    """Who a rank is and, at its end, how it ended.
+    """A rank's process and, after its end, how it ended.
 
     Attributes:
-        pid: its process.
-        code: exit code of the command, None while it runs (or when it was killed).
-        message: what the user is told, None after success.
+        pid: process of the rank.
+        code: exit code of the command; None while it runs, or if it was killed.
+        message: message for the user; None after success.
         time: seconds since 1970 at which the note was written.
     """
 
@@ -70,8 +70,8 @@ class Note:
 
 
 def log_path(folder: Path, rank: int) -> Path:
-    """What a rank has printed."""
-    return folder / f"worker_{rank}.log"  # the name is msrun's
+    """Path of a rank's output."""
+    return folder / f"worker_{rank}.log"  # msrun's name for it
 
 
 def _path(folder: Path, rank: int | str) -> Path:

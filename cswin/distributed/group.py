@@ -1,4 +1,4 @@
-"""A command in a process group of its own: a stop reaches all of its processes, and none is left behind."""
+"""Runs a command in its own process group: a stop reaches all its processes, and none remains."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ POLL_SECONDS = 0.5
 
 
 class ProcessGroup:
-    """Runs one command after the other.
+    """Runs commands one after the other.
 
     Args:
-        environment: of the commands.
-        keep_open: file descriptors that live as long as they do.
+        environment: environment of the commands.
+        keep_open: file descriptors that the commands keep open.
 
     Attributes:
-        stopped: why no command is to run any more; None as long as nobody has asked.
+        stopped: the reason why no further command may run; None if there is none.
     """
 
     def __init__(self, environment: Mapping[str, str], keep_open: tuple[int, ...] = ()):
@@ -29,12 +29,12 @@ class ProcessGroup:
         self._group: int | None = None
 
     def listen(self) -> None:
-        """Take SIGTERM and SIGINT over: they go, as SIGTERM, to everything that runs."""
+        """Handle SIGTERM and SIGINT: all running processes get SIGTERM."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: self.stop(signal.Signals(number).name))
 
     def run(self, command: Sequence[str], meanwhile: Callable[[], None]) -> int:
-        """Run a command until its last process has ended; `meanwhile` is called again and again. Returns its exit code."""
+        """Run a command until its last process has ended; `meanwhile` is called repeatedly. Returns the exit code."""
         if self.stopped:
             return 1
         with subprocess.Popen(command, env=self.environment, start_new_session=True, pass_fds=self.keep_open) as process:
@@ -47,13 +47,13 @@ class ProcessGroup:
                 self.stop("an error")
                 raise
             finally:
-                while _alive(self._group):  # a trainer that was asked to stop still saves when its parent has gone
+                while _alive(self._group):  # a trainer that was asked to stop still saves after its parent has ended
                     time.sleep(POLL_SECONDS)
                 self._group = None
         return process.returncode
 
     def stop(self, why: str) -> None:
-        """Ask everything that runs to end."""
+        """Ask all running processes to end."""
         self.stopped = self.stopped or why
         if self._group is not None:
             try:
@@ -63,12 +63,11 @@ class ProcessGroup:
 
 
 def _alive(group: int) -> bool:
-    """Whether a process group has a process that runs; what ended and was not fetched by its parent (a container's first
-    process may never do so) does not count."""
+    """Whether a process group has a running process. Zombies do not count: a container's first process may never fetch them."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, of_group = file.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # ended just now
+        except OSError:  # it has just ended
             continue
         if int(of_group) == group and state not in "ZX":
             return True

@@ -1,4 +1,4 @@
-"""The processes that compute together, one per device: which one this is, and what they exchange."""
+"""The processes of a training, one per device: the rank of this one, and their exchanges."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_TEXT_BYTES = 256  # of a reason that is sent to the others
+_TEXT_BYTES = 256  # maximum length of a reason that is sent to the others
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that compute together; by default it is alone.
+    """This process among those of a training; by default it is the only one.
 
-    Exchanges are collectives, so all ranks must call the same methods in the same order. Values travel as 32-bit words and are never
-    added up: every bit arrives as it was sent.
+    Exchanges are collectives, so all ranks must call the same methods in the same order. Values are sent as 32-bit words and never
+    added up, so they arrive bit-identical.
 
     Attributes:
         rank: number of this process.
-        size: how many there are.
+        size: number of processes.
         device: number of its device on this node.
     """
 
@@ -35,11 +35,11 @@ class Ranks:
 
     @property
     def part(self) -> slice:
-        """This rank's share of a sequence: every `size`-th item. No rank has more items than the first, none twice."""
+        """This rank's share of a sequence: every `size`-th item. No rank has more items than the first one."""
         return slice(self.rank, None, self.size)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (n, ...) that were dealt out by `part`, all of them in their order, on every rank; n may differ by rank."""
+        """Rows (n, ...) that `part` has distributed: all of them in their order, on every rank. n may differ between ranks."""
         if self.size == 1:
             return rows
         counts = self._words_of_all(np.array([len(rows)], np.int32))[:, 0]
@@ -54,7 +54,7 @@ class Ranks:
         return whole
 
     def agree(self, reason: str | None) -> str | None:
-        """The reason of the lowest rank that has one, on every rank; None if nobody has one. Waits for all of them."""
+        """The reason of the lowest rank that has one, on every rank; None if no rank has one. Waits for all ranks."""
         if self.size == 1:
             return reason
         text = (reason or "").encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
@@ -64,7 +64,7 @@ class Ranks:
         return None
 
     def same(self, arrays: Iterable[np.ndarray]) -> bool:
-        """Whether all ranks hold the same bits; only digests travel."""
+        """Whether the values are bit-identical on all ranks; only digests are sent."""
         digest = hashlib.blake2b(digest_size=32)
         for array in arrays:
             digest.update(np.ascontiguousarray(array).data)

@@ -1,4 +1,4 @@
-"""All that this package knows about Slurm: job, job step, durations, partitions. Nothing else asks it or reads its variables."""
+"""The interface to Slurm: job, job step, durations, partitions. No other module calls it or reads its variables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cswin.errors import UserError
 
 
 def job_id() -> str | None:
-    """Number of the job in which this process runs; None outside of one."""
+    """Number of the job in which this process runs; None outside a job."""
     return os.environ.get("SLURM_JOB_ID") or None
 
 
 def seconds_left() -> float | None:
-    """Seconds until Slurm ends this job, counting what the job spent before this process began.
+    """Seconds until Slurm ends this job, counted from the start of the job.
 
-    None outside of a Slurm job, for a job without a limit, and where Slurm does not answer.
+    None outside a Slurm job, for a job without a limit, and if Slurm does not answer.
     """
     if (job := job_id()) is None:
         return None
@@ -27,7 +27,7 @@ def seconds_left() -> float | None:
 
 
 def clock_seconds(text: str) -> float | None:
-    """Seconds from `[days-]hours:minutes:seconds` or `minutes:seconds`; None for UNLIMITED, INVALID and the like."""
+    """Seconds from `[days-]hours:minutes:seconds` or `minutes:seconds`; None for UNLIMITED, INVALID and similar words."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
     if match is None:
         return None
@@ -42,7 +42,7 @@ def step_hosts(nodes: int) -> tuple[list[str], int]:
         UserError: outside an srun step with one task per node.
     """
     environment = os.environ
-    if "SLURM_STEP_NUM_NODES" not in environment:  # a batch script runs on the first node alone
+    if "SLURM_STEP_NUM_NODES" not in environment:  # a batch script runs on the first node only
         raise UserError(
             f"runtime.nodes: {nodes}, but this is no Slurm job step; start one launcher per node with `srun --nodes={nodes} "
             "--ntasks-per-node=1 cswin …`, or name the nodes in runtime.host_file"
@@ -64,13 +64,13 @@ def step_hosts(nodes: int) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class Partition:
-    """What a partition allows a job; None: no limit.
+    """The limits of a partition for a job; None: no limit.
 
     Attributes:
-        name: as in `--partition`.
-        minutes: longest time.
-        cores: of its largest node.
-        devices: generic resources of a node, the largest number of each name.
+        name: name of the partition.
+        minutes: maximum time.
+        cores: cores of its largest node.
+        devices: generic resources of a node, the largest number by name.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Partition:
 
 
 def find_partition(name: str | None) -> Partition | None:
-    """The partition where jobs will run, by its name or, without one, the cluster's default; None where Slurm does not answer.
+    """The partition of that name or, without a name, the cluster's default; None if Slurm does not answer.
 
     Raises:
         UserError: if there is no such partition, or no default.
@@ -122,7 +122,7 @@ def find_partition(name: str | None) -> Partition | None:
     cores = [int(row[2].rstrip("+")) for row in mine if row[2].rstrip("+").isdigit()]
     devices: dict[str, int] = {}
     for row in mine:
-        resources = re.sub(r"\([^)]*\)", "", row[3])  # without the sockets that they are at: npu:8(S:0-1)
+        resources = re.sub(r"\([^)]*\)", "", row[3])  # without the list of sockets: npu:8(S:0-1)
         for kind, count in re.findall(r"(\w+)(?::[A-Za-z_]\w*)?:(\d+)", resources):
             devices[kind] = max(devices.get(kind, 0), int(count))
     minutes = None if None in seconds else int(max(seconds) // 60)
@@ -130,7 +130,7 @@ def find_partition(name: str | None) -> Partition | None:
 
 
 def _ask(*command: str) -> str | None:
-    """A command's answer; None where there is no Slurm or it does not answer."""
+    """The output of a command; None if there is no Slurm or it does not answer."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

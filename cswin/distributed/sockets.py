@@ -1,4 +1,4 @@
-"""Where the sockets lie by which processes of one program talk."""
+"""The folder of the sockets by which processes of a program communicate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def use_short_socket_folder() -> None:
-    """Let multiprocessing put its sockets below a short path, where TMPDIR is too long; to be called before it makes one.
+    """Make multiprocessing use a short path for its sockets if TMPDIR is too long. Call it before the first socket.
 
     Raises:
-        UserError: if there is no short folder that can be written.
+        UserError: if no short folder is writable.
     """
     given = tempfile.gettempdir()
     if len(os.fsencode(given)) <= LONGEST:
@@ -29,6 +29,6 @@ def use_short_socket_folder() -> None:
         )
     try:
         tempfile.tempdir = short
-        util.get_temp_dir()  # makes the folder of this process, and keeps to it
+        util.get_temp_dir()  # makes the folder of this process, which is then used always
     finally:
         tempfile.tempdir = given

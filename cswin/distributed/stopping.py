@@ -1,4 +1,4 @@
-"""When to stop early, and how a command ends: signals, a time limit, exit codes."""
+"""Early stops of a training (signals, a time limit), and exit codes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import time
 from cswin.distributed.slurm import clock_seconds
 from cswin.errors import UserError
 
-EXIT_DEFECT = 1  # not the user's doing; a traceback is in the log
-EXIT_USER = 2  # something that the user can put right, named on stderr
-EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: stopped on request, state saved, the same command goes on
+EXIT_DEFECT = 1  # an error of the program; a traceback is in the log
+EXIT_USER = 2  # an error that the user can fix, named on stderr
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: stopped on request, state saved, the same command resumes
 EXIT_CTRL_C = 130  # ended at once by Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopping:
-    """Answers, after each step, whether training is to stop.
+    """Decides after each step whether training must stop.
 
     Args:
         max_runtime: seconds after the start by which the process must have ended, None for no limit.
         started: monotonic seconds of the start; None: now.
 
-    The time kept back for the last save is three times the longest save so far (`took`), at least 5 s or 5 % of the limit.
+    The reserve for the last save is three times the longest save so far (`took`), but at least 5 s (5 % of a limit below 100 s).
     """
 
     def __init__(self, max_runtime: float | None, started: float | None = None):
@@ -34,23 +34,23 @@ class Stopping:
 
     @property
     def asked(self) -> str | None:
-        """The signal by which somebody asked to stop, as a reason; None if nobody did."""
+        """The received stop signal, as a reason; None if there was none."""
         return f"asked to stop by {self.signal_name}" if self.signal_name else None
 
     def listen(self) -> None:
-        """Take the signals over; a second SIGINT ends the process at once."""
+        """Install the signal handlers; a second SIGINT ends the process at once."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a launcher starts its ranks with them blocked, until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a launcher starts its ranks with blocked signals
 
     def took(self, seconds: float) -> None:
-        """A save took this long."""
+        """Record the duration of a save."""
         self.reserve = max(self.reserve, 3 * seconds)
 
     def __call__(self) -> str | None:
         """The reason to stop, or None."""
         now = time.monotonic()
-        # What came before the first question, compilation with it, tells nothing about how long a step takes.
+        # The time before the first call, with compilation, does not show how long a step takes.
         since_last, self._last_asked = now - (self._last_asked or now), now
         if self.asked:
             return self.asked

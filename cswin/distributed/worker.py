@@ -1,4 +1,4 @@
-"""A process that msrun has started: one rank, or the scheduler by which the ranks find each other."""
+"""A process that msrun has started: a rank, or the scheduler through which the ranks connect."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts) -> int:
-    """Join the other ranks, do the work, and leave a note of how it ended.
+    """Join the other ranks, do the work, and write a note about the end.
 
     Returns:
-        The exit code for msrun, which ends all ranks at any other than 0: so a stop on request, whose code the launcher returns, is 0
-        here and the first rank can finish its files.
+        The exit code for msrun. msrun ends all ranks at any code other than 0, so a stop on request gives 0 here, and the first
+        rank can finish its files. The launcher returns the code of the stop.
     """
     end_with_parent()
     if os.environ["MS_ROLE"] == "MS_SCHED":
@@ -35,7 +35,7 @@ def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts)
         code = work(_join(runtime))
     except UserError as error:
         Note(pid, EXIT_USER, str(error)).write(facts.folder, rank)
-        if rank:  # the first rank's output is the launcher's, which tells the reason itself
+        if rank:  # the launcher shows the first rank's output, and prints the reason itself
             print(error, file=sys.stderr)
         return EXIT_USER
     except BaseException as error:
@@ -48,7 +48,7 @@ def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts)
 
 
 def end_with_parent() -> None:
-    """The kernel kills this process when the one that started it dies, whatever it is doing then."""
+    """Make the kernel kill this process when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -56,7 +56,7 @@ def end_with_parent() -> None:
 def _join(runtime: Runtime) -> Ranks:
     from mindspore.communication import get_group_size, get_rank, init
 
-    device = int(os.environ["DEVICE_ID"])  # msrun's number of the process on this node
+    device = int(os.environ["DEVICE_ID"])  # msrun's number for the process on this node
     backend_of(runtime, device)
     init()
     if (size := get_group_size()) != runtime.devices:
@@ -65,7 +65,7 @@ def _join(runtime: Runtime) -> Ranks:
 
 
 def _summary(error: BaseException) -> str:
-    """An error in one line; MindSpore frames its own in rules and call stacks, which the log has."""
+    """An error in one line, without MindSpore's frames and call stacks, which are in the log."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
     return " ".join([f"{type(error).__name__}:", *lines[:2]])
 

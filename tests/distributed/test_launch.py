@@ -129,7 +129,7 @@ def test_fewer_npus_than_configured_are_refused(monkeypatch):
 def test_cores_are_bound_in_rising_order_of_the_npus_only(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "3,10,2")
     require_devices(Runtime(), 3)
-    with pytest.raises(UserError, match="bind_cores: ASCEND_RT_VISIBLE_DEVICES=3,10,2 must be in rising order"):
+    with pytest.raises(UserError, match="bind_cores: ASCEND_RT_VISIBLE_DEVICES=3,10,2 must be in ascending order"):
         require_devices(Runtime(bind_cores=True), 3)
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,10")
     require_devices(Runtime(bind_cores=True), 3)
