@@ -15,10 +15,8 @@ from cswin.distributed.slurm import Partition, find_partition
 from cswin.errors import UserError
 from cswin.workflow.internals import Internals
 
-DEVICE_MB, WORKER_MB = (
-    8000,
-    600,
-)  # host memory of a device's process, with batches and a copy of the state, and of a data worker
+DEVICE_MB = 8000  # host memory of a device's process, with batches and a copy of the state
+WORKER_MB = 600  # of a data worker
 START_MINUTES = 15  # of a job, beside its images
 
 
