@@ -23,8 +23,7 @@ SESSION = told(Session, SNAKEMAKE, config)
 config = SESSION.config
 SETTINGS, JOBS = SESSION.settings, SESSION.resources
 
-# Paths come from cswin/layout.py, which the package uses too. Pathvars (`<run>/record.json`) would spell the names a second time, and
-# Snakemake does not replace them in params.
+# Paths are those of cswin/layout.py. Snakemake's pathvars (`<run>/…`) would spell the names again, and are not replaced in params.
 RUN, DATA = SESSION.run, SESSION.data
 STAGE = RUN.stage("{stage}")
 STAGES = [RUN.stage(name) for name in SETTINGS.stages]

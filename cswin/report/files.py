@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cswin.errors import UserError
+from cswin.layout import RunLayout
 
 
 def find_runs(results: Path, names: list[str]) -> list[Path]:
@@ -25,7 +26,7 @@ def find_runs(results: Path, names: list[str]) -> list[Path]:
         return found
     folders = []
     for name in names:
-        folder = next((f for f in (results / name, Path(name)) if (f / "config").is_dir()), None)
+        folder = next((f for f in (results / name, Path(name)) if RunLayout(f).configs.is_dir()), None)
         if folder is None:
             known = ", ".join(sorted(f.parent.name for f in results.glob("*/config"))) or "none"
             raise UserError(f"{name}: no such run in {results}; there: {known}")

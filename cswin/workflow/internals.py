@@ -51,6 +51,11 @@ class Internals:
         return defaults[name].raw if defaults and name in defaults else None
 
     @property
+    def on_cluster(self) -> bool:
+        """Whether a profile for a cluster is in use: it names `device_gres`."""
+        return self.default_resource("device_gres") is not None
+
+    @property
     def default_minutes(self) -> int | None:
         """What the profile's default `runtime` gives a job; None if it gives nothing, or an expression."""
         defaults = self._workflow.resource_settings.default_resources

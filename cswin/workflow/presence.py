@@ -46,7 +46,8 @@ class Presence:
                 break
             time.sleep(PAUSE)
         else:
-            raise UserError(f"{self.other()}. Wait for it or end it; two runs at once need a folder each (docs/recovery.md)")
+            other = self.other() or "another snakemake was at work here just now"
+            raise UserError(f"{other}. Wait for it or end it; two runs at once need a folder each (docs/recovery.md)")
         file.truncate(0)
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         json.dump(facts | {"command": sys.argv}, file)
@@ -61,7 +62,7 @@ class Presence:
                     return None
                 facts = json.load(file)
             who = f"host {facts['host']}, process {facts['pid']}, since {facts['since']}"
-        except FileNotFoundError:
+        except OSError:  # nobody has run jobs here, or this user may not look
             return None
         except (ValueError, KeyError, TypeError):  # it has just begun to write
             who = "another process"

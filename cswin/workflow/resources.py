@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,8 @@ from cswin.distributed.slurm import Partition, find_partition
 from cswin.errors import UserError
 from cswin.workflow.internals import Internals
 
-DEVICE_MB, WORKER_MB = (
-    8000,
-    600,
-)  # host memory of a device's process, with batches and a copy of the state, and of a data worker
+DEVICE_MB = 8000  # host memory of a device's process, with batches and a copy of the state
+WORKER_MB = 600  # of a data worker
 START_MINUTES = 15  # of a job, beside its images
 
 
@@ -69,12 +68,11 @@ def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
     Raises:
         UserError: for what Slurm would refuse.
     """
-    device = snakemake.default_resource("device_gres")
-    if device is None:
+    if not snakemake.on_cluster:
         return Resources(runtime)
+    device = snakemake.default_resource("device_gres")
     if not snakemake.plans:
         return Resources(runtime, device)
-    _require_submittable(Path.cwd())
     name = snakemake.default_resource("slurm_partition") or snakemake.default_resource("partition")
     resources = Resources(runtime, device, find_partition(name))
     if (partition := resources.partition) is not None:
@@ -90,12 +88,18 @@ def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
     return resources
 
 
-def _require_submittable(folder: Path) -> None:
-    """Raise UserError if the cluster executors would not find the project's folder: they put it between double quotes."""
-    if found := next((character for character in str(folder) if character in '"$`\\\n'), None):
-        raise UserError(
-            f"{folder}: jobs of a cluster cannot find a folder with {found!r} in its path; move the project's folder"
-        )
+def require_submittable(paths: Mapping[str, Path | str | None]) -> None:
+    """Refuse what cluster executors do not quote when they name a job's files and the project's folder.
+
+    Args:
+        paths: by what the user knows them as.
+
+    Raises:
+        UserError: naming the first one, and the character.
+    """
+    for name, path in paths.items():
+        if found := next((character for character in str(path) if character in '"$`\\\n'), None):
+            raise UserError(f"{name}: {path}: jobs of a cluster cannot find a path with {found!r} in it; rename or move it")
 
 
 def launcher(wildcards: Any, resources: Any, threads: int) -> list[str]:

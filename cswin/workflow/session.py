@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cswin.atomic import atomic_path
@@ -23,7 +24,7 @@ from cswin.report.headline import outcome
 from cswin.run.repeat import accept, accept_if_used, ask_to_repeat, is_damaged
 from cswin.workflow.internals import Internals
 from cswin.workflow.presence import Presence
-from cswin.workflow.resources import available_resources
+from cswin.workflow.resources import available_resources, require_submittable
 
 
 class Session:
@@ -53,6 +54,8 @@ class Session:
         except UserError as error:
             raise UserError(f"The configuration is refused:\n{error}") from None
         self.run, self.data = self.settings.layout, self.settings.data.layout
+        if snakemake.plans and snakemake.on_cluster:
+            require_submittable({"the project's folder": Path.cwd(), **self.settings.paths})
         self.resources = available_resources(self.settings.runtime, snakemake)
         notes = missing_inputs(self.settings)  # Snakemake's own message names the file, this one the key and the remedy
         if snakemake.plans and not snakemake.is_dry_run and (advice := self.presence.advice()):

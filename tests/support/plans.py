@@ -164,8 +164,7 @@ def _serve() -> None:
     """Fork a snakemake for each line of stdin."""
     import snakemake.cli
 
-    import cswin.config.inputs
-    import cswin.run.repeat  # noqa: F401 (imported once, for all)
+    import cswin.workflow.session  # noqa: F401 (imported once, for all)
 
     for line in sys.stdin:
         order = json.loads(line)

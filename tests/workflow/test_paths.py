@@ -1,6 +1,8 @@
 """Blanks, quotes and what else a shell gives a meaning to, in every path of a configuration and in the project's own folder."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cswin.config.resolve import parse_settings
 from cswin.data.sources.registry import SOURCES
 from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
+from cswin.workflow.resources import require_submittable
 
 ODD = 'it\'s (1) & "one"; $HOME `touch executed` | ü #%,=*?[a]!~\\n'
 SHELL = r'    shell:\n((?: *".*"\n)+)'
@@ -39,11 +42,11 @@ def snakemake(tmp_path_factory):
     run.close()
 
 
-def odd_workspace(folder: Path, data: dict, **values) -> Workspace:
+def odd_workspace(folder: Path, data: dict, odd: str = ODD, **values) -> Workspace:
     """The workflow in a folder with such a name, with such names for what it reads and makes."""
-    workspace = Workspace.create(folder / ODD)
+    workspace = Workspace.create(folder / odd)
     workspace.edit("config/config.yaml", shorten)
-    data = {"directory": f"all {ODD}", **data}
+    data = {"directory": f"all {odd}", **data}
     workspace.edit("config/config.yaml", lambda v: (v["data"].update(data), v.update(values)))
     return workspace
 
@@ -96,3 +99,48 @@ def test_what_snakemake_cannot_name_is_refused(path, found):
         parse_settings(values)
     assert f"data.directory: {path!r} is refused" in str(refused.value)
     assert f"'{found}' in a path has a meaning for Snakemake; rename" in str(refused.value)
+
+
+SBATCH = """#!/bin/bash
+# runs the job at once; its number is its exit code
+for word; do :; done
+bash "$word" >> job.log 2>&1
+echo $?
+"""
+SQUEUE = """#!/bin/bash
+for word; do case $word in --jobs=0) echo COMPLETED ;; --jobs=*) echo FAILED ;; esac; done
+"""
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_find_odd_names(snakemake, tmp_path):
+    """Job scripts, with a stand-in for Slurm that runs each job at once."""
+    programs = tmp_path / "bin"
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("sinfo", "#!/bin/sh\nexit 1\n")):
+        write_tree(programs, {name: text.encode()})
+        (programs / name).chmod(0o755)
+    odd = "it's (1) & one; | ü #%,=*?[a]!~"
+    (tmp_path / f"given {odd}").write_text("an archive")
+    workspace = odd_workspace(tmp_path, {"source": "archive", "archive": str(tmp_path / f"given {odd}")}, odd)
+    target = f"all {odd}/digits/extracted.json"
+    path = f"{programs}:{snakemake.output.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = ("--workflow-profile", "profiles/generic", "--retries", "0", "--latency-wait", "2")
+    code, said = snakemake(workspace.path, *options, target, PATH=path)
+    jobs = workspace.path / "job.log"
+    assert code == 0, said[-3000:] + (jobs.read_text() if jobs.exists() else "")
+    assert (workspace.path / target).is_file()
+
+
+@pytest.mark.parametrize("character", ['"', "$", "`", "\\"])
+def test_what_jobs_of_a_cluster_cannot_find_is_refused(character):
+    """The executors put paths between double quotes, or write them as Python does."""
+    with pytest.raises(UserError, match=r"data.archive: a.b: jobs of a cluster cannot find a path with .* rename or move it"):
+        require_submittable({"the project's folder": "/it's (1)", "data.archive": f"a{character}b"})
+
+
+@pytest.mark.slow
+def test_paths_are_refused_with_a_profile_for_a_cluster(workspace):
+    workspace.edit("config/config.yaml", lambda v: v["data"].update(directory="a $HOME"))
+    refused = workspace.snakemake("-n", "--workflow-profile", "profiles/generic", check=False)
+    assert refused.returncode != 0 and "data.directory: a $HOME: jobs of a cluster" in refused.stdout
+    assert workspace.planned("results/digits/config/stage1.yaml")

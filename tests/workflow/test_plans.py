@@ -150,6 +150,18 @@ def test_a_missing_picture_is_made_whatever_else_has_to_run(finished, snakemake,
     assert (folder / "results/digits/throughput.png").exists()
 
 
+def test_two_runs_at_once_in_two_folders_share_converted_images(finished, snakemake, tmp_path):
+    """As docs/recovery.md says: a second folder, the first one's data.directory; nothing of the data is made again."""
+    second = Workspace.create(tmp_path / "second")
+    second.edit("config/config.yaml", shorten)
+    second.edit("config/config.yaml", lambda v: (v.update(run="second"), v["data"].update(directory=str(finished / "data"))))
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("data/digits/**/*")}
+    done = check_promise(second.path, snakemake)
+    assert not {rule for rule, _ in done} & {"extract", "manifest", "dataset", "shard_plan"}
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("data/digits/**/*")} == before
+    assert (second.path / "results/second/README.md").exists()
+
+
 @pytest.mark.parametrize("forced", ["extract", "manifest", "dataset", "shard_plan", "stages_config", "expectations_config"])
 def test_forced_preparation_in_an_interrupted_run(interrupted, snakemake, tmp_path, forced):
     folder = copy_tree(interrupted, tmp_path / "run")
