@@ -133,11 +133,12 @@ def _read_torch(file: TorchFile, which: str) -> Source:
     averages, others = (None, []) if average is None else _state_dict(file, average)
     origin = {}
     if raw is not content:
+        key_of = {id(raw): keys[0], id(ema): keys[1]}
         origin = {k: content[k] for k in ("arch", "epoch", "version") if isinstance(content.get(k), str | int | float)}
-        taken = [key for key, found in zip(keys, (raw, ema), strict=True) if found is chosen or (found is average and key)]
-        origin["weights"] = taken[0]
-        left_out = [*(str(key) for key in content if key not in (*taken, *origin, RECORD_KEY)), *left_out, *others]
-    return Source(weights, averages, known, origin | {"left_out": summary(left_out)})
+        used = {key_of[id(chosen)], key_of.get(id(average)), *origin, RECORD_KEY}
+        origin["weights"] = key_of[id(chosen)]
+        others += [str(key) for key in content if key not in used]
+    return Source(weights, averages, known, origin | {"left_out": summary(others + left_out)})
 
 
 def _choose(raw, ema, which: str, path: Path) -> tuple:

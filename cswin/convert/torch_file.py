@@ -112,11 +112,14 @@ class LegacyFile(TorchFile):
         self.content, storages = self._unpickle(file)
         keys, _ = self._unpickle(file)
         self._places: dict[str, int] = {}
+        place, size = file.tell(), os.fstat(file.fileno()).st_size
         for key in keys if isinstance(keys, list) else []:
             if not isinstance(key, str) or key not in storages:
                 raise UserError(f"{path}: is damaged (a storage that no tensor uses); take another copy")
-            self._places[key] = file.tell()
-            file.seek(COUNT.itemsize + storages[key].bytes, os.SEEK_CUR)
+            self._places[key] = place
+            place += COUNT.itemsize + storages[key].bytes
+        if place > size:
+            raise UserError(f"{path}: is damaged (its tensors end at byte {place:,}, the file at {size:,}); take another copy")
 
     def _numbers(self, storage: StorageReference) -> bytes:
         self._file.seek(self._places[storage.key])
@@ -136,8 +139,13 @@ def open_torch_file(path: str | Path) -> Iterator[TorchFile]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: is not a file; check the path")
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) == MAGIC:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            old = file.read(len(MAGIC)) == MAGIC
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        if old:
             yield LegacyFile(path, file)
             return
     try:

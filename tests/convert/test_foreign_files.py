@@ -146,6 +146,21 @@ def test_a_file_that_pytorch_wrote_in_the_old_format():
         assert file.content["epoch"] == 3 and list(file.content) == ["state_dict", "epoch", "args", "best"]
 
 
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.pth").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"a.pth: cannot be read \(Input/output error\)"):
+        convert_weights(tmp_path / "a.pth", tmp_path / "out.safetensors")
+
+
+class Boundless(int):
+    """Stands for an array that says of itself to be larger than any file."""
+
+    dtype, size = np.dtype("f4"), 2**70
+
+    def tobytes(self):
+        return b""
+
+
 def test_damage_in_the_old_format(tmp_path, torch, weights):
     save_old(tmp_path / "a.pth", {"state_dict": torch})
     content = (tmp_path / "a.pth").read_bytes()
@@ -158,6 +173,11 @@ def test_damage_in_the_old_format(tmp_path, torch, weights):
         (tmp_path / f"{name}.pth").write_bytes(damaged)
         with pytest.raises(UserError, match=f"{name}.pth: is damaged"):
             convert_weights(tmp_path / f"{name}.pth", tmp_path / "out.safetensors", Options(choice=CHOICE))
+    torch["head.bias"] = Tensor(np.zeros(3, np.float32))
+    torch["head.bias"].storage.array = Boundless(0)
+    save_old(tmp_path / "huge.pth", {"state_dict": torch})
+    with pytest.raises(UserError, match="huge.pth: is damaged .its tensors end at byte"):
+        convert_weights(tmp_path / "huge.pth", tmp_path / "out.safetensors", Options(choice=CHOICE))
     save_old(tmp_path / "new.pth", {"state_dict": torch}, version=1002)
     with pytest.raises(UserError, match="old format in version 1002, 1001 is read"):
         convert_weights(tmp_path / "new.pth", tmp_path / "out.safetensors")

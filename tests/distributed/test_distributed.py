@@ -207,20 +207,23 @@ def test_an_error_of_any_rank_is_shown_and_ends_all(tmp_path):
     assert stage.notes()["rank_1"]["code"] == 2
 
 
-def test_an_overflow_on_one_rank_is_one_on_all(tmp_path):
+@pytest.mark.parametrize(("device", "steps"), [("infnan", 3), ("saturation", 52), ("unnoticed", 3)])
+def test_an_overflow_on_one_rank_is_one_on_all(tmp_path, device, steps):
+    """The second step. A device that saturates needs its flag, without which the step is done; fifty more steps skip none."""
     msrun = [
         sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2",
         f"--master_port={free_port()}", "--join=True", f"--log_dir={tmp_path}", "--tail_worker_log=9",
-        "python3", Path(__file__).parents[1] / "support" / "overflow_rank.py", tmp_path,
+        "python3", Path(__file__).parents[1] / "support" / "overflow_rank.py", tmp_path, device, steps,
     ]  # fmt: skip
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GLOG_v": "3"}
     done = subprocess.run([*map(str, msrun)], env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     first, last = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == last  # loss, norm, scale, decisions and the bits of all parameters, after each step
-    assert [row["skipped"] for row in first] == ["0.0", "1.0", "0.0"]
-    assert [row["next_scale"] for row in first] == [256.0, 128.0, 128.0]
-    assert len({row["weights"] for row in first}) == 3
+    skipped = "0.0" if device == "unnoticed" else "1.0"
+    assert [row["skipped"] for row in first] == ["0.0", skipped, *["0.0"] * (steps - 2)]
+    assert [row["next_scale"] for row in first] == [256.0, *[256.0 if device == "unnoticed" else 128.0] * (steps - 1)]
+    assert len({row["weights"] for row in first}) == steps  # the loss scale is among them
 
 
 def test_two_hosts_compute_what_one_process_does(dataset, tmp_path):

@@ -82,7 +82,7 @@ def save_old(path: Path, value, version: int = 1001) -> None:
         pickle.dump(keys, file, 2)
         for key in keys:
             array = pickler.arrays[int(key)]
-            file.write(np.int64(array.size).tobytes() + array.tobytes())
+            file.write(np.int64(min(array.size, 2**62)).tobytes() + array.tobytes())
 
 
 def write_zip(path, pickled, records=(), root="archive", compression=zipfile.ZIP_STORED):

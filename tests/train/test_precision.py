@@ -9,8 +9,9 @@ import pytest
 import recipes
 from converted import converted
 from image_trees import small_files
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, ops
 from networks import TwoLayers, begin, initialised
+from saturating import Flag
 
 from cswin.config.resolve import dump
 from cswin.config.settings import Optimizer
@@ -143,20 +144,6 @@ def test_loss_scale_leaves_the_update_as_it_is():
     np.testing.assert_allclose(scaled_norms, norms, rtol=1e-3)
     for ours, theirs in zip(scaled_weights, weights, strict=True):
         assert np.mean(np.abs(ours - theirs)) < 2e-5  # 3 steps of 1e-3; where the gradient underflows Adam's sign is chance
-
-
-class Flag(nn.Cell):
-    """A device's overflow register, set by the test."""
-
-    def __init__(self):
-        super().__init__()
-        self.noted = Parameter(Tensor(0, ms.float32), name="noted", requires_grad=False)
-
-    def clear(self):
-        return ops.assign(self.noted, Tensor(0, ms.float32))
-
-    def construct(self, gradients):
-        return ops.depend(self.noted.value(), gradients)
 
 
 def test_an_overflow_that_only_a_flag_tells_skips_the_step(monkeypatch):
