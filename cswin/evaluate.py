@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from cswin.checkpoint import Checkpoint
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
 from cswin.data.loader.batches import EvalBatch, EvalTask, eval_batches

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cswin.config.resolve import StageConfig, resolve_stage
-from cswin.config.settings import Data, Runtime, Settings
+from cswin.config.runtime import Runtime
+from cswin.config.settings import Data, Settings
 from cswin.data.loader.batches import training_positions
 from cswin.data.sources.registry import SOURCES
 from cswin.data.store.manifest import load_summary

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cswin.checkpoint import load_checkpoint
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.loader.labelled import open_labelled
 from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE

@@ -98,7 +98,7 @@ def _evaluate(args, runtime, ranks) -> int:
 def _runtime(args):
     """How fast: a file of the workflow, or the arguments."""
     from cswin.config.resolve import load_runtime
-    from cswin.config.settings import Runtime
+    from cswin.config.runtime import Runtime
     from cswin.errors import UserError
 
     if args.runtime:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from cswin.config.settings import Augment, Runtime, Settings, Stage
+from cswin.config.runtime import Runtime
+from cswin.config.settings import Augment, Settings, Stage
 from cswin.data.sources.registry import INPUTS, SOURCES
 from cswin.errors import UserError
 from cswin.layout import IN_RUN

@@ -35,7 +35,7 @@ def reference_text() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `cswin/config/settings.py` by `cswin config --reference`; do not edit.",
+        "Generated from `cswin/config/settings.py` and `runtime.py` by `cswin config --reference`; do not edit.",
         "",
         "A key without a default is required. The usual value is that of config/imagenet/report_small_224.yaml. The command line",
         "can change single keys of a section, with the same checks: `snakemake --config 'schedule={base_lr: 0.0005}'`.",

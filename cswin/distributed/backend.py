@@ -18,7 +18,7 @@ from cswin.distributed.cores import usable_cores
 from cswin.errors import UserError
 
 if TYPE_CHECKING:
-    from cswin.config.settings import Runtime
+    from cswin.config.runtime import Runtime
 
 TARGETS = ("CPU", "Ascend")
 SIMULATION = "MS_SIMULATION_LEVEL"  # with this variable MindSpore compiles but computes nothing

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed import slurm
 from cswin.errors import UserError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed.backend import refuse_simulation
 from cswin.distributed.cluster import Cluster, find_cluster, require_devices
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note, log_path

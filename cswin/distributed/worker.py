@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed.backend import backend_of, start_backend
 from cswin.distributed.files import SCHEDULER, LaunchFacts, Note
 from cswin.distributed.ranks import Ranks

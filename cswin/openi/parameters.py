@@ -20,7 +20,8 @@ import yaml
 
 from cswin.config.files import read_yaml
 from cswin.config.resolve import parse_settings
-from cswin.config.settings import Runtime, Settings
+from cswin.config.runtime import Runtime
+from cswin.config.settings import Settings
 from cswin.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

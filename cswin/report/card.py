@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cswin.config.resolve import Expectations, StageConfig
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.store.dataset import Dataset
 from cswin.distributed.backend import backend_text
 from cswin.profile import profile

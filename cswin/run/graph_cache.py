@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cswin
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 
 FOLDER, IN_USE = "graphs", "in_use"
 SHAPES = ("device_target", "devices", "batch_size", "accumulation", "eval_batch_size", "jit_backend", "jit_level")

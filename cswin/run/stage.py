@@ -11,7 +11,7 @@ from typing import Any
 
 from cswin.checkpoint import file_sha256
 from cswin.config.resolve import StageConfig, load_runtime, load_stage
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
 from cswin.provenance import git_commit, versions

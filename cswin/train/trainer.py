@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
 from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions

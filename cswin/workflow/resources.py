@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed.slurm import Partition, find_partition
 from cswin.errors import UserError
 from cswin.workflow.internals import Internals

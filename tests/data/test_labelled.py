@@ -5,7 +5,7 @@ from converted import converted
 from image_trees import small_files, write_tar, write_tree
 from pipelines import evaluation
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.loader.batches import EvalTask, eval_batches
 from cswin.data.loader.labelled import open_labelled
 from cswin.errors import UserError

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from cswin import cli
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed.backend import (
     BACKENDS,
     NOT_INHERITED,

@@ -12,7 +12,7 @@ import pytest
 from recipes import recipe
 
 from cswin.config.resolve import parse_settings
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.distributed.cluster import find_cluster, free_port, read_hosts, require_devices
 from cswin.distributed.launcher import launch, on_one_node, run_on_devices
 from cswin.distributed.ranks import ALONE, Ranks

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ranks import SmallStage, small_dataset
 
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.run.graph_cache import graph_cache, graphs_key
 from cswin.run.states import StateFolder
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from cswin.config.resolve import StageConfig, parse_settings, resolve_stage
-from cswin.config.settings import Optimizer, Runtime, Schedule
+from cswin.config.runtime import Runtime
+from cswin.config.settings import Optimizer, Schedule
 
 CONFIG = Path(__file__).parents[2] / "config"
 DIGITS, REPORT = CONFIG / "config.yaml", CONFIG / "imagenet/report_small_224.yaml"

@@ -9,7 +9,7 @@ from recipes import DIGITS, recipe
 
 from cswin.checkpoint import load_checkpoint
 from cswin.config.resolve import load_stage, parse_settings, resolve_stage
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.loader.batches import training_positions
 from cswin.data.loader.labelled import Labelled
 from cswin.data.store.dataset import Dataset, read_rows

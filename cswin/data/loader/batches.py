@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
 from cswin.data.augment.transforms import Drawn, TrainTransform
 from cswin.data.images.evaluation import EvalTransform

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cswin.config.resolve import StageConfig
-from cswin.config.settings import Runtime
+from cswin.config.runtime import Runtime
 from cswin.data.augment.mixup import MixPlan
 from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.batches import Batch, TrainLoader
