@@ -20,7 +20,8 @@ from cswin.openi.mirror import Mirror
 from cswin.openi.ownership import ownership
 from cswin.openi.parameters import ROOT, parse_parameters
 from cswin.openi.storage import Storage, join, storage_for
-from cswin.train.state import State, StateFolder
+from cswin.run.states import StateFolder
+from cswin.train.state import State
 
 
 @pytest.fixture

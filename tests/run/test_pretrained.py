@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from cswin.train.handover import prepare_start
 from recipes import DIGITS, stage
 
 from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
 from cswin.class_names import imagenet_words
 from cswin.data.images.preprocessing import Preprocessing
 from cswin.model.weights import initial_weights
+from cswin.run.handover import prepare_start
 
 HEAD = {"head.weight", "head.bias"}
 DIGIT_NAMES = tuple("0123456789")
