@@ -1,7 +1,8 @@
 """Convert weights of PyTorch files (.pth, .pt, .tar), MindSpore checkpoints (.ckpt) and .safetensors to one of the last two.
 
-The suffixes select the formats; PyTorch reads .safetensors (safetensors.torch.load_file). PyTorch is not needed, and no code in a file is executed. Architecture and classes come from the
-file's record or, if it has none, from the shapes of the parameters. What the shapes do not determine must be given as an option.
+The suffixes select the formats; PyTorch reads .safetensors (safetensors.torch.load_file). PyTorch is not needed, and no code in a file
+is executed. Architecture and classes come from the file's record or, if it has none, from the shapes of the parameters. What the shapes
+do not determine must be given as an option.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from cswin.atomic import atomic_path
 from cswin.errors import UserError
 
 REMOTE = ("obs://", "s3://")
+join = posixpath.join  # of paths and URLs
 PAUSES = (2.0, 10.0, 30.0)  # seconds between tries where the network fails
 
 
@@ -38,11 +40,6 @@ def storage_for(url: str) -> Storage:
             "choose such an image, or give a folder"
         ) from error
     return Storage(moxing.file, PAUSES)
-
-
-def join(*parts: str) -> str:
-    """Path or URL of parts, one `/` between them."""
-    return "/".join([parts[0].rstrip("/"), *(part.strip("/") for part in parts[1:])])
 
 
 class Storage:
@@ -110,17 +107,17 @@ class Storage:
             self._try(self.file.remove, path)
 
     def _try(self, call: Callable, path: str, *arguments: str) -> Any:
-        for pause in (*self.pauses, None):
-            try:
+        for pause in self.pauses:
+            with contextlib.suppress(Exception):  # the module's errors are of many kinds
                 return call(path, *arguments)
-            except Exception as error:  # the module's errors are of many kinds
-                if pause is None:
-                    raise UserError(
-                        f"{path}: the storage refused it {len(self.pauses) + 1} times ({type(error).__name__}: {error}); check "
-                        "the path and the job's access rights"
-                    ) from error
-                time.sleep(pause)
-        raise AssertionError("unreachable")
+            time.sleep(pause)
+        try:
+            return call(path, *arguments)
+        except Exception as error:
+            raise UserError(
+                f"{path}: the storage refused it {len(self.pauses) + 1} times ({type(error).__name__}: {error}); check the path and "
+                "the job's access rights"
+            ) from error
 
 
 @contextlib.contextmanager
