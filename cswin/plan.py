@@ -20,6 +20,7 @@ from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
 from cswin.profile import COPIES_OF_WEIGHTS, FLOAT32, profile
 from cswin.progress import size_text
+from cswin.report.tables import text_table
 
 CHECKPOINT_COPIES = 2  # weights, EMA
 STATE_COPIES = 6  # weights, two moments, EMA; weights and EMA of the best epoch
@@ -152,7 +153,9 @@ def plan_report(settings: Settings, images_per_s: float | None) -> str:
         f"run {settings.run}: {images.train:,} training and {images.val:,} validation images (from {images.counted_by}), "
         f"{runtime.devices} x {runtime.device_target}, {runtime.batch_size} images per device",
         "",
-        *_table([("", [s.name for s in stages], "whole run"), *rows]),
+        text_table(
+            ["", *(s.name for s in stages), "whole run"], [(n, *each, total) for n, each, total in rows], "plain", "right"
+        ),
         "",
         *_data_disk(settings.data, images),
         "",
@@ -189,16 +192,6 @@ def _archives_size(data: Data, count: int) -> tuple[float, str]:
     if files and all(file.is_file() for file in files) and (size := sum(file.stat().st_size for file in files)):
         return size, "size of " + ", ".join(map(str, files))
     return count * IMAGENET_BYTES, f"assumed: {IMAGENET_BYTES / 1000:.0f} kB an image, as in ImageNet"
-
-
-def _table(rows: list[tuple[str, list[str], str]]) -> list[str]:
-    """Columns as wide as their widest cell, right-aligned behind the names."""
-    cells = [[name, *values, total] for name, values, total in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "   ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    ]
 
 
 def positive(value: float, name: str) -> float:

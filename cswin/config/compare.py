@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cswin.config.resolve import load_settings
+from cswin.report.tables import text_table
 
 ABSENT = "-"  # for a key that only the other file has
 
@@ -26,11 +27,10 @@ def differences_table(first: Path, second: Path) -> str:
         UserError: if one of the two is not a valid configuration.
     """
     columns = [flat(load_settings(path).model_dump(mode="json")) for path in (first, second)]
-    rows = [["key", str(first), str(second)]]
+    rows = []
     for key in dict.fromkeys([*columns[0], *columns[1]]):
         if columns[0].get(key) != columns[1].get(key):
             rows.append([key, *(json.dumps(c[key], ensure_ascii=False) if key in c else ABSENT for c in columns)])
-    if len(rows) == 1:
+    if not rows:
         return f"{first} and {second} say the same\n"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+    return text_table(["key", str(first), str(second)], rows, "plain") + "\n"
