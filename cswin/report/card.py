@@ -16,11 +16,12 @@ from cswin.data.store.dataset import Dataset
 from cswin.distributed.backend import backend_text
 from cswin.profile import profile
 from cswin.progress import duration_text
+from cswin.report.effort import training_attempts
 from cswin.report.render import render
 from cswin.report.run import StageResult
 from cswin.report.statistics import wilson
 from cswin.report.verdict import IMAGENET, WHOLE_BATCHES, verdict_of, verdict_text
-from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
+from cswin.run.attempts import COMPLETE, AttemptSummary
 
 REPORT_DEVICES = 8
 HASH = 12  # digits of a hash that are shown; the whole hash is in a file that the card names
@@ -45,8 +46,8 @@ class Run:
     dataset: Dataset
 
     def attempts(self, stage: StageResult) -> list[AttemptSummary]:
-        """The attempts of the training that made the stage's checkpoint."""
-        return current(summaries(stage.attempts))
+        """Of the training that made the stage's checkpoint."""
+        return training_attempts(stage.attempts)
 
     @property
     def last(self) -> StageResult:

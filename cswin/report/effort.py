@@ -23,7 +23,7 @@ class Effort:
     """Figures of one training of a stage, from its beginning to its last attempt.
 
     Attributes:
-        attempts: number of starts until the stage was complete; later ones only write its files again from its state.
+        attempts: number of starts until the stage was complete.
         resumes: number of attempts that resumed from a saved state.
         unended: attempts without a recorded end or last sign of life. Their time counts up to their last step in the history, so
             train_hours is too low by the time after it, and between_hours too high by the same.
@@ -46,6 +46,14 @@ class Effort:
     commits: tuple[str, ...]
 
 
+def training_attempts(attempts: Rows) -> list[AttemptSummary]:
+    """The attempts of the training that attempts.jsonl ends with, up to the one that completed it: later ones train nothing, they
+    write the stage's files again from its state."""
+    tried = current(summaries(attempts))
+    completed = [i for i, one in enumerate(tried) if one.reason == COMPLETE]
+    return tried[: completed[0] + 1] if completed else tried
+
+
 def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Effort:
     """The effort of the last training in attempts.jsonl.
 
@@ -54,9 +62,7 @@ def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Ef
         steps: of history.jsonl, columns step, seconds and wait; seconds is NaN where the device was not read.
         global_batch: images per step.
     """
-    tried = current(summaries(attempts))
-    completed = [i for i, one in enumerate(tried) if one.reason == COMPLETE]
-    tried = tried[: completed[0] + 1] if completed else tried
+    tried = training_attempts(attempts)
     logged = steps.dropna(subset="seconds")
     ends, unended = [], 0
     for i, one in enumerate(tried):
