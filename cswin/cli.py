@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GLOG_v", "3")  # of MindSpore's messages, only errors
     if unused := prepare_environment():
         print(f"cswin: {', '.join(unused)} is set and not used (docs/ascend.md)", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of any language, in a terminal of any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         return args.execute(args) or 0

@@ -109,8 +109,16 @@ class Classifier:
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(n, C, H, W) float32, n up to the batch size -> (n, classes) float64."""
-        return softmax(self.predictor.logits(self.weights, images).astype(np.float64), axis=1)
+        """(n, C, H, W) float32, n up to the batch size -> (n, classes) float64.
+
+        Raises:
+            UserError: if they are not finite.
+        """
+        logits = self.predictor.logits(self.weights, images).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise UserError(f"the network's outputs are not finite with the {self.which} weights: its training has diverged, take an "
+                            "earlier checkpoint")  # fmt: skip
+        return softmax(logits, axis=1)
 
     def guesses(self, images: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
         """The best classes of each image; classes with equal probability are in the order of their numbers."""

@@ -66,6 +66,13 @@ def test_probabilities_are_the_softmax_of_the_averaged_network(checkpoint, class
     assert len(classifier.guesses(images, 100)[0]) == 7
 
 
+def test_a_network_that_has_diverged_is_refused(checkpoint, classifier, monkeypatch):
+    broken = dict(checkpoint.ema) | {"norm.bias": np.full(64, np.nan, np.float32)}
+    monkeypatch.setattr(classifier, "weights", classifier.predictor.on_device(broken))
+    with pytest.raises(UserError, match="outputs are not finite with the ema weights"):
+        classifier.guesses(np.zeros((1, 3, 32, 32), np.float32), 1)
+
+
 def save_all(folder):
     """The same picture in many encodings."""
     image = picture()

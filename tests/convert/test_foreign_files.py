@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -274,6 +277,29 @@ def test_names_of_one_s_own_stay(tmp_path, torch):
     assert main(["convert-weights", *arguments, "--class-names", str(own)]) == 0
     assert main(["convert-weights", arguments[1], str(tmp_path / "b.safetensors")]) == 0
     assert load_checkpoint(tmp_path / "b.safetensors").record.class_names[999] == "class 999"
+
+
+def test_names_in_a_terminal_that_cannot_show_them(tmp_path, torch):
+    """Such as a C locale, or one of the encodings before UTF-8."""
+    save(tmp_path / "a.pth", {"state_dict": torch})
+    (tmp_path / "names.txt").write_text("海豚\nb\nc\n", encoding="utf-8")
+    options = [
+        "--image-size",
+        "32",
+        "--split-size",
+        *"1111",
+        "--num-heads",
+        *"2222",
+        "--class-names",
+        str(tmp_path / "names.txt"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "cswin", "convert-weights", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), *options],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "classes \\u6d77\\u8c5a to c" in done.stdout
+    assert load_checkpoint(tmp_path / "a.safetensors").record.class_names[0] == "海豚"
 
 
 def test_shapes_are_those_of_the_layout(weights):
