@@ -7,12 +7,12 @@ Snakemake validates against (config/schema.json) and the reference page (config/
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from cswin.config.paths import FilePath
 from cswin.data.sources.registry import SOURCES
 from cswin.layout import RESULTS, DataLayout, RunLayout
 
@@ -27,20 +27,6 @@ Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-_SNAKEMAKES = re.compile(r"[{}\x00-\x1f\x7f]|<[a-z][a-z0-9_]*>")  # wildcards, lines of its lock files, path variables
-
-
-def _usable(path: str) -> str:
-    """The one place where `~` is expanded; every path of a configuration goes through it."""
-    if found := _SNAKEMAKES.search(path):
-        raise ValueError(f"{found[0]!r} in a path has a meaning for Snakemake; rename the folder or file, or link to it")
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise ValueError(f"there is no home directory for {Path(path).parts[0]}; write the path out") from None
-
-
-FilePath = Annotated[str, AfterValidator(_usable)]
 Source = Literal[tuple(SOURCES)]
 
 
@@ -322,13 +308,6 @@ class Settings(Section):
         description="The training stages by name; their order is that of start_epoch."
     )
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """The paths that jobs read or write, by key."""
-        data = {key: getattr(self.data, key) for key in ("directory", *SOURCES[self.data.source].inputs)}
-        named = {f"data.{key}": path for key, path in data.items()} | {"pretrained": self.pretrained}
-        return {key: path for key, path in named.items() if path}
 
     @property
     def layout(self) -> RunLayout:
