@@ -1,4 +1,4 @@
-"""Inputs that no rule makes: the source of the images and a pretrained checkpoint."""
+"""The paths of a configuration, and those among them that no rule makes: the source of the images and a pretrained checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from pathlib import Path
 
 from cswin.config.settings import Settings
 from cswin.data.sources.registry import SOURCES
+
+
+def named_paths(settings: Settings) -> dict[str, str]:
+    """The paths that jobs read or write, by key."""
+    data = {key: getattr(settings.data, key) for key in ("directory", *SOURCES[settings.data.source].inputs)}
+    named = {f"data.{key}": path for key, path in data.items()} | {"pretrained": settings.pretrained}
+    return {key: path for key, path in named.items() if path}
 
 
 def missing_inputs(settings: Settings) -> list[str]:

@@ -263,13 +263,6 @@ class Settings(Section):
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
 
     @property
-    def paths(self) -> dict[str, str]:
-        """The paths that jobs read or write, by key."""
-        data = {key: getattr(self.data, key) for key in ("directory", *SOURCES[self.data.source].inputs)}
-        named = {f"data.{key}": path for key, path in data.items()} | {"pretrained": self.pretrained}
-        return {key: path for key, path in named.items() if path}
-
-    @property
     def layout(self) -> RunLayout:
         """Where the run's files are, below the workflow's folder."""
         return RunLayout(RESULTS / self.run)

@@ -14,7 +14,7 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.config.files import read_yaml
-from cswin.config.inputs import missing_inputs
+from cswin.config.inputs import missing_inputs, named_paths
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, parse_settings, resolve_stage
 from cswin.data.sources.fingerprint import folder_changed
@@ -55,7 +55,7 @@ class Session:
             raise UserError(f"The configuration is refused:\n{error}") from None
         self.run, self.data = self.settings.layout, self.settings.data.layout
         if snakemake.plans and snakemake.on_cluster:
-            require_submittable({"the project's folder": Path.cwd(), **self.settings.paths})
+            require_submittable({"the project's folder": Path.cwd(), **named_paths(self.settings)})
         self.resources = available_resources(self.settings.runtime, snakemake)
         notes = missing_inputs(self.settings)  # Snakemake's own message names the file, this one the key and the remedy
         if snakemake.plans and not snakemake.is_dry_run and (advice := self.presence.advice()):
