@@ -24,12 +24,13 @@ _SNAKEMAKES = re.compile(r"[{}\x00-\x1f\x7f]|<[a-z][a-z0-9_]*>")  # wildcards, l
 
 def _usable(path: str) -> str:
     """A path with `~` expanded. Every path of a configuration passes through this function."""
-    if found := _SNAKEMAKES.search(path):
-        raise ValueError(f"{found[0]!r} in a path has a meaning for Snakemake; rename the folder or file, or link to it")
     try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        path = str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         raise ValueError(f"there is no home directory for {Path(path).parts[0]}; write the path out") from None
+    if found := _SNAKEMAKES.search(path):
+        raise ValueError(f"{found[0]!r} in a path has a meaning for Snakemake; rename the folder or file, or link to it")
+    return path
 
 
 FilePath = Annotated[str, AfterValidator(_usable)]
