@@ -23,7 +23,7 @@ SESSION = told(Session, SNAKEMAKE, config)
 config = SESSION.config
 SETTINGS, JOBS = SESSION.settings, SESSION.resources
 
-# Paths are those of cswin/layout.py. Snakemake's pathvars (`<run>/…`) would spell the names again, and are not replaced in params.
+# Paths are those of cswin/layout.py. Snakemake's pathvars (`<run>/…`) would spell names again, and are not replaced in params.
 RUN, DATA = SESSION.run, SESSION.data
 STAGE = RUN.stage("{stage}")
 STAGES = [RUN.stage(name) for name in SETTINGS.stages]

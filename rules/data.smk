@@ -25,7 +25,7 @@ rule manifest:
         ),
     shell:
         "cswin data manifest --images {params.images:q} --output {output.rows:q} --summary {output.summary:q} "
-        "{params.promised:q} --workers {threads} --log {log:q}"
+        "{params.promised} --workers {threads} --log {log:q}"
 
 
 # What training waits for. One job converts all shards that are not there yet: the disk is the limit, not the number of machines, and
@@ -51,8 +51,8 @@ rule dataset:
         cleanup=lambda wildcards, input: CLEANUP,
     shell:
         "cswin data dataset --images {params.images:q} --manifest {input.rows:q} --summary {input.summary:q} "
-        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {output.dataset:q} --receipt {output.receipt:q} {params.cleanup:q} "
-        "--workers {threads} --log {log:q}"
+        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {output.dataset:q} --receipt {output.receipt:q} "
+        "{params.cleanup} --workers {threads} --log {log:q}"
 
 
 # Cuts the same images into shards of another size, and removes the extracted images where they are not kept. No training depends on
@@ -75,11 +75,11 @@ rule shard_plan:
         shard_mb=SETTINGS.data.shard_mb,
         shards=str(SHARDS),
         dataset=str(DATA.dataset),
-        plan=str(SHARDS / PLAN),
+        plan=lambda wildcards, input: str(SHARDS / PLAN),
         cleanup=CLEANUP,
     shell:
         "cswin data dataset --images {params.images:q} --manifest {input.rows:q} --summary {input.summary:q} "
-        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {params.dataset:q} {params.cleanup:q} "
+        "--shard-mb {params.shard_mb:q} --shards-dir {params.shards:q} --output {params.dataset:q} {params.cleanup} "
         "--workers {threads} --log {log:q} && cp {params.plan:q} {output:q}"
 
 

@@ -65,5 +65,5 @@ for stage in SETTINGS.stages:
             runtime=RUNTIME,
             previous=options(previous=next(iter(SESSION.start_of(stage)), None)),
         shell:
-            "exec {params.launcher:q} cswin train --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
-            "--output {params.folder:q} --log {log:q} {params.previous:q} {params.limit:q}"
+            "exec {params.launcher} cswin train --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
+            "--output {params.folder:q} --log {log:q} {params.previous} {params.limit}"

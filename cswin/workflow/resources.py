@@ -102,22 +102,27 @@ def require_submittable(paths: Mapping[str, Path | str | None]) -> None:
             raise UserError(f"{name}: {path}: jobs of a cluster cannot find a path with {found!r} in it; rename or move it")
 
 
-def launcher(wildcards: Any, resources: Any, threads: int) -> list[str]:
-    """Words before the training command: one `cswin train` on each of several nodes. A function for a rule's `params`."""
+# These three give text for a rule's `params`, quoted for the shell. Lists with `:q` would do too, but Snakemake compares params with
+# those of finished jobs by their text: all jobs would run again.
+def launcher(wildcards: Any, resources: Any, threads: int) -> str:
+    """What comes before the training command: one `cswin train` on each of several nodes."""
     if "mpi" not in resources.keys():  # noqa: SIM118 (Snakemake's class)
-        return []
-    one_each = [f"--nodes={resources.nodes}", f"--ntasks={resources.tasks}", "--ntasks-per-node=1"]
-    return [*shlex.split(resources.mpi), *one_each, f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
+        return ""
+    return (
+        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.tasks} --ntasks-per-node=1 "
+        f"--cpus-per-task={threads} --kill-on-bad-exit=1"
+    )
 
 
-def time_limit(wildcards: Any, resources: Any) -> list[str]:
-    """Words by which the trainer ends before its job's time is over. What is kept back is for the job's start and end."""
+def time_limit(wildcards: Any, resources: Any) -> str:
+    """The option by which the trainer ends before its job's time is over. What is kept back is for the job's start and end."""
     if "runtime" not in resources.keys():  # noqa: SIM118
-        return []
+        return ""
     seconds = 60 * resources.runtime
-    return ["--max-runtime", str(seconds - min(120, seconds // 20))]
+    return f"--max-runtime {seconds - min(120, seconds // 20)}"
 
 
-def options(**values: Any) -> list[str]:
-    """Words of a command line: `--name value` for each value that is not None."""
-    return [word for name, value in values.items() if value is not None for word in (f"--{name.replace('_', '-')}", str(value))]
+def options(**values: Any) -> str:
+    """`--name value` for each value that is not None."""
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+    return shlex.join(word for pair in words for word in pair)

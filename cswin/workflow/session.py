@@ -1,4 +1,4 @@
-"""One call of snakemake: its checked settings, what it finds in the folder before it plans, and what happens before and after its jobs.
+"""One call of snakemake: its checked settings, what it looks for before it plans, and what happens before and after its jobs.
 
 Snakemake sees that a file is missing, not that a user's images have changed or that a checkpoint is damaged. Such a file is looked
 for by an input function, that is while Snakemake plans, and then treated like a file of a killed job. A dry run looks as well, and
@@ -86,8 +86,9 @@ class Session:
         return file
 
     def images_receipt(self, wildcards: Any) -> list[str]:
-        """The note that extraction is complete, as an input function. A folder of one's own has none: the manifest is made again when
-        names, sizes or dates of its files have changed since.
+        """The note that extraction is complete, as an input function.
+
+        A folder of one's own has none: the manifest is made again when names, sizes or dates of its files have changed since.
         """
         data = self.settings.data
         if data.source != "folder":
@@ -108,7 +109,8 @@ class Session:
         """
         self.presence.take()
         print(
-            f"run {self.settings.run}: {', '.join(self.settings.stages)}; table: {LAST.table_csv}, everything else: {self.run.folder}/\n"
+            f"run {self.settings.run}: {', '.join(self.settings.stages)}; table: {LAST.table_csv}, "
+            f"everything else: {self.run.folder}/\n"
             "one stage again: --forcerun train_<stage>; only so far: --until train_<stage>; plan: -n; other run: --configfile FILE"
         )
         self.run.configs.mkdir(parents=True, exist_ok=True)

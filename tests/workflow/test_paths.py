@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from cswin.config.resolve import parse_settings
 from cswin.data.sources.registry import SOURCES
 from cswin.data.store.dataset import Dataset
 from cswin.errors import UserError
-from cswin.workflow.resources import require_submittable
+from cswin.workflow.resources import options, require_submittable
 
 ODD = 'it\'s (1) & "one"; $HOME `touch executed` | ü #%,=*?[a]!~\\n'
 SHELL = r'    shell:\n((?: *".*"\n)+)'
 
 
 def test_every_value_in_every_shell_command_is_quoted():
-    """`:q` is Snakemake's quoting; a number of threads needs none."""
+    """`:q` is Snakemake's quoting; a number of threads needs none, nor does what is quoted already."""
+    quoted = {"threads", "params.promised", "params.cleanup", "params.previous", "params.launcher", "params.limit"}
     rules = commands = 0
     for file in [ROOT / "Snakefile", *ROOT.glob("rules/**/*.smk")]:
         text = file.read_text()
@@ -31,8 +33,13 @@ def test_every_value_in_every_shell_command_is_quoted():
         commands += len(found)
         for command in found:
             values = re.findall(r"{([^{}]+)}", command)
-            assert [value for value in values if value != "threads" and not value.endswith(":q")] == [], file
+            assert [value for value in values if value not in quoted and not value.endswith(":q")] == [], file
     assert rules == commands > 15
+
+
+def test_options_are_quoted():
+    words = options(report="a b/it's", seed=0, expect_train=None, on_bad_image="$HOME")
+    assert shlex.split(words) == ["--report", "a b/it's", "--seed", "0", "--on-bad-image", "$HOME"]
 
 
 @pytest.fixture(scope="module")
