@@ -180,7 +180,7 @@ def test_what_was_in_force_is_recorded(mindspore, monkeypatch):
     assert record == {
         "device": "A2/A3", "soc": "Ascend910B2", "precision_mode": "must_keep_origin_dtype", "allow_hf32": False,
         "jit_backend": "ms_backend", "jit_level": "O0", "deterministic": True, "overflow": "infnan",
-        "products": ["float32", "float16", "bfloat16"], "cores": len(os.sched_getaffinity(0)),
+        "products": ["float32", "float16", "bfloat16"], "skip_by": "branch", "cores": len(os.sched_getaffinity(0)),
     }  # fmt: skip
 
 
