@@ -18,6 +18,7 @@ from cswin.data.loader.batches import training_positions
 from cswin.data.sources.registry import SOURCES
 from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
+from cswin.predictions import WEIGHT_SETS
 from cswin.profile import COPIES_OF_WEIGHTS, FLOAT32, profile
 from cswin.progress import size_text
 from cswin.report.tables import text_table
@@ -25,7 +26,6 @@ from cswin.report.tables import text_table
 CHECKPOINT_COPIES = 2  # weights, EMA
 STATE_COPIES = 6  # weights, two moments, EMA; weights and EMA of the best epoch
 HISTORY_ROW = 211  # bytes per step, mean of a run on the digits
-WEIGHT_SETS = 2  # raw and EMA, both are validated
 BLOCK = 4096  # bytes of a file system's block; half of one is lost per file
 IMAGENET_BYTES = 154e9 / 1_331_167  # per image, where nothing tells
 
@@ -121,7 +121,7 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
         end_epoch=config.epochs,
         steps=steps,
         trained=steps * batch,
-        validated=validations * WEIGHT_SETS * validated,
+        validated=validations * len(WEIGHT_SETS) * validated,
         macs=sum(part.macs for part in parts),
         checkpoint=checkpoint,
         state=state,

@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from cswin.model.attention import StripeAttention
-from cswin.model.formulation import resolve
+from cswin.model.formulation import choose_formulation
 from cswin.model.layers import ConvTokens, Cut, Gelu, LayerNorm, Linear, Take
 from cswin.model.precision import Precision, precision
 from cswin.model.stripes import RowLayout, TransposeLayout, branches
@@ -82,7 +82,7 @@ class CSWin(nn.Cell):
 
     def __init__(self, arch: Architecture, formats: Precision | None = None, formulation: str | None = None):
         super().__init__()
-        formats, form = formats or precision("O0"), resolve(formulation)
+        formats, form = formats or precision("O0"), choose_formulation(formulation)
         self.arch, self.layout, self.form, self.stream = arch, Layout.of(arch), form, formats.stream
         pieces = self.layout.pieces
         self.cut, self.cast = Cut(self.layout), ops.Cast()

@@ -17,7 +17,7 @@ LAYER_NORM_EPSILON = 1e-5
 FORMULATIONS = ("CPU", "Ascend")
 
 
-def resolve(name: str | None) -> str:
+def choose_formulation(name: str | None) -> str:
     """The formulation of that name; None: the one for MindSpore's current device.
 
     Raises:

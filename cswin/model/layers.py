@@ -12,7 +12,7 @@ from mindspore import nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
 
 from cswin.model import cpu
-from cswin.model.formulation import LAYER_NORM_EPSILON, resolve
+from cswin.model.formulation import LAYER_NORM_EPSILON, choose_formulation
 from cswin.model.weights import GROUPS, Layout, Piece
 
 
@@ -68,7 +68,7 @@ class Linear(nn.Cell):
     def __init__(self, in_features: int, out_features: int, product: ms.Type, formulation: str | None = None):
         super().__init__()
         self.product, self.cast = product, ops.Cast()
-        self.apply_to = (cpu.Linear if resolve(formulation) == "CPU" else _Linear)(in_features, out_features)
+        self.apply_to = (cpu.Linear if choose_formulation(formulation) == "CPU" else _Linear)(in_features, out_features)
 
     def construct(self, x, weight, bias):
         return self.apply_to(self.cast(x, self.product), self.cast(weight, self.product), self.cast(bias, self.product))
@@ -92,7 +92,7 @@ class LayerNorm(nn.Cell):
     def __init__(self, dim: int, formulation: str | None = None):
         super().__init__()
         self.cast = ops.Cast()
-        if resolve(formulation) == "CPU":
+        if choose_formulation(formulation) == "CPU":
             self.norm = cpu.LayerNorm(dim)
         else:
             self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=LAYER_NORM_EPSILON)
@@ -106,7 +106,7 @@ class Gelu(nn.Cell):
 
     def __init__(self, formulation: str | None = None):
         super().__init__()
-        self.gelu = cpu.Gelu() if resolve(formulation) == "CPU" else nn.GELU(approximate=False)
+        self.gelu = cpu.Gelu() if choose_formulation(formulation) == "CPU" else nn.GELU(approximate=False)
 
     def construct(self, x):
         return self.gelu(x)

@@ -21,7 +21,7 @@ from cswin.report.render import render
 from cswin.report.run import StageResult
 from cswin.report.statistics import wilson
 from cswin.report.verdict import IMAGENET, WHOLE_BATCHES, verdict_of, verdict_text
-from cswin.run.attempts import COMPLETE, AttemptSummary
+from cswin.run.attempts import FINISHED, AttemptSummary
 
 REPORT_DEVICES = 8
 HASH = 12  # digits of a hash that are shown; the whole hash is in a file that the card names
@@ -265,7 +265,7 @@ def _attempt_row(stage: str, number: int, attempt: AttemptSummary) -> list[Any]:
         start["time"][:19].replace("T", " "),
         "?" if attempt.hours is None else duration_text(3600 * attempt.hours),
         "-" if attempt.from_step is None else f"{attempt.from_step:,}{' (resumed)' if attempt.resumed else ''}",
-        COMPLETE if attempt.reason == COMPLETE else (attempt.reason or "not recorded").replace("|", "/").replace("\n", " "),
+        FINISHED if attempt.reason == FINISHED else (attempt.reason or "not recorded").replace("|", "/").replace("\n", " "),
         f"{start['host']}, {start.get('devices', '?')} x {start.get('device_target', '?')}",
         start.get("job") or "-",
         commit,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cswin.run.attempts import COMPLETE, AttemptSummary, current, summaries
+from cswin.run.attempts import FINISHED, AttemptSummary, current, summaries
 
 Rows = list[dict[str, Any]]
 NO_TIME = timedelta()
@@ -50,7 +50,7 @@ def training_attempts(attempts: Rows) -> list[AttemptSummary]:
     """The attempts of the training that attempts.jsonl ends with, up to the one that completed it: later ones train nothing, they
     write the stage's files again from its state."""
     tried = current(summaries(attempts))
-    completed = [i for i, one in enumerate(tried) if one.reason == COMPLETE]
+    completed = [i for i, one in enumerate(tried) if one.reason == FINISHED]
     return tried[: completed[0] + 1] if completed else tried
 
 

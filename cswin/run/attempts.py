@@ -23,7 +23,7 @@ from cswin.layout import HISTORY
 from cswin.run.history import read_history
 from cswin.run.lease import Holder, look
 
-LOST, COMPLETE = "killed, or its machine failed", "complete"
+LOST, FINISHED = "killed, or its machine failed", "complete"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def current(tried: list[AttemptSummary]) -> list[AttemptSummary]:
     while begin > 0:
         one, before = tried[begin], tried[begin - 1]
         same = one.start.get("identity") == before.start.get("identity")
-        if not (one.resumed or (same and before.reason != COMPLETE)):
+        if not (one.resumed or (same and before.reason != FINISHED)):
             break
         begin -= 1
     return tried[max(begin, 0) :]

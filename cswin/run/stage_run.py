@@ -22,7 +22,7 @@ from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
 from cswin.layout import CHECKPOINT, StageLayout
 from cswin.progress import Console
 from cswin.provenance import git_commit, versions
-from cswin.run.attempts import COMPLETE, Attempt, Signs
+from cswin.run.attempts import FINISHED, Attempt, Signs
 from cswin.run.decision import decide
 from cswin.run.graph_cache import graph_cache, graphs_key
 from cswin.run.handover import prepare_start
@@ -216,7 +216,7 @@ class StageRun(FollowerRun):
         with atomic_path(self.layout.record, self.lease.check) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.states.mark_complete(facts | {"made_by": made_by})
-        self.attempt.end(COMPLETE, last_step, saving=asdict(self.states.figures))
+        self.attempt.end(FINISHED, last_step, saving=asdict(self.states.figures))
 
     def close(self) -> None:
         try:

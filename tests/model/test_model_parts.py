@@ -12,7 +12,7 @@ from cswin.model import cpu
 from cswin.model.attention import ConvolutionLePE
 from cswin.model.cswin import CSWin
 from cswin.model.drop_path import drop_path_factors, drop_path_rates
-from cswin.model.formulation import resolve
+from cswin.model.formulation import choose_formulation
 from cswin.model.layers import Gelu, LayerNorm, Linear
 from cswin.model.precision import precision
 from cswin.model.stripes import RowLayout, Stripes, TransposeLayout, branches
@@ -183,8 +183,8 @@ def test_taken_rows_must_be_all_rows():
 
 
 def test_formulation_names():
-    assert resolve(None) == "CPU"
-    assert [resolve(name) for name in FORMULATIONS] == list(FORMULATIONS)
+    assert choose_formulation(None) == "CPU"
+    assert [choose_formulation(name) for name in FORMULATIONS] == list(FORMULATIONS)
     with pytest.raises(UserError, match="formulation: 'gpu' is not known; one of CPU, Ascend"):
         CSWin(ARCH, formulation="gpu")
 
