@@ -54,7 +54,7 @@ def _require_seeds_of_one_run(folders, runs) -> None:
     for folder, stages in zip(folders, runs, strict=True):
         for stage, first in zip(stages, runs[0], strict=True):
             if stage.evaluation is None:
-                raise UserError(f"{stage.folder}: the stage is not trained and evaluated yet; `snakemake` does both")
+                raise UserError(f"{stage.files.folder}: the stage is not trained and evaluated yet; `snakemake` does both")
             if stage.config.model_copy(update={"seed": 0, "run": ""}) != first.config.model_copy(update={"seed": 0, "run": ""}):
                 raise UserError(
                     f"{folder}: {stage.name} has another configuration than that of {folders[0]}; give runs that differ in the "
