@@ -1,5 +1,6 @@
 """`make` and the Python that it is given: checked first, and no half-made environment stays."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_an_environment_whose_make_was_killed_is_made_anew(make, tmp_path):
 
 def test_a_finished_environment_survives_a_failed_update(make, tmp_path):
     assert make()[0]
-    (tmp_path / "requirements.txt").touch()
+    os.utime(tmp_path / ".venv/.complete", (1, 1))  # older than requirements.txt, on a clock of any resolution
     (tmp_path / ".venv/bin/python").write_text(PYTHON.format(right="True", install="exit 1", venv=0))
     assert not make()[0]
     assert (tmp_path / ".venv/bin/python").exists()
