@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cswin.layout import RESULTS, RunLayout
+
 
 def configure(parser):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="name or folder of a run, all its stages evaluated")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="where runs are")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where runs are")
 
 
 def run(args):
@@ -20,7 +22,7 @@ def run(args):
     from cswin.report.verdict import WHOLE_BATCHES, verdict_of
 
     folders = find_runs(args.results, args.runs)
-    expected = load_expectations(folders[0] / "config/expectations.yaml")
+    expected = load_expectations(RunLayout(folders[0]).expectations)
     runs = [load_run(folder, list(expected.stages)) for folder in folders]
     _require_seeds_of_one_run(folders, runs)
     for results in zip(*runs, strict=True):

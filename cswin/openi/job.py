@@ -23,8 +23,9 @@ from cswin.data.sources.registry import INPUTS
 from cswin.distributed.group import ProcessGroup
 from cswin.distributed.stopping import EXIT_INTERRUPTED, EXIT_USER
 from cswin.errors import UserError
+from cswin.layout import RESULTS
 from cswin.openi.inputs import bring_checkpoint, bring_data
-from cswin.openi.mirror import RESULTS, Mirror
+from cswin.openi.mirror import Mirror
 from cswin.openi.ownership import ownership
 from cswin.openi.parameters import ROOT, Parameters, parse_parameters
 from cswin.openi.storage import storage_for

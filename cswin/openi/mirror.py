@@ -14,14 +14,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from cswin.layout import ATTEMPTS, HISTORY
+from cswin.layout import ATTEMPTS, HISTORY, RESULTS
 from cswin.openi.storage import Storage, join
 from cswin.run.graph_cache import FOLDER as GRAPHS
 from cswin.run.history import read_tail
 from cswin.run.repeat import COMPLETE
 from cswin.run.states import PATTERN
 
-RESULTS = "results"
 TAIL = 1 << 20  # bytes of a history in which its last time stands
 STATES_KEPT = 2  # of each folder, those that were set aside among them
 RESTORED = (f"state*/{PATTERN}", f"state*/{COMPLETE}", HISTORY, ATTEMPTS, "logs/train_*.log")
@@ -38,7 +37,7 @@ class Mirror:
     """
 
     def __init__(self, storage: Storage, url: str, work: Path, guard: Callable[[], None]):
-        self.storage, self.url, self.results, self.guard = storage, join(url, RESULTS), work / RESULTS, guard
+        self.storage, self.url, self.results, self.guard = storage, join(url, str(RESULTS)), work / RESULTS, guard
         self._there: dict[str, tuple[int, int]] = {}  # path -> date and size of the file that was copied
 
     def copy(self) -> None:

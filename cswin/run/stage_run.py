@@ -200,8 +200,8 @@ class StageRun(FollowerRun):
         self.lease.check()
         # A checkpoint that is written again from a complete state is the same file, whatever code writes it: later stages go by its hash.
         made_by = self.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
-        if self.kept["versions_changed"]:
-            made_by["versions_changed"] = self.kept["versions_changed"]
+        changed = {"versions_changed": changes} if (changes := self.kept["versions_changed"]) else {}
+        made_by |= changed
         facts = {
             "stage": stage.config.stage,
             "checkpoint": CHECKPOINT,
@@ -210,9 +210,8 @@ class StageRun(FollowerRun):
             "figures": best.figures,
             "select_on": stage.config.evaluation.select_on,
             "manifest": stage.dataset.manifest_hash,
+            **changed,
         }
-        if self.kept["versions_changed"]:
-            facts["versions_changed"] = self.kept["versions_changed"]
         with atomic_path(self.layout.record, self.lease.check) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.states.mark_complete(facts | {"made_by": made_by})

@@ -130,28 +130,20 @@ class StateFolder:
     @property
     def accepted_versions(self) -> dict[str, Any] | None:
         """With which code the user has decided to go on, see `code_of`; None if there was no such decision."""
-        try:
-            return json.loads((self.path / VERSIONS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        return self._note(VERSIONS)
 
     def accept_versions(self, code: dict[str, Any]) -> None:
         """Note that the stage may go on with this code."""
-        with atomic_path(self.path / VERSIONS) as temporary:
-            temporary.write_text(json.dumps(code, indent=2) + "\n", encoding="utf-8")
+        self._write_note(VERSIONS, code)
 
     @property
     def completed(self) -> dict[str, Any]:
         """What `mark_complete` noted; empty if the stage has not ended."""
-        try:
-            return json.loads((self.path / COMPLETE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        return self._note(COMPLETE) or {}
 
     def mark_complete(self, record: dict) -> None:
         """Note that the stage has ended."""
-        with atomic_path(self.path / COMPLETE) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._write_note(COMPLETE, record)
 
     @property
     def repeat(self) -> bool:
@@ -161,6 +153,17 @@ class StateFolder:
     def reopen(self) -> None:
         """Note that the stage's files are about to be made (again): its result is not in use until somebody says so."""
         (self.path / ACCEPTED).unlink(missing_ok=True)
+
+    def _note(self, name: str) -> dict[str, Any] | None:
+        """A JSON file beside the states; None where there is none."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def _write_note(self, name: str, content: dict[str, Any]) -> None:
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _write_guarded(self, state: State) -> None:
         try:
