@@ -33,7 +33,7 @@ def run(args):
                 states.accept_versions(installed_code())
                 print(f"{args.folder}: goes on with the installed versions")
         return 0
-    state = states.load()
+    state = states.look()
     if state is None:
         raise UserError(f"{states.path}: holds no whole state; the stage begins anew")
     print(f"step {state.step}, {'complete' if states.completed else 'not complete'}")

@@ -98,6 +98,19 @@ class StateFolder:
         Raises:
             UserError: if a state cannot be read at all (permissions, a file system that is away): it may be whole.
         """
+
+        def keep(file: Path, error: Exception) -> None:
+            aside = file.with_suffix(".damaged")
+            file.replace(aside)
+            self.say(f"{file} is damaged ({error}); kept as {aside.name}, going on from the state before it")
+
+        return self._newest_whole(keep)
+
+    def look(self) -> State | None:
+        """What `load` would return; nothing is changed."""
+        return self._newest_whole(lambda file, error: self.say(f"{file} is damaged ({error})"))
+
+    def _newest_whole(self, damaged: Callable[[Path, Exception], None]) -> State | None:
         for file in sorted(self.path.glob(PATTERN), reverse=True):
             try:
                 return _read(file)
@@ -107,9 +120,7 @@ class StateFolder:
                     "command again, or remove it to go on from the state before it"
                 ) from error
             except (SafetensorError, ValueError, KeyError) as error:
-                aside = file.with_suffix(".damaged")
-                file.replace(aside)
-                self.say(f"{file} is damaged ({error}); kept as {aside.name}, going on from the state before it")
+                damaged(file, error)
         return None
 
     def set_aside(self, why: str) -> Path:
