@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(BIN)/python -c '$(VERSION_CHECK)' 2>/dev/null | grep -q True || { \
 	  echo "$(VENV) is no environment of Python 3.11 or 3.12: remove it (rm -rf $(VENV)) and give the same command again"; exit 1; }
 	@echo "installing into $(VENV) (3 GB, a few minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,dev]' || $(give_up)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.txt -e '.[workflow,export,parquet,dev]' || $(give_up)
 	@$(BIN)/python -m pip check || $(give_up)
 	@rm -f $(UNFINISHED)
 	@touch $@
