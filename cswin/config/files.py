@@ -23,14 +23,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> Any:
-    """The values of a YAML file.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, by key.
 
     Raises:
-        UserError: if the file cannot be read, is not YAML, or has a key twice; the message names the file and the line.
+        UserError: if the file cannot be read, is empty or not YAML, or has a key twice; the message names the file and the line.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -39,3 +39,6 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {'is empty' if values is None else 'is no mapping of keys to values'}; write key: value")
+    return values

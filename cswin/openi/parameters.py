@@ -109,8 +109,6 @@ def _configuration(known: argparse.Namespace, rest: list[str]) -> dict[str, Any]
     name = ARCHITECTURES.get(known.arch, next(iter(ARCHITECTURES.values())))
     file = known.config or ROOT / "config" / "imagenet" / f"{name}.yaml"
     values = read_yaml(file)
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: is no mapping of keys to values")
     if known.config and known.arch:
         _set(values, "model.arch", known.arch)
     while rest:

@@ -402,7 +402,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
     [
         (b"run: \xff", "not valid UTF-8 at byte 5; save the file as UTF-8"),
         (b"run: [", "not valid YAML"),
-        (b"", "not a mapping"),
+        (b"", "is empty"),
         (b"{[1, 2]: 3, [1, 2]: 4}", "not valid YAML"),
     ],
 )

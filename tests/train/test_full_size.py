@@ -11,6 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from alone import alone
 from networks import begin
 from recipes import optimizer
 
@@ -93,6 +94,14 @@ def test_tiny_in_float16_takes_a_step_and_skips_an_overflow():
 @pytest.mark.large
 @pytest.mark.parametrize("name", LARGE)
 def test_large_networks_train_and_go_on_from_a_state_to_the_bit(name, tmp_path):
+    """In two processes, as an interrupted stage does: one network of L takes 10 GB."""
+    wanted = alone(train, name, tmp_path / "state")
+    assert math.isfinite(wanted["loss"]) and wanted["skipped"] == 0
+    assert alone(go_on, name, tmp_path / "state") == wanted
+
+
+def train(name: str, folder: Path) -> dict[str, float]:
+    """Two steps, with a state saved between them; the second one's figures."""
     first, second = batches(name, 1, 2)
     step = training_step(name, np.full(2, 1e-3))
     start = step.arrays()
@@ -100,12 +109,13 @@ def test_large_networks_train_and_go_on_from_a_state_to_the_bit(name, tmp_path):
     saved = step.arrays()
     for parameter in step.layout.shapes:
         assert np.isfinite(saved[parameter]).all() and not np.array_equal(saved[parameter], start[parameter]), parameter
-    states = StateFolder(tmp_path / "state", keep=2, say=pytest.fail)
-    states.save(State(1, saved, {}), background=False)
-    del start, saved
-    wanted = run(step, second)
-    assert math.isfinite(wanted["loss"]) and wanted["skipped"] == 0
-    del step
-    again = training_step(name, np.full(2, 1e-3))
-    again.load(StateFolder(tmp_path / "state", keep=2, say=pytest.fail).load().arrays)
-    assert run(again, second) == wanted
+    StateFolder(folder, keep=2, say=print).save(State(1, saved, {}), background=False)
+    return run(step, second)
+
+
+def go_on(name: str, folder: Path) -> dict[str, float]:
+    """The second step, from the saved state."""
+    _, second = batches(name, 1, 2)
+    step = training_step(name, np.full(2, 1e-3))
+    step.load(StateFolder(folder, keep=2, say=print).load().arrays)
+    return run(step, second)
