@@ -61,7 +61,8 @@ def evaluate_checkpoint(
         RuntimeError: if not every image of the source was evaluated exactly once.
     """
     task = EvalTask(EvalTransform(preprocessing))
-    predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, jit_options=backend.jit_options)
+    predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, backend=backend)
+    predictor.compile_cached(runtime.caches_graphs)
     weight_sets = {"raw": checkpoint.weights} | ({} if checkpoint.ema is None else {"ema": checkpoint.ema})
     batches = eval_batches(source.rows(ranks.part), task, runtime)
     results = {which: gathered(found, ranks) for which, found in judge(predictor, weight_sets, batches).items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import asdict
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from cswin.checkpoint import check_parameters
+from cswin.distributed.backend import BACKENDS, Backend
+from cswin.distributed.graph_cache import graph_cache
 from cswin.distributed.memory import require_memory
 from cswin.model.cswin import CSWin
 from cswin.model.precision import Precision, precision
@@ -23,7 +25,10 @@ class Predictor:
     Args:
         arch, formats, formulation: as for `CSWin`.
         batch_size: of the compiled graph; smaller batches are padded.
-        jit_options: of the device, see `Backend.jit_options`.
+        backend: of the device.
+
+    Attributes:
+        graph: what shapes the compiled graph, for the cache.
 
     Raises:
         UserError: if the batch cannot fit into the memory.
@@ -35,7 +40,7 @@ class Predictor:
         batch_size: int,
         formats: Precision | None = None,
         formulation: str | None = None,
-        jit_options: Mapping[str, str] = MappingProxyType({}),
+        backend: Backend = BACKENDS["CPU"],  # noqa: B008 (frozen)
     ):
         formats = formats or precision("O0")
         level = "O0" if formats.product == ms.float32 else "O2"
@@ -43,8 +48,9 @@ class Predictor:
         network = CSWin(arch, formats, formulation)
         self.layout, self.batch_size, self.classes = network.layout, batch_size, arch.num_classes
         self.image_shape = (arch.in_channels, arch.image_size, arch.image_size)
+        self.graph = [asdict(arch), batch_size, str(formats), network.form, asdict(backend)]
 
-        @ms.jit(**jit_options)
+        @ms.jit(**backend.jit_options)
         def forward(images, matrices, vectors):
             return network(images, network.cut(matrices, vectors))
 
@@ -68,9 +74,15 @@ class Predictor:
         return self._forward(Tensor(images), *weights).asnumpy()[:n]
 
     def compile(self) -> None:
-        """Compile the graph now instead of at the first call of `logits`."""
+        """Compile the graph before the first call of `logits`."""
         weights = tuple(Tensor(np.zeros(self.layout.size(group), np.float32)) for group in GROUPS)
         self.logits(weights, np.zeros((self.batch_size, *self.image_shape), np.float32))
+
+    def compile_cached(self, wanted: bool) -> None:
+        """The same where no other graph is compiled in this process: it is kept for others, if that is wanted."""
+        with graph_cache(self.graph, wanted) as keep:
+            self.compile()
+            keep()
 
 
 class WeightedCSWin(nn.Cell):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from cswin.class_names import words
 from cswin.data.images.decode import as_frame, decode_rgb
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
+from cswin.distributed.backend import Backend
 from cswin.errors import BadImage, UserError
 
 MOST_PIXELS = 64_000_000  # of a resized image: 192 MB
@@ -96,15 +97,16 @@ class Classifier:
     Args:
         checkpoint: the network.
         batch_size: of the compiled graph; smaller batches are padded.
-        jit_options: of the device, see `Backend.jit_options`.
+        backend: of the device.
         which: set of weights, see `Checkpoint.select`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int, jit_options: Mapping[str, str], which: str | None = None):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, backend: Backend, which: str | None = None):
         from cswin.inference import Predictor
 
         self.which, weights = checkpoint.select(which)
-        self.predictor = Predictor(checkpoint.record.architecture, batch_size, jit_options=jit_options)
+        self.predictor = Predictor(checkpoint.record.architecture, batch_size, backend=backend)
+        self.predictor.compile_cached(wanted=backend.device == "CPU")
         self.weights = self.predictor.on_device(weights)
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 

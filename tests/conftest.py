@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ class Workspace:
         values = yaml.safe_load((self.path / file).read_text())
         change(values)
         (self.path / file).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def pytest_configure(config) -> None:
+    """Compiled graphs are shared by the tests of one session, and not with the user's."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="cswin-tests-")
+        os.environ["CSWIN_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -39,7 +39,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def classifier(checkpoint):
-    return Classifier(checkpoint, 3, BACKENDS["CPU"].jit_options)
+    return Classifier(checkpoint, 3, BACKENDS["CPU"])
 
 
 def picture(seed=0, size=(32, 32)):

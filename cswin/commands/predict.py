@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     reader = ImageReader(preprocessing, upright=not args.ignore_exif)
-    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend.jit_options, args.which)
+    classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend, args.which)
     workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
     failed = 0

@@ -37,9 +37,9 @@ class Runtime(Section):
     prefetch: Count = Field(4, description="Number of batches that are prepared in advance.")
     log_every: Count = Field(50, description="Read the loss from the device every so many steps.")
     tensorboard: bool = Field(True, description="Write an event file for TensorBoard to the folder of each stage.")
-    graph_cache: bool = Field(
-        False,
-        description="Keep compiled graphs in the folder of the stage, so a resumption compiles nothing (docs/devices.md).",
+    graph_cache: bool | None = Field(
+        None,
+        description="Keep compiled graphs, so that the same network is compiled once (docs/devices.md). Empty: on the CPU only.",
     )
     jit_backend: Literal["ms_backend", "GE"] | None = Field(
         None, description="Compiler of the network (docs/ascend.md). Empty: GE on the first Ascend 910, ms_backend elsewhere."
@@ -65,3 +65,8 @@ class Runtime(Section):
     lease_timeout: Positive = Field(
         300.0, description="Seconds without heartbeat after which the lease of another host expires."
     )
+
+    @property
+    def caches_graphs(self) -> bool:
+        """Whether compiled graphs are kept."""
+        return self.device_target == "CPU" if self.graph_cache is None else self.graph_cache

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 
 from cswin.layout import ATTEMPTS, HISTORY, RESULTS
 from cswin.openi.storage import Storage, join
-from cswin.run.graph_cache import FOLDER as GRAPHS
 from cswin.run.history import read_tail
 from cswin.run.repeat import COMPLETE
 from cswin.run.states import PATTERN
@@ -50,8 +49,7 @@ class Mirror:
         folders = [folder for folder in sorted(self.results.glob("*/*/state*")) if folder.is_dir()]
         states = {folder: sorted(folder.glob(PATTERN))[-STATES_KEPT:] for folder in folders}
         for file in sorted(self.results.rglob("*")):
-            graph = file.relative_to(self.results).parts[2:3] == (GRAPHS,)
-            if file.is_file() and not graph and not any(file.match(pattern) for pattern in LEFT_OUT):
+            if file.is_file() and not any(file.match(pattern) for pattern in LEFT_OUT):
                 self._put(file)
         for folder, newest in states.items():
             for state in newest:

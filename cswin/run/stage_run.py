@@ -17,6 +17,7 @@ from cswin.atomic import atomic_path
 from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
 from cswin.data.images.preprocessing import Preprocessing
 from cswin.distributed.backend import backend_of
+from cswin.distributed.graph_cache import graph_cache
 from cswin.distributed.ranks import Ranks
 from cswin.distributed.stopping import EXIT_INTERRUPTED, Stopping
 from cswin.layout import CHECKPOINT, StageLayout
@@ -24,7 +25,6 @@ from cswin.progress import Console
 from cswin.provenance import git_commit, versions
 from cswin.run.attempts import FINISHED, Attempt, Signs
 from cswin.run.decision import decide
-from cswin.run.graph_cache import graph_cache, graphs_key
 from cswin.run.handover import prepare_start
 from cswin.run.history import History
 from cswin.run.lease import Lease
@@ -50,7 +50,7 @@ def run_stage(files: StageFiles, stopping: Stopping, console: Console, ranks: Ra
         from cswin.train.trainer import Interrupted, Trainer  # MindSpore, after the lease
 
         trainer = Trainer(stage.config, stage.runtime, stage.dataset, run, ranks)
-        with run.compiled_graphs(ranks):
+        with graph_cache(trainer.graphs, stage.runtime.caches_graphs) as run.keep_graphs:
             try:
                 best = trainer.train()
             except Interrupted as reason:
@@ -85,15 +85,6 @@ class FollowerRun:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def compiled_graphs(self, ranks: Ranks) -> contextlib.AbstractContextManager:
-        """The cache of compiled graphs, where it is wanted."""
-        stage, compiled_by = self.stage, {"soc": self.backend.soc, **self.backend.jit_options}
-        if not stage.runtime.graph_cache:
-            return contextlib.nullcontext()
-        return graph_cache(
-            stage.files.folder, graphs_key(stage.identity | {"backend": compiled_by}, stage.runtime), ranks.first
-        )
-
     def say(self, line: str) -> None:
         self.console.say(line)
 
@@ -103,6 +94,7 @@ class FollowerRun:
     def show(self, steps: int, *, epoch: int, loss: float, lr: float, images_per_s: float) -> None:
         details = {"epoch": str(epoch), "loss": f"{loss:.4f}", "lr": f"{lr:.3g}", "images": f"{images_per_s:,.0f}/s"}
         self.display.update(steps, **details)
+        self.keep_graphs()  # all are compiled once a step is done
 
     def record(self, rows: Iterable[dict]) -> None:
         """Nothing: the first rank does."""

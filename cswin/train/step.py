@@ -120,7 +120,9 @@ class TrainStep(nn.Cell):
         self.square_sum = cpu.SquareSum() if network.form == "CPU" else _SquareSum()
         self.loss = cpu.SoftCrossEntropy() if network.form == "CPU" else SoftCrossEntropy()
         self.optimizer = AdamW(self.weights, settings)
-        self.rates = Tensor(rates)
+        self.rates = Parameter(
+            Tensor(_padded(rates)), name="rates", requires_grad=False
+        )  # no constant: stages share their graphs
         self.scaled = settings.amp_level != "O0" and settings.amp_dtype == "float16"
         start_scale = settings.loss_scale if self.scaled else 1.0
         self.loss_scale = _scalar(start_scale, "loss_scale")
@@ -252,7 +254,7 @@ class TrainStep(nn.Cell):
     @property
     def state(self) -> list[Parameter]:
         """The parameters that a state holds; in `weights.Layout`'s buffers."""
-        return [p for p in self.get_parameters() if not p.name.startswith("accumulated")]
+        return [p for p in self.get_parameters() if p.name != "rates" and not p.name.startswith("accumulated")]
 
     def count_step(self, finite):
         """Move the loss scale and the counters; returns the number of bad steps in a row."""
@@ -294,6 +296,11 @@ class OverflowFlag(nn.Cell):
 class _SquareSum(nn.Cell):
     def construct(self, x):
         return ops.square(x).sum()
+
+
+def _padded(rates: np.ndarray) -> np.ndarray:
+    """The rates and, to one of few lengths, the last one again and again."""
+    return np.pad(rates, (0, max(1024, 1 << (len(rates) - 1).bit_length()) - len(rates)), mode="edge")
 
 
 def _scalar(value: float, name: str) -> Parameter:

@@ -55,6 +55,9 @@ class Trainer:
         dataset: the images.
         run: where the stage's state, history and log are kept.
         ranks: this process among those that train; the first reads and writes the files, all do the same steps.
+
+    Attributes:
+        graphs: what shapes the compiled graphs, for the cache.
     """
 
     def __init__(self, config: StageConfig, runtime: Runtime, dataset: Dataset, run: Run, ranks: Ranks = ALONE):
@@ -72,9 +75,11 @@ class Trainer:
         network = CSWin(config.architecture, formats)
         backend = backend_of(runtime, ranks.device)
         self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend)
-        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, jit_options=backend.jit_options)
+        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, backend=backend)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.best, self.epochs_done = None, config.start_epoch
+        sizes = (ranks.size, ranks.rank, runtime.batch_size, runtime.accumulation, len(self.train_step.rates))
+        self.graphs = [self.predictor.graph, config.optimizer.model_dump(), sizes]
 
     def train(self) -> Best | None:
         """Train to the end of the stage. The first rank returns the stage's result.
@@ -87,8 +92,7 @@ class Trainer:
         step = self._resume_or_begin() if self.ranks.first else 0
         step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.train_step.state)
         self.step = step
-        if self.runtime.graph_cache:
-            self.predictor.compile()  # MindSpore numbers cached graphs in the order of their compilation: always this one first
+        self.predictor.compile()  # cached graphs are numbered in the order of their compilation: always this one first
         self.run.begin(step, self.first_step, self.last_step)
         try:
             if reason := self.ranks.agree(self.run.stopping.asked):

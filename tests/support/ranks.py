@@ -21,10 +21,10 @@ GLOBAL, PER_EPOCH, CLASSES, VAL = 24, 10, 4, 13  # 13: no number of ranks divide
 LR = 1e-3
 
 
-def small_dataset(folder: Path):
-    """PER_EPOCH batches of noise for training, and VAL images for validation."""
-    files = {f"train/c{n % CLASSES}/{n}.JPEG": image_bytes(n) for n in range(GLOBAL * PER_EPOCH)}
-    files |= {f"val/c{n % CLASSES}/{n}.JPEG": image_bytes(1000 + n) for n in range(VAL)}
+def small_dataset(folder: Path, first: int = 0):
+    """PER_EPOCH batches of noise for training, and VAL images for validation; `first` chooses the images."""
+    files = {f"train/c{n % CLASSES}/{n}.JPEG": image_bytes(first + n) for n in range(GLOBAL * PER_EPOCH)}
+    files |= {f"val/c{n % CLASSES}/{n}.JPEG": image_bytes(first + 1000 + n) for n in range(VAL)}
     return converted(folder, files)
 
 

@@ -247,7 +247,7 @@ def stage(**optimizer):
         stages={"only": {"start_epoch": 0, "epochs": 2}},
         runtime={
             "device_target": "CPU", "devices": 1, "batch_size": 4, "eval_batch_size": 6, "workers": 1, "worker_kind": "thread",
-            "log_every": 5,
+            "log_every": 5, "graph_cache": False,
         },
     )  # fmt: skip
 
