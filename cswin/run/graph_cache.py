@@ -1,8 +1,8 @@
 """MindSpore's cache of compiled graphs, made safe to use.
 
-MindSpore numbers the cached graphs in the order of their compilation and compares nothing but source files: with another batch
-size it loads a wrong graph (seen: it fails at the first step). So each computation has a folder of its own, named by a digest of
-all that shapes its graphs; the trainer compiles in a fixed order; and a folder whose last user did not end well is thrown away.
+MindSpore numbers the cached graphs in the order of their compilation and compares only Python files. With another batch size it
+loads a wrong graph (observed: the first step fails). So each computation has its own folder, named by a digest of everything
+that affects its graphs. The trainer compiles in a fixed order. A folder whose last user failed or was killed is deleted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = ("device_target", "devices", "batch_size", "accumulation", "eval_batch_
 
 
 def graphs_key(identity: dict[str, Any], runtime: Runtime) -> str:
-    """A digest of the stage's identity, the keys of runtime that shape a graph, and the package's sources."""
+    """A digest of the stage's identity, the keys of runtime that affect a graph, and the package's code."""
     digest = hashlib.sha256(json.dumps([identity, {name: getattr(runtime, name) for name in SHAPES}], sort_keys=True).encode())
     package = Path(cswin.__file__).parent
     for file in sorted(package.rglob("*.py")):
@@ -34,12 +34,12 @@ def graphs_key(identity: dict[str, Any], runtime: Runtime) -> str:
 
 @contextlib.contextmanager
 def graph_cache(folder: Path, key: str, owner: bool) -> Iterator[None]:
-    """MindSpore keeps its compiled graphs in `folder`/graphs/`key` while this lasts.
+    """Inside the context MindSpore keeps its compiled graphs in `folder`/graphs/`key`.
 
     Args:
-        folder: the stage's.
+        folder: the stage's folder.
         key: see `graphs_key`.
-        owner: whether this process clears what is old or doubtful; of several ranks the first, before the others compile.
+        owner: whether this process deletes old and unreliable graphs; true on the first rank only, before the others compile.
     """
     graphs = Path(folder).absolute() / FOLDER / key
     if owner:
