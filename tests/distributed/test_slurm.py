@@ -331,9 +331,9 @@ def test_what_slurm_would_refuse_is_refused_before(sinfo, monkeypatch):
     with pytest.raises(UserError, match="there is no 'cpu' on this cluster; it has debug, npu, long"):
         slurm.find_partition("cpu")
     slurm.find_partition("npu").require_devices("npu", 16)
-    with pytest.raises(UserError, match="training asks for npu:17 .* partition npu have nic:2, npu:16"):
+    with pytest.raises(UserError, match="training requests npu:17 .* partition npu have nic:2, npu:16"):
         slurm.find_partition("npu").require_devices("npu", 17)
-    with pytest.raises(UserError, match="asks for ascend:1 .* have no such devices"):
+    with pytest.raises(UserError, match="requests ascend:1 .* have no such devices"):
         slurm.find_partition("long").require_devices("ascend", 1)
     sinfo.write_text("a|infinite|1|(null)\n")
     with pytest.raises(UserError, match="this cluster has no default; it has a. Set it in the profile"):
@@ -355,7 +355,7 @@ def test_where_slurm_does_not_answer_nothing_is_checked(without_slurm, monkeypat
 def test_unedited_profile_stays_below_the_default_partition_s_limits(sinfo, workspace):
     workspace.edit("config/config.yaml", lambda v: v["runtime"].update(workers=6))
     plan = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
-    assert "partition debug: jobs ask for at most 30 min and 4 cores, its limit" in plan
+    assert "partition debug: jobs request at most 30 min and 4 cores, its limit" in plan
     train = plan.split("\nrule train_stage1:")[1].split("\nrule ")[0]
     assert "runtime=30" in train and "--max-runtime 1710" in train
     workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(slurm_partition="cpu"))
