@@ -39,7 +39,7 @@ def run(args):
     folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
 
     def evaluate(ranks, started):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # there is nothing to save: they end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # they end the process: there is nothing to save
         return _evaluate(args, runtime, ranks)
 
     return run_on_devices(runtime, folder, evaluate, lambda: _inputs(args))
@@ -96,7 +96,7 @@ def _evaluate(args, runtime, ranks) -> int:
 
 
 def _runtime(args):
-    """How fast: a file of the workflow, or the arguments."""
+    """The runtime section, from a file of the workflow or from the arguments."""
     from cswin.config.resolve import load_runtime
     from cswin.config.runtime import Runtime
     from cswin.errors import UserError

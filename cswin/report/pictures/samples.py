@@ -27,12 +27,12 @@ def draw_samples(dataset: Dataset, config: StageConfig, path: Path, *, title: st
 
     Args:
         dataset: the images.
-        config: of the stage; the samples are the very ones that it trains on.
+        config: configuration of the stage; the samples are exactly those on which it trains.
         path: PNG to write.
         title: above the picture.
 
     Raises:
-        UserError: if there are fewer images than a batch takes.
+        UserError: if there are fewer images than one batch needs.
     """
     loader = sample_loader(dataset, config)
     if not loader.steps_per_epoch:
@@ -78,7 +78,7 @@ def denormalised(images: np.ndarray, normalise: Normalise) -> np.ndarray:
 
 
 def soft_label(target: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The largest share of a target with its class, and the second if it exceeds what label smoothing gives every class."""
+    """The largest share of a target with its class, and the second largest if it exceeds the share from label smoothing."""
     first, second = np.argsort(-target, kind="stable")[:2] if len(target) > 1 else (0, 0)
     lines = [f"{shortened(names[first], 8)}: {percent(target[first])}"]
     if target[second] > target.min() + 1e-6 and first != second:
