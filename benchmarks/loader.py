@@ -170,7 +170,7 @@ def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
         labels[number % batch] = label
         clock.lap("normalise, erase")
         if number % batch == batch - 1:
-            apply_mixup(images, labels, loader.mix_plan(0, number // batch), CLASSES, 0.1)
+            apply_mixup(images, labels, loader.mixing(0, number // batch), CLASSES, 0.1)
             clock.lap("mix")
     return {name: 1000 * seconds / count for name, seconds in clock.seconds.items()}
 
