@@ -100,8 +100,8 @@ def read_with_mindspore(folder: Path, rows: int) -> Callable[[], object]:
 
     def read() -> int:
         files = [str(path) for path in dataset.shards("train")]
-        source = ds.MindDataset(files, columns_list=["label", "image"], sampler=ds.SubsetSampler(positions))
-        return sum(len(image) for _, image in source.create_tuple_iterator(num_epochs=1, output_numpy=True))
+        reader = ds.MindDataset(files, columns_list=["label", "image"], sampler=ds.SubsetSampler(positions))
+        return sum(len(image) for _, image in reader.create_tuple_iterator(num_epochs=1, output_numpy=True))
 
     return read
 

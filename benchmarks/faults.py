@@ -125,9 +125,9 @@ class Interruptions:
     def __init__(self, like: Path, folder: Path, chance: random.Random, say: Callable[[str], None] = print):
         self.like, self.folder, self.chance, self.say = Path(like), Path(folder), chance, say
         for part in COPIED:
-            source, target = self.like / part, self.folder / part
+            original, target = self.like / part, self.folder / part
             target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+            (shutil.copytree if original.is_dir() else shutil.copy2)(original, target)
         config = self.folder / "config/config.yaml"
         settings = yaml.safe_load(config.read_text())
         settings["runtime"] |= SPEED

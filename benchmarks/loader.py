@@ -49,14 +49,14 @@ def photographs(count: int) -> Iterator[bytes]:
     """`count` different JPEGs of the usual size, quality chosen so that their sizes vary about the average."""
     from sklearn.datasets import load_sample_images
 
-    sources = [Image.fromarray(image) for image in load_sample_images().images]
+    originals = [Image.fromarray(image) for image in load_sample_images().images]
     rng = np.random.default_rng(0)
     for number in range(count):
-        source = sources[number % len(sources)]
-        height = int(rng.integers(300, source.height + 1))
+        photo = originals[number % len(originals)]
+        height = int(rng.integers(300, photo.height + 1))
         width = height * WIDTH // HEIGHT
-        left, top = (int(rng.integers(0, free + 1)) for free in (source.width - width, source.height - height))
-        image = source.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        left, top = (int(rng.integers(0, free + 1)) for free in (photo.width - width, photo.height - height))
+        image = photo.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         grain = rng.normal(0, GRAIN, (HEIGHT, WIDTH, 1))
         image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
         yield encode(image, int(np.clip(rng.normal(BYTES, SPREAD), 50_000, 200_000)))

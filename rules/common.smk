@@ -39,7 +39,7 @@ PAGES = [RUN.page(name) for name in ("table", "configuration", "data", "provenan
 
 # How jobs depend on the data. If a job has to run, Snakemake skips jobs that depend on it only through ancient(), even if they have
 # another reason to run: the command succeeds without them. So an output of another job is ancient() only together with another output
-# of the same job that is compared by content: DATA.dataset with DATA.converted. (tests/workflow/test_plans.py checks every job.)
+# of the same job that is compared by content: DATA.dataset with DATA.converted. (tests/workflow/test_dry_runs.py checks every job.)
 
 CONVERSIONS = 8  # shards that one job converts at the same time
 VAL = SETTINGS.data.expect_val or 50_000  # for time limits; else ImageNet's
