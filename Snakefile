@@ -58,7 +58,7 @@ include: "rules/pages.smk"
 
 
 onstart:
-    told(SESSION.start)
+    without_traceback(SESSION.start)
 
 
 onsuccess:

@@ -113,7 +113,7 @@ class Report:
 
 
 class Interruptions:
-    """The workflow in a folder of its own, trained with interruptions.
+    """The workflow in a separate folder, trained with interruptions.
 
     Args:
         like: a finished run of the same configuration, not changed.
@@ -166,7 +166,7 @@ class Interruptions:
         return self.report
 
     def snakemake(self, *arguments: str) -> subprocess.Popen:
-        """Start the command in a process group of its own."""
+        """Start the command in its own process group."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with self._output.open("a") as output:
             return subprocess.Popen(

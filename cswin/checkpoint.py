@@ -97,10 +97,10 @@ class Checkpoint:
 
         Args:
             which: its name; None: the set by which the epoch was selected (evaluation.select_by of the configuration that trained
-                the checkpoint), else the moving average where there is one.
+                the checkpoint); without this key the moving average if there is one.
 
         Raises:
-            UserError: if the checkpoint has no moving average and it was asked for.
+            UserError: if `which` is ema and the checkpoint has no moving average.
         """
         if self.ema is None:
             if which == "ema":

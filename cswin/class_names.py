@@ -90,7 +90,10 @@ def match_classes(found: Sequence[str], known: Sequence[str], place: str | Path)
                         f"are left out ({listed(sorted(strange))})")  # fmt: skip
     how = "classes are matched as ImageNet's indices" if by_number else "classes are matched by name"
     if len(labels) < len(known):
-        return labels, f"{place}: {how}: {len(labels)} of the checkpoint's {len(known)} are there, all compete"
+        return (
+            labels,
+            f"{place}: {how}; the data have {len(labels)} of the checkpoint's {len(known)} classes, all outputs compete",
+        )
     in_order = list(labels.values()) == list(range(len(known)))
     return labels, None if in_order and not by_number else f"{place}: {how}"
 

@@ -27,7 +27,7 @@ def git_commit(folder: str | Path | None = None) -> dict | None:
         tracked by git (an installed package, an archive without history) or git does not answer.
     """
     folder = Path(folder) if folder else Path(__file__).parent
-    # An installed package may lie inside somebody else's repository: only tracked code has a commit.
+    # An installed package may be inside another git repository: only tracked code has a commit.
     if not _git(folder, "ls-files"):
         return None
     commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")

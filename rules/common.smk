@@ -10,7 +10,7 @@ from cswin.workflow.resources import launcher, options, time_limit
 from cswin.workflow.session import Session
 
 
-def told(step, *arguments):
+def without_traceback(step, *arguments):
     """Call `step`; Snakemake then shows a UserError without a traceback."""
     try:
         return step(*arguments)
@@ -19,7 +19,7 @@ def told(step, *arguments):
 
 
 shorten_output(SNAKEMAKE)
-SESSION = told(Session, SNAKEMAKE, config)
+SESSION = without_traceback(Session, SNAKEMAKE, config)
 config = SESSION.config
 SETTINGS, JOBS = SESSION.settings, SESSION.resources
 

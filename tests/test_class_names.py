@@ -25,7 +25,11 @@ def test_the_classes_of_imagenet():
     [
         (PETS, [0, 1, 2], None),
         (("dog", "eel", "cat"), [1, 2, 0], "data: classes are matched by name"),
-        (("cat", "eel"), [0, 2], "data: classes are matched by name: 2 of the checkpoint's 3 are there, all compete"),
+        (
+            ("cat", "eel"),
+            [0, 2],
+            "data: classes are matched by name; the data have 2 of the checkpoint's 3 classes, all outputs compete",
+        ),
     ],
 )
 def test_by_name(found, labels, note):

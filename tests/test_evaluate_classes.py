@@ -40,7 +40,7 @@ def test_a_part_of_imagenet_in_numbered_folders(tmp_path, checkpoint, capsys):
     bias = load_checkpoint(checkpoint).weights["head.bias"].astype(float)
     losses = np.log(np.exp(bias).sum()) - bias[[0, 10, 10, 5, 5, 5]]
     assert found["raw"]["loss"] == pytest.approx(losses.mean(), rel=1e-6)
-    note = f"{tmp_path / 'v2'}: classes are matched as ImageNet's indices: 3 of the checkpoint's 1000 are there, all compete"
+    note = f"{tmp_path / 'v2'}: classes are matched as ImageNet's indices; the data have 3 of the checkpoint's 1000 classes, all outputs compete"
     assert note in capsys.readouterr().err and found["classes"] == note
 
 

@@ -109,6 +109,6 @@ class EventFile:
     def _give_up(self, error: OSError) -> None:
         self._writer = None
         self.say(
-            f"{self.folder}: the event file for TensorBoard cannot be written ({error.strerror or error}); training goes on "
+            f"{self.folder}: the event file for TensorBoard cannot be written ({error.strerror or error}); training continues "
             "without it, and the next start writes it from the history"
         )

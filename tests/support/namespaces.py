@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a veth pair, each with an address of its own."""
+"""Two hosts on one machine: network namespaces joined by a veth pair, each with its own address."""
 
 from __future__ import annotations
 
