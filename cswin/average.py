@@ -1,6 +1,5 @@
 """The uniform average of checkpoints: stochastic weight averaging along one training (Izmailov et al., arXiv 1803.05407), a uniform
-model soup over several (Wortsman et al., arXiv 2203.05482). The network has no batch normalisation whose statistics would have to be
-computed again."""
+model soup over several (Wortsman et al., arXiv 2203.05482). Without batch normalisation there are no statistics to recompute."""
 
 from __future__ import annotations
 

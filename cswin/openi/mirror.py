@@ -5,8 +5,7 @@ all (see `storage`). A state needs a history that is at least as long as the sta
 other files are copied, then these states, and older states are removed last. The trainer decides whether a state is undamaged and
 belongs to the configuration; it has two states of each folder.
 
-The next job restores only files that no rule of the workflow makes. From these the trainer resumes, or writes a complete stage's
-files again.
+The next job restores only files that no rule makes. From these the trainer resumes, or writes a complete stage's files again.
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ class StateFolder:
         """Write a state; in the background unless told otherwise.
 
         Raises:
-            UserError: if this write, or the previous one in the background, failed (for example on a full disk). Older states are
-                intact.
+            UserError: if this write, or the previous one in the background, failed (full disk). Older states are intact.
         """
         self.wait()
         self._writer = threading.Thread(target=self._write_guarded, args=(state,), name="state-writer")

@@ -16,9 +16,8 @@ class State:
     """A state from which training can be resumed.
 
     Attributes:
-        step: completed optimizer steps on the whole schedule; with `meta["epochs_done"]` the position in the schedule. No state of
-            a random generator is needed: every random number is a function of (seed, epoch, step or sample), see
-            `cswin.data.loader.rng`.
+        step: completed optimizer steps on the whole schedule; with `meta["epochs_done"]` the position in the schedule. It replaces
+            a random state: every random number is a function of (seed, epoch, step or sample), see `cswin.data.loader.rng`.
         arrays: the training step's arrays by name (weights, `moment1.`, `moment2.`, `ema.`, loss scale, counters), and the
             best weights so far with the prefix `best.`.
         meta: completed epochs and the best epoch so far, and the run's own values for resumption. Plain JSON values.

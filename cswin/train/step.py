@@ -1,7 +1,7 @@
 """One optimizer step as one compiled graph: forward, backward, reduction, unscaling, clipping, AdamW, EMA.
 
-Everything that changes from step to step (weights, moments, EMA, loss scale, counters) is a parameter of the cell. So the host
-sends only the batch and reads nothing back, and a saved state consists of the cell's parameters.
+All values that change (weights, moments, EMA, loss scale, counters) are parameters of the cell. So the host sends only the batch and
+reads nothing back, and a saved state consists of the cell's parameters.
 """
 
 from __future__ import annotations
