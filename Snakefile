@@ -6,7 +6,7 @@ from cswin.workflow.internals import Internals
 min_version("9.0")
 SNAKEMAKE = Internals(workflow)
 
-# --configfile replaces the default, it is not merged with it.
+# --configfile replaces the default configuration; the two are not merged.
 if not SNAKEMAKE.config_files:
 
     configfile: "config/config.yaml"
@@ -58,7 +58,7 @@ include: "rules/pages.smk"
 
 
 onstart:
-    told(SESSION.start)
+    without_traceback(SESSION.start)
 
 
 onsuccess:

@@ -1,4 +1,4 @@
-"""Times each step of the data path and a reference for its limit (tar, cp, plain reads of the same bytes), with peak memory.
+"""Times each step of the data path and a reference for its limit (tar, cp, plain reads of the same bytes), and its peak memory.
 
     python benchmarks/data.py --images 4000
     python benchmarks/data.py --images 100000 --pixels 32 --repeat 1
@@ -100,8 +100,8 @@ def read_with_mindspore(folder: Path, rows: int) -> Callable[[], object]:
 
     def read() -> int:
         files = [str(path) for path in dataset.shards("train")]
-        source = ds.MindDataset(files, columns_list=["label", "image"], sampler=ds.SubsetSampler(positions))
-        return sum(len(image) for _, image in source.create_tuple_iterator(num_epochs=1, output_numpy=True))
+        reader = ds.MindDataset(files, columns_list=["label", "image"], sampler=ds.SubsetSampler(positions))
+        return sum(len(image) for _, image in reader.create_tuple_iterator(num_epochs=1, output_numpy=True))
 
     return read
 
@@ -132,9 +132,9 @@ def _child(pipe, name: str, arguments: tuple) -> None:
 
 
 def _peak_memory(with_child: bool) -> float:
-    """MB of this process, and of its largest child where it has one that works (rapidgzip).
+    """Peak memory in MB of this process and, with `with_child`, of its largest child (rapidgzip).
 
-    Not ru_maxrss for itself, which begins with that of the process it was started by; for a child it is therefore an upper bound.
+    ru_maxrss starts at the value of the parent process. So it is not used for this process, and is an upper bound for the child.
     """
     status = Path("/proc/self/status").read_text()
     own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -163,7 +163,7 @@ def run(name: str, *arguments: object) -> Cost:
 
 
 def shell(line: str, written: Path) -> Cost:
-    """Programs of the system, and the flush of what they have written."""
+    """The cost of a shell command, including the flush of its output to the disk."""
     before, start = _cpu(), time.perf_counter()
     subprocess.run(f"{line} && sync -f {written}", shell=True, check=True, stdout=subprocess.DEVNULL)
     return Cost(time.perf_counter() - start, _cpu() - before, 0)
@@ -249,7 +249,7 @@ class Report:
 
 
 def assemble(folder: Path) -> None:
-    """The val shard, which is not timed, and dataset.json."""
+    """Make the val shard, which is not timed, and dataset.json."""
     from cswin.data.store.assemble import write_dataset
 
     run("convert", folder, "val")
@@ -271,7 +271,7 @@ class Benchmark:
         )
 
     def turns(self, reads: Path, *functions: Callable[[], Cost]) -> list[list[Cost]]:
-        """Calls the functions alternately, as often as requested; `reads` is dropped from the page cache before, if requested."""
+        """Call the functions alternately, --repeat times each; with --cold `reads` is dropped from the page cache before each call."""
         costs: list[list[Cost]] = [[] for _ in functions]
         for _ in range(self.args.repeat):
             for function, measured in zip(functions, costs, strict=True):
@@ -281,7 +281,7 @@ class Benchmark:
         return costs
 
     def extraction(self, name: str, flags: str) -> None:
-        """tar.gz or tar beside tar."""
+        """Time the extraction of an archive, and `tar` as its limit."""
         archive, limit = self.folder / name, self.folder / "limit"
         ours, theirs = self.turns(
             archive,
@@ -291,7 +291,7 @@ class Benchmark:
         self.report.line(f"extract {name}", ours, f"tar {flags}", theirs)
 
     def conversion(self) -> float:
-        """Manifest, then one shard beside copying; the share of the images that is train."""
+        """Time the manifest, then one shard and copying as its limit. Returns the share of the training images."""
         images, limit = self.folder / "images", self.folder / "limit"
         for threads in sorted({1, self.args.workers}):
             (costs,) = self.turns(images, lambda threads=threads: run("manifest", self.folder, threads))
@@ -310,7 +310,7 @@ class Benchmark:
         return share
 
     def reading(self, share: float) -> None:
-        """Verification, and rows in random order beside plain reads and MindDataset."""
+        """Time the verification, and rows in random order with plain reads and MindDataset as references."""
         shards, rows = self.folder / "shards", round(share * self.args.images)
         assemble(self.folder)
         (costs,) = self.turns(shards, lambda: run("verify", self.folder))

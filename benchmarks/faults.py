@@ -1,4 +1,4 @@
-"""Interrupts the workflow repeatedly and shows the cost: kills survived, states damaged and recovered, steps lost, seconds to the
+"""Interrupts the workflow repeatedly and prints the cost: kills survived, states damaged and recovered, steps lost, seconds to the
 first resumed step.
 
     python benchmarks/faults.py --like FOLDER [--each 8] [--seed 0]
@@ -6,9 +6,9 @@ first resumed step.
 FOLDER is a finished run of the workflow (`snakemake` in a copy of this project). It is copied, without the results of later stages,
 to a temporary folder. There `snakemake` trains the first stage again (--forcerun) and then the others. Each stage is interrupted
 `--each` times by SIGKILL: at random times after the command, after random numbers of steps, while a state is written, in
-validation, while the checkpoint is written; of the whole process group, the trainer alone or snakemake alone. In addition each
-stage gets one signal that asks the trainer to stop. After some kills the newest state is damaged, and once the folder moves to
-another place and, as seen by the lease, to another machine. Each time `snakemake --unlock`, if needed, and the same command follow.
+validation, while the checkpoint is written. The victim is the whole process group, only the trainer, or only snakemake. In addition,
+each trainer is asked to stop once, by a signal. After some kills the newest state is damaged, and once the folder is moved to another
+path and, as far as the lease can see, to another machine. Each time `snakemake --unlock`, if needed, and the same command follow.
 At the end the checkpoints must be bit-identical to those of the finished run, and the histories must have each step once.
 """
 
@@ -33,7 +33,7 @@ from pathlib import Path
 import yaml
 
 COPIED = ("Snakefile", "rules", "config", "profiles", "data", ".snakemake/metadata")
-MOMENTS = (  # of each stage, in this order; every third stage begins anew
+MOMENTS = (  # of each stage, in this order; from the fourth stage on they are repeated
     ("steps", "time", "stop", "time", "saving", "time", "validation", "checkpoint"),
     ("steps", "time", "saving", "time", "stop", "time", "steps", "validation"),
     ("time", "steps", "time", "stop", "saving", "time", "checkpoint", "time"),
@@ -41,8 +41,8 @@ MOMENTS = (  # of each stage, in this order; every third stage begins anew
 VICTIMS = ("group", "trainer", "group", "snakemake", "group")
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DAMAGES = ("a changed byte", "cut off", "empty")
-LATEST = 10.0  # seconds after the command at which a kill at a random time comes
-SPEED = {"save_minutes": 0.01, "log_every": 1, "lease_timeout": 5.0}  # not a reason to train again
+LATEST = 10.0  # seconds after the command: the latest random time of a kill
+SPEED = {"save_minutes": 0.01, "log_every": 1, "lease_timeout": 5.0}  # these changes cause no training
 POLL = 0.01
 
 
@@ -51,13 +51,13 @@ class Kill:
     """One interruption and its result.
 
     Attributes:
-        stage: the stage that it was meant for.
-        moment: the event after which it came.
-        victim: what was killed: group, trainer or snakemake; or the signal by which the trainer was asked to stop.
-        started: seconds from the command to the first step that was done; None if it was killed before.
-        lost: steps that were done and are not in the newest state.
-        lost_seconds: how long they had taken.
-        damaged: how the newest state was damaged afterwards, if it was.
+        stage: the interrupted stage.
+        moment: the event that triggered it.
+        victim: what was killed: group, trainer or snakemake; or the signal that asked the trainer to stop.
+        started: seconds from the command to the first completed step; None if it was killed before.
+        lost: completed steps that are not in the newest state.
+        lost_seconds: the time that they had taken.
+        damaged: how the newest state was damaged afterwards; None if it was not.
     """
 
     stage: str
@@ -86,7 +86,7 @@ class Report:
     seconds: float = 0.0
 
     def lines(self) -> Iterator[str]:
-        """The figures, one a line."""
+        """The figures, one per line."""
         kills, stops = ([kill for kill in self.kills if kill.stop == asked] for asked in (False, True))
         victims = {name: sum(kill.victim == name for kill in kills) for name in dict.fromkeys(VICTIMS)}
         started = [kill.started for kill in self.kills if kill.started is not None]
@@ -100,7 +100,7 @@ class Report:
         )
         yield f"stops on request: {', '.join(kill.victim for kill in stops)}; steps lost: {sum(kill.lost for kill in stops)}"
         yield f"states damaged: {len(damaged)} ({', '.join(damaged)}), recovered from the one before: {self.recovered}"
-        yield f"second trainers turned away: {self.refused}; moved to another place: {self.moved}"
+        yield f"second trainers refused: {self.refused}; moved to another folder: {self.moved}"
         if started:
             low, middle, high = min(started), statistics.median(started), max(started)
             yield f"from the command to the first step: median {middle:.1f} s, {low:.1f} to {high:.1f}"
@@ -113,21 +113,21 @@ class Report:
 
 
 class Interruptions:
-    """The workflow in a folder of its own, trained with interruptions.
+    """The workflow in a separate folder, trained with interruptions.
 
     Args:
         like: a finished run of the same configuration, not changed.
         folder: made; receives the run.
-        chance: decides moments, victims and damages.
+        chance: random generator for moments and damages.
         say: receives a line per kill.
     """
 
     def __init__(self, like: Path, folder: Path, chance: random.Random, say: Callable[[str], None] = print):
         self.like, self.folder, self.chance, self.say = Path(like), Path(folder), chance, say
         for part in COPIED:
-            source, target = self.like / part, self.folder / part
+            original, target = self.like / part, self.folder / part
             target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+            (shutil.copytree if original.is_dir() else shutil.copy2)(original, target)
         config = self.folder / "config/config.yaml"
         settings = yaml.safe_load(config.read_text())
         settings["runtime"] |= SPEED
@@ -139,7 +139,7 @@ class Interruptions:
         self.report, self._output = Report(), self.folder.with_name(f"{self.folder.name}.txt")
 
     def train(self, each: int) -> Report:
-        """Train all stages, each with so many interruptions, to the end.
+        """Train all stages to the end, with `each` interruptions per stage.
 
         Raises:
             RuntimeError: if the workflow fails without an interruption.
@@ -153,7 +153,7 @@ class Interruptions:
                     stage, moment, (STOPS[position % len(STOPS)].name if moment == "stop" else VICTIMS[count % len(VICTIMS)])
                 )
                 if not self._interrupt(kill, () if count else ("--forcerun", f"train_{stage}")):
-                    break  # all stages went through
+                    break  # the workflow has finished
                 self.report.kills.append(kill)
                 if moment == "steps" or (moment, number) == ("saving", 2):
                     kill.damaged = self._damage(stage)
@@ -166,7 +166,7 @@ class Interruptions:
         return self.report
 
     def snakemake(self, *arguments: str) -> subprocess.Popen:
-        """Start the command in a process group of its own."""
+        """Start the command in its own process group."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         with self._output.open("a") as output:
             return subprocess.Popen(
@@ -175,7 +175,7 @@ class Interruptions:
             )  # fmt: skip
 
     def _interrupt(self, kill: Kill, arguments: tuple[str, ...]) -> bool:
-        """Give the command, wait for the moment, interrupt; False if the workflow came to its end before."""
+        """Start the command, wait for the moment, interrupt; False if the workflow finished before."""
         process = self.snakemake(*arguments)
         try:
             if not self._wait_for_moment(kill, process):
@@ -195,7 +195,7 @@ class Interruptions:
         enough, latest = self.chance.randint(2, 8), began + self.chance.uniform(0.2, LATEST)
         while process.poll() is None:
             now, steps = time.monotonic(), self._steps(kill.stage)
-            if before is None or steps < before:  # cut to the newest state, or begun anew
+            if before is None or steps < before:  # the history was cut to the newest state, or is new
                 before = steps
             if kill.started is None and steps > before:
                 kill.started = now - began
@@ -229,12 +229,12 @@ class Interruptions:
         while self._trainers(process.pid):
             time.sleep(POLL)
         if process.wait(timeout=600) == 0:
-            raise RuntimeError("snakemake took a stopped trainer for a finished one")
+            raise RuntimeError("snakemake reported success although the trainer was stopped")
         if "exit code 75" not in self._attempt_output():
-            self.report.problems.append(f"{kill.stage}: a trainer that was asked to stop did not say so")
+            self.report.problems.append(f"{kill.stage}: a trainer that was asked to stop did not report exit code 75")
 
     def _kill(self, kill: Kill, process: subprocess.Popen) -> None:
-        """Kill, and leave nothing running."""
+        """Kill the victim, then end all remaining processes."""
         from cswin.run.lease import holder
 
         trainers = self._trainers(process.pid)
@@ -242,7 +242,7 @@ class Interruptions:
             for pid in trainers:
                 os.kill(pid, signal.SIGKILL)
             if process.wait(timeout=600) == 0:
-                raise RuntimeError("snakemake took a killed trainer for a finished one")
+                raise RuntimeError("snakemake reported success although the trainer was killed")
             return
         if kill.victim == "snakemake":
             process.kill()
@@ -257,7 +257,7 @@ class Interruptions:
         self._unlock()
 
     def _try_beside(self, trainers: list[int]) -> None:
-        """With a trainer still alive, the same command must be turned away; it is paused, so that it cannot end meanwhile."""
+        """While a trainer is alive, the same command must be refused. The trainer is paused, so that it cannot end in between."""
         for pid in trainers:
             os.kill(pid, signal.SIGSTOP)
         self._unlock()
@@ -268,11 +268,11 @@ class Interruptions:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(second.pid, signal.SIGKILL)
         if not failed or "another trainer is at work" not in self._attempt_output():
-            self.report.problems.append("a second trainer was not turned away")
+            self.report.problems.append("a second trainer was not refused")
         self.report.refused += 1
 
     def _move(self) -> None:
-        """Copy the folder to another place with new dates; the lease's holder is alive elsewhere for all that can be seen there."""
+        """Copy the folder to another path with new dates, and change the lease so that its holder seems alive on another machine."""
         moved = self.folder.with_name(f"{self.folder.name}.moved")
         shutil.copytree(self.folder, moved, copy_function=shutil.copyfile)
         shutil.rmtree(self.folder)
@@ -283,7 +283,7 @@ class Interruptions:
         self.report.moved += 1
 
     def _attempt_output(self) -> str:
-        """The end of what the commands said."""
+        """The end of the commands' output."""
         return self._output.read_text(errors="replace")[-5000:]
 
     def _unlock(self) -> None:
@@ -306,8 +306,8 @@ class Interruptions:
         return [pid for pid, command in self._members(group).items() if b"train" in command and b"--dataset" in command]
 
     def _damage(self, stage: str) -> str | None:
-        """Spoil the newest of at least two states."""
-        self._count_recovered(stage)  # the next one may have the same step, and its name
+        """Damage the newest of at least two states."""
+        self._count_recovered(stage)  # the next damaged state may have the same step, and so the same name
         states = sorted((self.folder / self.run / stage / "state").glob("state-*.safetensors"))
         if len(states) < 2:
             return None
@@ -319,7 +319,7 @@ class Interruptions:
         return how
 
     def _count_recovered(self, stage: str) -> None:
-        """Count the states that a trainer found to be damaged, and take them away."""
+        """Count and remove the states that a trainer found to be damaged."""
         for file in (self.folder / self.run / stage).glob("state*/*.damaged"):
             file.unlink()
             self.report.recovered += 1
@@ -358,7 +358,7 @@ class Interruptions:
             mine, theirs = self.folder / self.run / stage, self.like / self.run / stage
             self.report.problems += [f"{stage}: {text}" for text in compare(mine, theirs)]
             aside = len(list(mine.glob("state.*")))
-            if aside != (position == 0):  # the forced one began anew, once; no other state was ever given up
+            if aside != (position == 0):  # only the forced stage has set a state aside, once
                 self.report.problems.append(f"{stage}: {aside} states set aside")
             self._count_recovered(stage)
             attempts = map(json.loads, (mine / "attempts.jsonl").read_text().splitlines())
@@ -366,7 +366,7 @@ class Interruptions:
 
 
 def compare(mine: Path, theirs: Path) -> list[str]:
-    """Differences between two folders of a stage: tensors of the checkpoints, and what the histories say of steps and epochs."""
+    """Differences between two folders of a stage: tensors of the checkpoints, and rows of the histories."""
     from cswin.checkpoint import load_checkpoint
     from cswin.run.history import read_history
 
@@ -386,7 +386,7 @@ def _same(a, b) -> bool:
 
 
 def _lasting(row: dict) -> dict:
-    """A row without what depends on speed and the clock."""
+    """A row without the values that depend on speed and time."""
     return {key: value for key, value in row.items() if key not in ("images_per_s", "wait", "seconds", "time")}
 
 

@@ -1,11 +1,11 @@
-"""Images per second of the whole training pipeline, from MindRecord to mixed batches, and where the time goes.
+"""Images per second of the whole training pipeline, from MindRecord to mixed batches, and the time of each operation.
 
     python benchmarks/loader.py                     # threads and processes, 1 to all cores
     python benchmarks/loader.py --workers 8 --kind process --batches 40
 
 The images are generated: a few hundred JPEGs of 500 x 375 pixels and about 110 KB (ImageNet's average), cut from the two
-photographs that come with scikit-learn, enlarged, with some grain. They are converted to MindRecord once, in --folder. The speed
-of a shared machine varies, so each round also times decoding alone: compare the share of this limit.
+photographs in scikit-learn, enlarged, with some grain. They are converted to MindRecord once, in --folder. The speed of a shared
+machine varies, so each round also times decoding alone, which is the limit: compare the shares of this limit.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ ORDERS = {"report": {}, "paper": {"interpolation": "random", "erase": "after_mix
 
 
 def photographs(count: int) -> Iterator[bytes]:
-    """`count` different JPEGs of the usual size, quality chosen so that their sizes vary about the average."""
+    """`count` different JPEGs; their quality is chosen so that the file sizes vary around the average."""
     from sklearn.datasets import load_sample_images
 
-    sources = [Image.fromarray(image) for image in load_sample_images().images]
+    originals = [Image.fromarray(image) for image in load_sample_images().images]
     rng = np.random.default_rng(0)
     for number in range(count):
-        source = sources[number % len(sources)]
-        height = int(rng.integers(300, source.height + 1))
+        photo = originals[number % len(originals)]
+        height = int(rng.integers(300, photo.height + 1))
         width = height * WIDTH // HEIGHT
-        left, top = (int(rng.integers(0, free + 1)) for free in (source.width - width, source.height - height))
-        image = source.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        left, top = (int(rng.integers(0, free + 1)) for free in (photo.width - width, photo.height - height))
+        image = photo.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         grain = rng.normal(0, GRAIN, (HEIGHT, WIDTH, 1))
         image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
         yield encode(image, int(np.clip(rng.normal(BYTES, SPREAD), 50_000, 200_000)))
 
 
 def encode(image: Image.Image, size: int) -> bytes:
-    """At the best quality that stays below `size` bytes."""
+    """JPEG with the best quality below `size` bytes."""
     low, high, best = 30, 99, b""
     while low <= high:
         quality, buffer = (low + high) // 2, io.BytesIO()
@@ -76,7 +76,7 @@ def encode(image: Image.Image, size: int) -> bytes:
 
 
 def dataset(folder: Path, images: int) -> Dataset:
-    """The images in MindRecord; made where they are not there yet."""
+    """The dataset of the images; made if it does not exist."""
     folder = folder / f"photographs-{images}"
     result, rows, summary = (folder / name for name in ("dataset.json", "manifest.csv.gz", "manifest.json"))
     if not result.exists():
@@ -131,7 +131,7 @@ def cpu_seconds() -> float:
 
 
 def pipeline_rate(data: Dataset, kind: str, workers: int, args: argparse.Namespace, order: str) -> Rate:
-    """The loader; the start of the workers is part of it."""
+    """The rate of the loader, including the start of the workers."""
     batch, batches = args.batch, args.batches
     loader = TrainLoader(data, *stage(kind, workers, batch, order))
     loader.positions = np.tile(loader.positions, -(-batches * batch // len(loader.positions)))  # a long epoch, not several
@@ -140,7 +140,7 @@ def pipeline_rate(data: Dataset, kind: str, workers: int, args: argparse.Namespa
 
 
 def decode_rate(rows: list[bytes], workers: int) -> Rate:
-    """Decoding alone, on threads (it happens outside of Python's lock): the machine's limit."""
+    """The rate of decoding alone, on threads (outside Python's global lock): the limit of the machine."""
     with ThreadPoolExecutor(workers) as pool:
         return measured(len(rows), lambda: deque(pool.map(simplejpeg.decode_jpeg, rows), maxlen=0))
 
@@ -170,7 +170,7 @@ def breakdown(data: Dataset, batch: int, epochs: int) -> dict[str, float]:
         labels[number % batch] = label
         clock.lap("normalise, erase")
         if number % batch == batch - 1:
-            apply_mixup(images, labels, loader.mix_plan(0, number // batch), CLASSES, 0.1)
+            apply_mixup(images, labels, loader.mixing(0, number // batch), CLASSES, 0.1)
             clock.lap("mix")
     return {name: 1000 * seconds / count for name, seconds in clock.seconds.items()}
 

@@ -4,9 +4,9 @@
 
 The training step is the project's own (`cswin.train.step.TrainStep`: forward, backward, clipping, AdamW, EMA), in graph mode;
 `compile` is the time of its first call minus that of a later one. The reference is the float32 product of two 2048 x 2048 matrices,
-NumPy's or MindSpore's, whichever is faster (NumPy's library does not know every processor). It is timed between the repetitions in
-the same process and averaged, so a busy machine slows both: compare the ratios. Operations are counted as by `cswin profile`, two
-    per multiply-accumulate; a step counts as three forward passes.
+NumPy's or MindSpore's, whichever is faster (NumPy's library does not recognise every processor). It is timed between the repetitions
+in the same process and averaged, so a busy machine slows both: compare the ratios. Operations are counted as by `cswin profile`, two
+per multiply-accumulate; a step counts as three forward passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cswin.model.variants import variant
 from cswin.profile import LEVEL_BYTES, profile
 
 REPORT = Path(__file__).parents[1] / "config" / "imagenet" / "report_small_224.yaml"
-YARDSTICK = 2048  # side of the matrices: large enough that any BLAS reaches its best
+YARDSTICK = 2048  # side of the matrices: large enough for the full speed of any BLAS
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def matrix_products() -> tuple[Callable[[], object], ...]:
 
     @ms.jit
     def product(b):
-        return matmul(b, b)[0, 0]  # one number is brought back
+        return matmul(b, b)[0, 0]  # only one number is copied back
 
     return lambda: a @ a, lambda: product(b).asnumpy()
 
@@ -94,7 +94,7 @@ def measure(name: str, operations: float, function: Callable[[], object], repeat
 
 
 def by_operation(function: Callable[[], object], repeat: int) -> list[tuple[str, int, float]]:
-    """Kind of operation, number of them, milliseconds of one call: of each operation the shortest of the repetitions."""
+    """Kind of operation, their number, milliseconds per call; for each operation the shortest time of the repetitions."""
     from mindspore import profiler
 
     totals = defaultdict(lambda: [0, 0.0])
@@ -113,7 +113,7 @@ def by_operation(function: Callable[[], object], repeat: int) -> list[tuple[str,
 
 
 def print_operations(rows: list[tuple[str, int, float]]) -> None:
-    """The kinds that take 1 % or more, and the rest together."""
+    """Print the kinds that take 1 % or more, and the sum of the others."""
     whole = sum(milliseconds for _, _, milliseconds in rows)
     shown = [row for row in rows if row[2] >= 0.01 * whole]
     rest = [row for row in rows if row[2] < 0.01 * whole]

@@ -1,5 +1,5 @@
 """The uniform average of checkpoints: stochastic weight averaging along one training (Izmailov et al., arXiv 1803.05407), a uniform
-model soup over several (Wortsman et al., arXiv 2203.05482). Without batch normalisation nothing has to be computed anew."""
+model soup over several (Wortsman et al., arXiv 2203.05482). Without batch normalisation there are no statistics to recompute."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
 
 
 def _differences(checkpoint: Checkpoint, first: Checkpoint) -> list[str]:
-    """What keeps two checkpoints from being averaged: value of the one, not that of the first."""
+    """The differences that prevent averaging, each as: value of this checkpoint, not that of the first."""
     found, wanted = checkpoint.record, first.record
     problems = found.architecture.differences(wanted.architecture)
     pairs = zip(found.class_names, wanted.class_names, strict=False)

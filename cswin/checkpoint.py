@@ -97,10 +97,10 @@ class Checkpoint:
 
         Args:
             which: its name; None: the set by which the epoch was selected (evaluation.select_by of the configuration that trained
-                the checkpoint), else the moving average where there is one.
+                the checkpoint); without this key the moving average if there is one.
 
         Raises:
-            UserError: if the checkpoint has no moving average and it was asked for.
+            UserError: if `which` is ema and the checkpoint has no moving average.
         """
         if self.ema is None:
             if which == "ema":
@@ -168,7 +168,7 @@ def parse_checkpoint(path: Path, tensors: dict[str, np.ndarray], text: str | Non
 
 
 def fitting_weights(weights: Mapping[str, np.ndarray], found: Architecture, wanted: Architecture,
-                    free: Iterable[str] = (), source: str | Path = "the checkpoint") -> dict[str, np.ndarray]:  # fmt: skip
+                    free: Iterable[str] = (), file: str | Path = "the checkpoint") -> dict[str, np.ndarray]:  # fmt: skip
     """The weights that a network takes from a checkpoint: all, or all except the head if it has other classes.
 
     Args:
@@ -177,21 +177,21 @@ def fitting_weights(weights: Mapping[str, np.ndarray], found: Architecture, want
         wanted: the architecture of the network.
         free: fields that may differ: `num_classes` (then the head is left out), `image_size` and `split_size` (they do not affect
             the shapes of parameters, but the function of the network).
-        source: the file, for error messages.
+        file: its name, for error messages.
 
     Raises:
         UserError: if the architectures differ (with the keys) or parameters are missing, surplus or misshapen (with the names).
     """
     differences = [d for d in found.differences(wanted) if d.split(":")[0] not in free]
     if differences:
-        raise UserError(f"{source}: holds another architecture than the network: " + "; ".join(differences))
+        raise UserError(f"{file}: holds another architecture than the network: " + "; ".join(differences))
     shapes = Layout.of(found).shapes
-    check_parameters({name: value.shape for name, value in weights.items()}, shapes, source)
+    check_parameters({name: value.shape for name, value in weights.items()}, shapes, file)
     left_out = HEAD if found.num_classes != wanted.num_classes else ()
     return {name: weights[name] for name in shapes if name not in left_out}
 
 
-def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str | Path = "the checkpoint") -> None:
+def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], file: str | Path = "the checkpoint") -> None:
     """Compare names and shapes.
 
     Raises:
@@ -205,7 +205,7 @@ def check_parameters(found: Mapping[str, tuple], wanted: Mapping[str, tuple], so
     }  # fmt: skip
     lines = [f"{len(names)} {kind}:{_listing(names)}" for kind, names in problems.items() if names]
     if lines:
-        raise UserError(f"{source}: its parameters do not fit the architecture, nothing was changed\n" + "\n".join(lines))
+        raise UserError(f"{file}: its parameters do not fit the architecture, nothing was changed\n" + "\n".join(lines))
 
 
 def _listing(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of classes: those of ImageNet-1K, lists from files, and which class of the data is which output of a checkpoint."""
+"""Names of classes: those of ImageNet-1K, lists in files, and matching the classes of data with the outputs of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def imagenet_words() -> dict[str, str]:
 
 
 def words(name: str) -> str:
-    """What a class is called: the words of an ImageNet WNID, any other name as it is."""
+    """The readable name of a class: the words of an ImageNet WNID, any other name unchanged."""
     return imagenet_words().get(name, name)
 
 
@@ -44,7 +44,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if path.suffix in SUFFIXES:
         return load_checkpoint(path).record.class_names
     try:
-        text = path.read_text(encoding="utf-8-sig")  # line ends of every system
+        text = path.read_text(encoding="utf-8-sig")  # accepts a byte order mark and the line ends of every system
         if path.suffix == ".json":
             return tuple(map(str, json.loads(text)["class_names"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -57,45 +57,49 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def match_classes(found: Sequence[str], known: Sequence[str], place: str | Path) -> tuple[dict[str, int], str | None]:
-    """Which class of some data is which output of a checkpoint.
+    """Match the classes of data with the outputs of a checkpoint.
 
-    By name; where the checkpoint has the classes of ImageNet-1K and those of the data are numbers, as ImageNet's indices.
+    Classes are matched by name. If the checkpoint has the classes of ImageNet-1K and the data's classes are numbers, the numbers are
+    ImageNet's indices.
 
     Args:
-        found: names of the data's classes, each once.
+        found: names of the data's classes, without repetition.
         known: names of the checkpoint's outputs.
-        place: the data, named in errors.
+        place: the data, for error messages.
 
     Returns:
-        Outputs by the names of the data's classes, and what was done in one line; None: the names are the same in the same order.
-        A class that the checkpoint does not know is left out where all that it knows are there.
+        Outputs by the names of the data's classes, and one line on what was done (None if names and order are the same). Classes that
+        the checkpoint does not have are left out if the data have all of the checkpoint's classes.
 
     Raises:
-        UserError: if some names of the data, and some of the checkpoint's, have no counterpart; if names are not unique.
+        UserError: if some names of the data and some of the checkpoint have no counterpart, or if names are not unique.
     """
     outputs = {name: output for output, name in enumerate(known)}
     by_number = _imagenet_numbers(found, outputs)
     labels = by_number or {name: outputs[name] for name in found if name in outputs}
     twice = sorted(name for name, count in Counter(known).items() if count > 1 and name in labels)
     if twice:
-        raise UserError(f"{place}: the checkpoint has several outputs of the name {listed(twice)}, so classes cannot be told by their "
-                        "names; give it other ones: cswin convert-weights --class-names FILE")  # fmt: skip
+        raise UserError(f"{place}: the checkpoint has several outputs of the name {listed(twice)}, so classes cannot be matched by "
+                        "name; give them unique names: cswin convert-weights --class-names FILE")  # fmt: skip
     strange = [name for name in found if name not in labels]
     if strange and (len(labels) < len(known) or not labels):
-        raise UserError(f"{place}: holds classes that the checkpoint does not know: {listed(sorted(strange))}; it knows "
+        raise UserError(f"{place}: holds classes that the checkpoint does not have: {listed(sorted(strange))}; it has "
                         f"{listed(list(known))}{_hint(strange, known)}")  # fmt: skip
     if strange:
         return labels, (f"{place}: {len(strange)} of its {len(found)} classes are not among the checkpoint's {len(known)}: their images "
                         f"are left out ({listed(sorted(strange))})")  # fmt: skip
     how = "classes are matched as ImageNet's indices" if by_number else "classes are matched by name"
     if len(labels) < len(known):
-        return labels, f"{place}: {how}: {len(labels)} of the checkpoint's {len(known)} are there, all compete"
+        return (
+            labels,
+            f"{place}: {how}; the data have {len(labels)} of the checkpoint's {len(known)} classes, all outputs compete",
+        )
     in_order = list(labels.values()) == list(range(len(known)))
     return labels, None if in_order and not by_number else f"{place}: {how}"
 
 
 def _imagenet_numbers(found: Sequence[str], outputs: dict[str, int]) -> dict[str, int]:
-    """Outputs by name where all names are indices of ImageNet-1K's classes, which the checkpoint has; else nothing."""
+    """Outputs by name if the checkpoint has the classes of ImageNet-1K and all names are their indices; otherwise empty."""
     wnids = list(imagenet_words())
     if outputs.keys() != set(wnids) or not all(re.fullmatch("0*[0-9]{1,3}", name) for name in found):
         return {}
@@ -105,7 +109,5 @@ def _imagenet_numbers(found: Sequence[str], outputs: dict[str, int]) -> dict[str
 
 def _hint(strange: Sequence[str], known: Sequence[str]) -> str:
     if set(strange) <= imagenet_words().keys() and tuple(known) == numbers(len(known)):
-        return (
-            "; its outputs have numbers for names: `cswin convert-weights` names them, also in a file that was converted before"
-        )
+        return "; the names of its outputs are numbers: `cswin convert-weights` names them, also in a converted file"
     return ""

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0: done; 2: an error that the user can fix, named on stderr; 130: ended by Ctrl-C; other codes depend on the command.
     """
-    os.environ.setdefault("GLOG_v", "3")  # of MindSpore's messages, only errors
+    os.environ.setdefault("GLOG_v", "3")  # only errors of MindSpore
     if unused := prepare_environment():
         print(f"cswin: {', '.join(unused)} is set and not used (docs/ascend.md)", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of any language, in a terminal of any encoding
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"cswin {args.command}: {where}{error.strerror} (df -h); free some and give the same command again", file=sys.stderr
+            f"cswin {args.command}: {where}{error.strerror} (df -h); free space and give the same command again",
+            file=sys.stderr,
         )
         return EXIT_USER
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Loops over numbers, compiled by numba for the current machine.
 
-A kernel is compiled at its first call with arguments of a kind (seconds for all kernels together) and kept on disk: in __pycache__
-beside its source, in the user's cache folder if that is read-only, or in NUMBA_CACHE_DIR. If no folder is writable, each process
+A kernel is compiled at its first call with arguments of a type (seconds for all kernels together) and kept on disk: in __pycache__
+beside its module, in the user's cache folder if that is read-only, or in NUMBA_CACHE_DIR. If no folder is writable, each process
 compiles for itself. Kernels run outside Python's global lock, so threads run in parallel. Floating-point operations are neither
 fused nor reordered, so the results are bit-identical on every machine, unless a kernel allows more.
 """

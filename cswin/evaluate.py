@@ -45,30 +45,30 @@ def judge(predictor: Predictor, weight_sets: Mapping[str, Any], batches: Iterabl
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, source: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
+    checkpoint: Checkpoint, labelled: Labelled, preprocessing: Preprocessing, runtime: Runtime, ranks: Ranks, backend: Backend
 ) -> dict[str, Predictions]:
     """Predictions of a checkpoint's raw weights ("raw") and, if it has one, of their moving average ("ema").
 
     Args:
         checkpoint: what to evaluate.
-        source: labelled images; the predictions are in its order.
+        labelled: the images; the predictions are in its order.
         preprocessing: that of the checkpoint, possibly with another crop.
         runtime: batch size and workers.
         ranks: the processes that share the images; each one returns all predictions.
         backend: the started backend of the device.
 
     Raises:
-        RuntimeError: if not every image of the source was evaluated exactly once.
+        RuntimeError: if not every labelled image was evaluated exactly once.
     """
     task = EvalTask(EvalTransform(preprocessing))
     predictor = Predictor(checkpoint.record.architecture, runtime.eval_batch_size, backend=backend)
     predictor.compile_cached(runtime.caches_graphs)
     weight_sets = {"raw": checkpoint.weights} | ({} if checkpoint.ema is None else {"ema": checkpoint.ema})
-    batches = eval_batches(source.rows(ranks.part), task, runtime)
+    batches = eval_batches(labelled.rows(ranks.part), task, runtime)
     results = {which: gathered(found, ranks) for which, found in judge(predictor, weight_sets, batches).items()}
     for which, predictions in results.items():
-        if source.images is not None and len(predictions.labels) != source.images:
-            raise RuntimeError(f"{which}: {len(predictions.labels)} of {source.images} images were judged")
+        if labelled.images is not None and len(predictions.labels) != labelled.images:
+            raise RuntimeError(f"{which}: {len(predictions.labels)} of {labelled.images} images were judged")
     return results
 
 

@@ -1,6 +1,6 @@
-"""Where everything of a run and of a dataset lies: each path once. Rules and package take their paths from here.
+"""The paths of all files of a run and of a dataset, for the rules and the package.
 
-Nothing is read or made. A stage's or a shard's name may be one of Snakemake's wildcards (`{stage}`).
+Nothing is read or written here. The name of a stage or a shard may be one of Snakemake's wildcards (`{stage}`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 RESULTS = Path("results")  # of all runs, in the workflow's folder
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
-AT_WORK = Path(".snakemake/at_work.json")  # locked, and names the process, as long as a snakemake runs jobs in the folder
-IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # no stage can have one of these names
+AT_WORK = Path(".snakemake/at_work.json")  # locked while a snakemake runs jobs in the folder; names its process
+IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # reserved: no stage can have these names
 CHECKPOINT, RECORD, STATE = "checkpoint.safetensors", "record.json", "state"  # in a stage's folder
 HISTORY, ATTEMPTS = "history.jsonl", "attempts.jsonl"
-DATASET, PLAN = "dataset.json", "plan.json"  # in a dataset's folder; a plan is in each folder of shards as well
+DATASET, PLAN = "dataset.json", "plan.json"  # in a dataset's folder; each folder of shards has its own plan.json too
 
 
 def _named(name: str) -> property:
@@ -82,7 +82,7 @@ class RunLayout:
         return self.folder / f"{name}.html"
 
     def log(self, job: str) -> Path:
-        """What a job printed."""
+        """The log of a job."""
         return self.folder / "logs" / f"{job}.log"
 
     @property
@@ -91,7 +91,7 @@ class RunLayout:
         return [self.table_csv, self.table_markdown, self.table_json]
 
 
-LAST = RunLayout(RESULTS)  # the tables of the run that was finished last
+LAST = RunLayout(RESULTS)  # the tables of the last finished run
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ class DataLayout:
 
     folder: Path
 
-    digits = _named("digits.tar.gz")  # the embedded images, packed like ImageNet
+    digits = _named("digits.tar.gz")  # the digits of scikit-learn in the layout of ImageNet
     images = _named("images")
     extracted = _named("extracted.json")
-    fingerprint = _named("folder.json")  # of a folder of one's own
+    fingerprint = _named("folder.json")  # names, sizes and dates of the files of a user's own folder
     rows = _named("manifest.csv.gz")
     manifest = _named("manifest.json")
     bad_images = _named("bad_images.csv")
     dataset = _named(DATASET)
-    converted = _named("converted.json")  # which images were converted, whatever the size of the shards
+    converted = _named("converted.json")  # hash of the converted images; does not depend on the shard size
     plan = _named(PLAN)
 
     def shards(self, shard_mb: int) -> Path:
@@ -120,5 +120,5 @@ class DataLayout:
         return self.folder / "shards" / f"{shard_mb}MiB"
 
     def log(self, job: str) -> Path:
-        """What a job printed."""
+        """The log of a job."""
         return self.folder / "logs" / f"{job}.log"

@@ -137,7 +137,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     files without one that begin like an image. Each once, folders in sorted order. Hidden files and folders inside are left out.
 
     Returns:
-        The images, and the files in folders that were passed over.
+        The images, and the files in folders that were ignored.
 
     Raises:
         UserError: if a folder has no image.
@@ -156,7 +156,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Visible files; a folder that links lead to twice, or into itself, is read once."""
+    """Visible files. Links are followed, but each folder is read only once."""
 
     def refuse(error: OSError) -> None:
         raise UserError(
@@ -174,11 +174,11 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(file: Path, suffixes: Container[str]) -> bool:
-    if file.suffix or not file.is_file():  # to open a pipe would wait for ever
+    if file.suffix or not file.is_file():  # opening a pipe would block
         return file.suffix.lower() in suffixes
     try:
         Image.open(file).close()  # reads the first bytes
-    except Exception:  # no image, or one that Pillow's parsers stumble over
+    except Exception:  # not an image, or an image that Pillow cannot parse
         return False
     return True
 

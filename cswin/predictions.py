@@ -25,8 +25,8 @@ class Predictions:
         labels: (n,) int32.
         top5: (n, k) int32, k = min(5, classes), most probable first.
         losses: (n,) float64, cross-entropy against the label.
-        positions: (n,) int64, position of the image in the storage order of its split (converted dataset), or its number in the
-            order of the source.
+        positions: (n,) int64, position of the image in the storage order of its split (converted dataset), or its number in
+            reading order (folder, archive).
     """
 
     labels: np.ndarray
@@ -85,7 +85,7 @@ def save_predictions(path: Path, results: Mapping[str, Predictions], class_names
     }
     for which, predictions in results.items():
         if not np.array_equal(predictions.positions, any_set.positions):
-            raise ValueError("the two sets of weights saw different images")
+            raise ValueError("the predictions of the two sets of weights are for different images")
         arrays |= {f"{which}_top5": predictions.top5.astype(small), f"{which}_losses": predictions.losses}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

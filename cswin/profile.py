@@ -1,8 +1,8 @@
 """Parameters, multiply-accumulates and memory of an architecture, by formula; needs no MindSpore.
 
-What is counted (the first two as the paper counts, to the unit):
-    parameters: every trained number, biases included.
-    MACs, forward, one image: convolutions (LePE among them), linear layers and both attention products. Biases,
+What is counted (the first two exactly as in the paper):
+    parameters: all trained numbers, including biases.
+    MACs, forward, one image: convolutions (including LePE), linear layers and both attention products. Biases,
         LayerNorm, softmax, GELU, residual sums and pooling are not counted. A training step costs three times as many.
     memory of the weights' copies: float32 at every level; weights, gradients, AdamW's two moments, EMA: five copies.
     memory of activations: what the backward pass reads, each tensor once, in the number format of the operation that
@@ -43,7 +43,7 @@ class Part:
 
 
 def _convolution(name: str, channels: tuple[int, int], kernel: int, sides: tuple[int, int], level: str) -> Part:
-    """A convolution and the LayerNorm behind it; channels and sides (of square images) of what goes in and what comes out."""
+    """A convolution and the LayerNorm after it; channels and sides (of square images) are pairs of input and output."""
     (inputs, outputs), (input_side, side), (product, _) = channels, sides, LEVEL_BYTES[level]
     weights = kernel * kernel * inputs * outputs
     kept = input_side**2 * inputs * product + side**2 * outputs * FLOAT32
@@ -60,7 +60,7 @@ def _stage(arch: Architecture, stage: int, level: str) -> Part:
     biases = 3 * dim + dim + hidden + dim
     parameters = linear + biases + 10 * dim + 2 * 2 * dim  # LePE has 9 weights and a bias per channel; two LayerNorms
     macs = tokens * (linear + 9 * dim + 2 * window * dim)
-    # Softmax's own backward reads float32 probabilities, the product's reads them in its format.
+    # The backward pass of softmax reads the probabilities in float32, that of the product in the product's format.
     row = FLOAT32 if product == FLOAT32 else FLOAT32 + product
     read_by_products = 6 * dim + hidden  # inputs of qkv, proj and fc1; q, k, v; input of fc2
     kept = tokens * (2 * dim * FLOAT32 + read_by_products * product + hidden * stream + heads * window * row)
@@ -89,7 +89,7 @@ def profile(arch: Architecture, level: str = "O0") -> list[Part]:
 
 
 def evaluation_bytes(arch: Architecture, level: str = "O0") -> tuple[int, int]:
-    """Memory of one image in an evaluation: as pixels, by the loader (float32, and bytes); in the network, by the largest block.
+    """Memory of one image in an evaluation, in bytes: pixels in the loader (float32 and uint8), and tensors of the largest block.
 
     The block's tensors are counted as above. A runtime takes more: MindSpore 2.8 on the CPU 2.1 times as much (CSWin-T, 30 MB).
     """

@@ -1,7 +1,7 @@
-"""What a person sees while something long is running: bars in a terminal, plain lines elsewhere.
+"""Progress displays: bars in a terminal, plain lines elsewhere.
 
-A bar is for a terminal alone. Anywhere else (a log file, a cluster job) a line is written every ten seconds, which stays readable
-in `tail -f` and short in a log of days. With a log file both are written.
+Outside a terminal (log file, cluster job) a line is written every ten seconds. This is readable in `tail -f` and keeps the log of a
+long run short. With a log file, a terminal also shows the bar.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINE_SECONDS = 10.0
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as a person writes them: 42s, 7m05s, 3h12m, 8d03h."""
+    """Seconds in readable units: 42s, 7m05s, 3h12m, 8d03h."""
     seconds = int(seconds)
     for unit, size, lower, lower_size in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if seconds >= size:
@@ -29,7 +29,7 @@ def duration_text(seconds: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes in decimal units, as disks are sold: 12 B, 3.4 kB, 150.1 GB."""
+    """Bytes in decimal units, as disks are labelled: 12 B, 3.4 kB, 150.1 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -38,13 +38,13 @@ def size_text(size: float) -> str:
 
 
 class Console:
-    """Where messages and progress go: stderr and, where given, a log file.
+    """Output of messages and progress to stderr and optionally a log file.
 
     Args:
-        log: file that gets everything as plain lines; its folder is made.
-        append: whether an existing log is continued instead of replaced.
-        stream: where a person looks; its `isatty` decides between bars and lines.
-        clock: seconds, monotonic (tests pass their own).
+        log: file that receives everything as plain lines; its folder is created.
+        append: whether to append to an existing log instead of replacing it.
+        stream: the output for the user (default: stderr); its `isatty` decides between bars and lines.
+        clock: monotonic seconds (tests pass their own).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Console:
             self._log = None
 
     def say(self, line: str) -> None:
-        """One line, above a bar if there is one."""
+        """Print a line, above a progress bar if there is one."""
         if self.terminal:
             tqdm.write(line, file=self.stream)
         else:
@@ -86,7 +86,7 @@ class Console:
         self.record(line)
 
     def record(self, line: str) -> None:
-        """One line for the log file alone."""
+        """Write a line to the log file only."""
         if self._log is not None:
             self._log.write(line + "\n")
 
@@ -94,16 +94,16 @@ class Console:
         """The display of one long task.
 
         Args:
-            name: what is running.
-            total: how much there is, in `unit`.
-            unit: "B" for bytes, else a noun in the plural ("images", "steps").
-            done: how much of it was there before this run; it does not count for the speed.
+            name: name of the task.
+            total: total amount, in `unit`.
+            unit: "B" for bytes, otherwise a noun in the plural ("images", "steps").
+            done: amount completed before this start; it does not count for the speed.
         """
         return Progress(self, name, total, unit, done)
 
 
 class Progress:
-    """How far a task is; made by `Console.progress`."""
+    """The progress of a task; created by `Console.progress`."""
 
     def __init__(self, console: Console, name: str, total: int, unit: str, done: int):
         self.console, self.name, self.total, self.unit = console, name, total, unit
@@ -125,7 +125,7 @@ class Progress:
         self.close()
 
     def update(self, amount: int, **details: str) -> None:
-        """`amount` more is done; `details` (name=text) are shown behind the figures until they are replaced."""
+        """`amount` more is complete; `details` (name=text) are shown after the figures until they are replaced."""
         self.done += amount
         self._details.update(details)
         if self._bar is not None:
@@ -138,7 +138,7 @@ class Progress:
             self._write(self.line(now))
 
     def line(self, now: float) -> str:
-        """The state as a plain line."""
+        """The progress as a plain line."""
         seconds = max(now - self._started, 1e-9)
         rate = (self.done - self._begun_at) / seconds
         share = f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
@@ -148,7 +148,7 @@ class Progress:
         return "  ".join([text, *(f"{key} {value}" for key, value in self._details.items())])
 
     def close(self) -> None:
-        """Take the bar away and write the total as one line."""
+        """Remove the bar and write the total as a line."""
         if self._bar is not None:
             self._bar.close()
         seconds = max(self.console.clock() - self._started, 1e-9)

@@ -1,4 +1,4 @@
-"""Which code and which versions made a result."""
+"""The commit of the code, and the versions of the installed packages, for the records of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def git_commit(folder: str | Path | None = None) -> dict | None:
         tracked by git (an installed package, an archive without history) or git does not answer.
     """
     folder = Path(folder) if folder else Path(__file__).parent
-    # An installed package may lie inside somebody else's repository: only tracked code has a commit.
+    # An installed package may be inside another git repository: only tracked code has a commit.
     if not _git(folder, "ls-files"):
         return None
     commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -37,7 +37,7 @@ def git_commit(folder: str | Path | None = None) -> dict | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """git's answer, None if it fails; optional locks off, so that asking never disturbs a commit in progress."""
+    """Output of git, None if it fails. Optional locks are off, so that it never disturbs a commit in progress."""
     try:
         answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60,
                                 env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, check=True)  # fmt: skip
@@ -47,7 +47,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: cswin, python, the packages and CANN, where they are installed."""
+    """Versions of cswin, Python, the packages and CANN, as far as they are installed."""
     found = {"cswin": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def cann_version() -> str | None:
-    """The version that Ascend's toolkit states in its own folder; None where there is none."""
+    """The version in the folder of Ascend's toolkit; None if it is not installed."""
     folders = [os.environ[name] for name in CANN_FOLDERS if os.environ.get(name)] or [CANN_DEFAULT]
     for folder in folders:
         for pattern in CANN_FILES:

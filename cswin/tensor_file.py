@@ -1,4 +1,4 @@
-"""Tensors by name with a text beside them, in a `.ckpt` or `.safetensors` file."""
+"""Named tensors and a text in a `.ckpt` or `.safetensors` file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cswin.errors import UserError
 SUFFIXES = (".ckpt", ".safetensors")
 PYTORCH_SUFFIXES = (".pth", ".pt", ".tar")  # timm writes .pth.tar; see cswin.convert
 RECORD_KEY = "cswin_record"
-REMEDY = "take another copy. A stage's own file: remove it, and the workflow's command makes it again from the stage's state"
+REMEDY = "take another copy. If it is a stage's own file, remove it: the same snakemake command writes it again from the state"
 
 
 def known_suffix(path: Path, suffixes: Iterable[str] = SUFFIXES) -> str:

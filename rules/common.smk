@@ -1,4 +1,4 @@
-"""What the rules share: checked settings, where files are, what jobs ask for. The work behind it is in cswin/workflow."""
+"""Common definitions of the rules: checked settings, paths, resources of jobs. The code is in cswin/workflow."""
 
 from snakemake.exceptions import WorkflowError
 
@@ -10,8 +10,8 @@ from cswin.workflow.resources import launcher, options, time_limit
 from cswin.workflow.session import Session
 
 
-def told(step, *arguments):
-    """Do a step; what a user has to put right is shown by Snakemake without a traceback."""
+def without_traceback(step, *arguments):
+    """Call `step`; Snakemake then shows a UserError without a traceback."""
     try:
         return step(*arguments)
     except UserError as error:
@@ -19,11 +19,11 @@ def told(step, *arguments):
 
 
 shorten_output(SNAKEMAKE)
-SESSION = told(Session, SNAKEMAKE, config)
+SESSION = without_traceback(Session, SNAKEMAKE, config)
 config = SESSION.config
 SETTINGS, JOBS = SESSION.settings, SESSION.resources
 
-# Paths are those of cswin/layout.py. Snakemake's pathvars (`<run>/…`) would spell names again, and are not replaced in params.
+# Paths are those of cswin/layout.py. Snakemake's pathvars (`<run>/…`) would repeat the names, and are not replaced in params.
 RUN, DATA = SESSION.run, SESSION.data
 STAGE = RUN.stage("{stage}")
 STAGES = [RUN.stage(name) for name in SETTINGS.stages]
@@ -37,12 +37,11 @@ PICTURES = [RUN.picture("curves"), RUN.picture("throughput")] + [
 ]
 PAGES = [RUN.page(name) for name in ("table", "configuration", "data", "provenance")]
 
-# How jobs depend on the data. A job that has to run hides all jobs behind it from Snakemake's plan, and those that depend on it only
-# through ancient() are then left out, whatever other reason they have to run: the command succeeds and they were not run. So a file
-# that another job makes is ancient() only beside another output of the same job, that is compared by content: DATA.dataset beside
-# DATA.converted. (tests/workflow/test_plans.py checks every job.)
+# How jobs depend on the data. If a job has to run, Snakemake skips jobs that depend on it only through ancient(), even if they have
+# another reason to run: the command succeeds without them. So an output of another job is ancient() only together with another output
+# of the same job that is compared by content: DATA.dataset with DATA.converted. (tests/workflow/test_dry_runs.py checks every job.)
 
-CONVERSIONS = 8  # shards that are converted at once, by one job
-VAL = SETTINGS.data.expect_val or 50_000  # for times; ImageNet's where nothing tells
+CONVERSIONS = 8  # shards that one job converts at the same time
+VAL = SETTINGS.data.expect_val or 50_000  # for time limits; else ImageNet's
 ALL = VAL + (SETTINGS.data.expect_train or 1_281_167)
 CLEANUP = options(remove_images=None if SETTINGS.data.keep_images else DATA.images)

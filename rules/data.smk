@@ -28,9 +28,9 @@ rule manifest:
         "{params.promised} --workers {threads} --log {log:q}"
 
 
-# What training waits for. One job converts all shards that are not there yet: the disk is the limit, not the number of machines, and
-# how many shards there are need not be known before. The size of the shards is no reason to run it: Snakemake leaves parameters that
-# are functions of `input` out of the comparison.
+# The dataset for training. One job converts all missing shards: the disk is the limit, not the number of machines, and the number of
+# shards need not be known in advance. Another shard size is no reason to run it, because Snakemake does not compare parameters that
+# are functions of `input`.
 rule dataset:
     input:
         summary=DATA.manifest,
@@ -55,8 +55,8 @@ rule dataset:
         "{params.cleanup} --workers {threads} --log {log:q}"
 
 
-# Cuts the same images into shards of another size, and removes the extracted images where they are not kept. No training depends on
-# it, so the shards of each size have a folder of their own, and dataset.json names the new ones once they are all there.
+# Converts the same images to shards of another size, and removes the extracted images unless data.keep_images is set. No training
+# depends on it. Each shard size has its own folder, and dataset.json names the new shards when all of them exist.
 rule shard_plan:
     input:
         converted=DATA.converted,
@@ -83,7 +83,7 @@ rule shard_plan:
         "--workers {threads} --log {log:q} && cp {params.plan:q} {output:q}"
 
 
-# One shard alone: for the repair of a damaged one (snakemake -f FILE). No other job asks for it.
+# Converts one shard, to repair it (snakemake -f FILE). No other job needs it.
 rule convert:
     input:
         summary=DATA.manifest,

@@ -1,4 +1,4 @@
-# Pages for people: what Snakemake's report shows beside the pictures, and a browser by itself.
+# HTML pages, for Snakemake's report and for a browser.
 rule table_page:
     input:
         table=RUN.table_csv,

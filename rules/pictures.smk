@@ -1,4 +1,4 @@
-# Pictures, drawn from the run's files alone.
+# Pictures, drawn only from the run's files.
 rule curves:
     input:
         evaluations=[stage.evaluation for stage in STAGES],

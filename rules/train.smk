@@ -1,4 +1,4 @@
-# Configuration files are the only way by which settings reach the trainer. Snakemake compares them by content.
+# Settings reach the trainer only through configuration files, which Snakemake compares by content.
 rule stage_config:
     output:
         RUN.config("{stage}"),
@@ -23,7 +23,7 @@ rule expectations_config:
         "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
-# The stages alone, without what was reported for them: pages that do not show it are not made again when it changes.
+# The stages without their reported figures, for pages that do not show these: a change of the figures does not write them again.
 rule stages_config:
     output:
         RUN.stages,
@@ -35,9 +35,9 @@ rule stages_config:
         "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
-# Training state lives in results/<run>/<stage>/state, which no rule declares: a killed job's declared files are deleted, it is not.
-# Files above 1 MB (compared by date) are ancient: they are never a reason to run. Nor is what only changes speed, RUNTIME. A job that
-# runs decides by content whether it trains (cswin/run/decision.py).
+# The training state is in results/<run>/<stage>/state. No rule declares it, because Snakemake deletes the declared files of a killed
+# job. Files above 1 MB, which Snakemake compares by date, are ancient() and never a reason to run. RUNTIME, which only affects speed,
+# is no reason either. A job that runs decides by content whether it trains (cswin/run/decision.py).
 for stage in SETTINGS.stages:
 
     rule:
@@ -56,7 +56,7 @@ for stage in SETTINGS.stages:
         log:
             RUN.log(f"train_{stage}"),
         threads: JOBS.cores
-        resources:  # `runtime` is the profile's: a stage goes on in as many jobs as it takes
+        resources:  # `runtime` is that of the profile: a long stage is continued by further jobs
             **JOBS.on_devices(SETTINGS.runtime.nodes),
         params:
             launcher=launcher,

@@ -1,4 +1,4 @@
-"""A workspace with a copy of the workflow, and one in which a short run has really been made."""
+"""A workspace with a copy of the workflow, and a workspace with a finished short run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Workspace:
     def create(cls, path: Path) -> Workspace:
         path.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
-            source = ROOT / part
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, path / part)
+            original = ROOT / part
+            (shutil.copytree if original.is_dir() else shutil.copy2)(original, path / part)
         return cls(path)
 
     def copy(self, path: Path) -> Workspace:
@@ -38,7 +38,7 @@ class Workspace:
         return Workspace(path)
 
     def snakemake(self, *arguments: str, timeout: float = 1200, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake; stdout and stderr come back as text, together."""
+        """Run snakemake; stdout of the result contains stdout and stderr as text."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
@@ -49,7 +49,7 @@ class Workspace:
         return done
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """Rules that a dry run would execute, with the number of jobs; empty when there is nothing to do."""
+        """The rules that a dry run lists, with the number of jobs; empty if there is nothing to do."""
         output = self.snakemake("-n", *arguments).stdout
         if "Nothing to be done" in output:
             return {}
@@ -74,14 +74,14 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """What needs a finished run is slow: the run takes minutes."""
+    """Tests that need a finished run are slow: the run takes minutes."""
     for item in items:
         if "finished_run" in item.fixturenames:
             item.add_marker("slow")
 
 
 def shorten(values: dict) -> None:
-    """The digits in four epochs and three stages."""
+    """Shorten the digits' configuration to four epochs in three stages."""
     values["schedule"]["warmup_length"] = 1
     values["stages"] = {
         "stage1": {"start_epoch": 0, "epochs": 2},

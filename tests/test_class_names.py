@@ -25,7 +25,11 @@ def test_the_classes_of_imagenet():
     [
         (PETS, [0, 1, 2], None),
         (("dog", "eel", "cat"), [1, 2, 0], "data: classes are matched by name"),
-        (("cat", "eel"), [0, 2], "data: classes are matched by name: 2 of the checkpoint's 3 are there, all compete"),
+        (
+            ("cat", "eel"),
+            [0, 2],
+            "data: classes are matched by name; the data have 2 of the checkpoint's 3 classes, all outputs compete",
+        ),
     ],
 )
 def test_by_name(found, labels, note):
@@ -41,7 +45,7 @@ def test_what_is_left_out_is_said():
 @pytest.mark.parametrize("found", [("cat", "dgo", "eel"), ("ant",), ("0", "1", "2")])
 def test_what_cannot_be_mapped_is_refused_with_the_names(found):
     with pytest.raises(
-        UserError, match="data: holds classes that the checkpoint does not know: .*; it knows cat, dog, eel"
+        UserError, match="data: holds classes that the checkpoint does not have: .*; it has cat, dog, eel"
     ) as error:
         match_classes(found, PETS, "data")
     assert all(name in str(error.value) for name in set(found) - set(PETS)) and "convert-weights" not in str(error.value)
@@ -60,7 +64,7 @@ def test_numbers_are_imagenet_s_indices():
     ("found", "known"), [(("1", "01"), WNIDS), (("5", "1000"), WNIDS), (("5",), WNIDS[:999]), (("5", "x"), WNIDS)]
 )
 def test_numbers_that_are_no_indices_are_refused(found, known):
-    with pytest.raises(UserError, match="holds classes that the checkpoint does not know"):
+    with pytest.raises(UserError, match="holds classes that the checkpoint does not have"):
         match_classes(found, known, "data")
 
 
@@ -69,11 +73,11 @@ def test_numbers_that_are_names_stay_names():
 
 
 def test_a_checkpoint_without_names_is_told_how_to_get_them():
-    with pytest.raises(UserError, match="its outputs have numbers for names: `cswin convert-weights` names them"):
+    with pytest.raises(UserError, match="the names of its outputs are numbers: `cswin convert-weights` names them"):
         match_classes(WNIDS[:2], numbers(1000), "data")
 
 
-def test_outputs_of_one_name_are_told_apart_by_nobody():
+def test_two_outputs_of_one_name_are_refused():
     with pytest.raises(UserError, match="several outputs of the name crane"):
         match_classes(("crane", "cat"), ("cat", "crane", "crane"), "data")
     assert match_classes(("cat",), ("cat", "crane", "crane"), "data")[0] == {"cat": 0}

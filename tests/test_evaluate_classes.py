@@ -40,14 +40,14 @@ def test_a_part_of_imagenet_in_numbered_folders(tmp_path, checkpoint, capsys):
     bias = load_checkpoint(checkpoint).weights["head.bias"].astype(float)
     losses = np.log(np.exp(bias).sum()) - bias[[0, 10, 10, 5, 5, 5]]
     assert found["raw"]["loss"] == pytest.approx(losses.mean(), rel=1e-6)
-    note = f"{tmp_path / 'v2'}: classes are matched as ImageNet's indices: 3 of the checkpoint's 1000 are there, all compete"
+    note = f"{tmp_path / 'v2'}: classes are matched as ImageNet's indices; the data have 3 of the checkpoint's 1000 classes, all outputs compete"
     assert note in capsys.readouterr().err and found["classes"] == note
 
 
 def test_what_cannot_be_matched_ends_before_any_work(tmp_path, checkpoint, capsys):
     write_tree(tmp_path / "own", {"n01440764/a.JPEG": b"no image", "zebra/b.JPEG": b"no image"})
     assert main(["evaluate", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "own")]) == 2
-    assert "own: holds classes that the checkpoint does not know: zebra; it knows n01440764" in capsys.readouterr().err
+    assert "own: holds classes that the checkpoint does not have: zebra; it has n01440764" in capsys.readouterr().err
 
 
 def test_more_images_at_once_than_memory_can_hold(tmp_path, checkpoint, capsys):

@@ -236,12 +236,12 @@ def test_command(tmp_path, checkpoint, classifier, capsys, monkeypatch):
     assert [(r["name"], r["words"]) for r in rows[:4]] == [(name, WORDS.get(name, name)) for name in best]
     assert rows[4]["error"] and not rows[0]["error"]
     err = capsys.readouterr().err
-    assert "c.jpg: " in err and "1 of 3 files could not be read" in err and "passed over" not in err
+    assert "c.jpg: " in err and "1 of 3 files could not be read" in err and "were ignored" not in err
     (images / "notes.txt").touch()
 
     assert run(images, "--checkpoint", path, "--top-k", 2, "--format", "jsonl") == 1
     out, err = capsys.readouterr()
-    assert "1 files are no images by suffix and content and were passed over: " in err and "notes.txt" in err
+    assert "1 files are not images, judging by suffix and content, and were ignored: " in err and "notes.txt" in err
     lines = [json.loads(line) for line in out.splitlines()]
     assert [g["class"] for g in lines[1]["top"]] == [g.label for g in wanted[1][:2]]
     np.testing.assert_allclose(lines[0]["top"][0]["probability"], wanted[0][0].probability, rtol=1e-5)

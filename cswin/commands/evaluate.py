@@ -39,7 +39,7 @@ def run(args):
     folder = args.output.with_suffix(".ranks") if args.output else Path(tempfile.gettempdir(), "cswin-evaluate.ranks")
 
     def evaluate(ranks, started):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # there is nothing to save: they end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # they end the process: there is nothing to save
         return _evaluate(args, runtime, ranks)
 
     return run_on_devices(runtime, folder, evaluate, lambda: _inputs(args))
@@ -66,14 +66,14 @@ def _evaluate(args, runtime, ranks) -> int:
     from cswin.predictions import save_predictions
     from cswin.report.classes import confusions, per_class
 
-    checkpoint, source = _inputs(args)
-    if source.note and ranks.first:
-        print(source.note, file=sys.stderr)
+    checkpoint, labelled = _inputs(args)
+    if labelled.note and ranks.first:
+        print(labelled.note, file=sys.stderr)
     preprocessing = checkpoint.record.preprocessing
     if args.crop_ratio is not None:
         preprocessing = dataclasses.replace(preprocessing, crop_ratio=args.crop_ratio)
     backend = backend_of(runtime, ranks.device if ranks.size > 1 else args.device_id)
-    results = evaluate_checkpoint(checkpoint, source, preprocessing, runtime, ranks, backend)
+    results = evaluate_checkpoint(checkpoint, labelled, preprocessing, runtime, ranks, backend)
     if not ranks.first:
         return 0
     class_names = checkpoint.record.class_names
@@ -83,8 +83,8 @@ def _evaluate(args, runtime, ranks) -> int:
         if path:
             with atomic_path(path) as temporary:
                 make(results, class_names).to_csv(temporary, index=False)
-    figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": source.manifest, "split": args.split}
-    figures |= {"classes": source.note} if source.note else {}
+    figures = {"checkpoint": file_sha256(args.checkpoint), "manifest": labelled.manifest, "split": args.split}
+    figures |= {"classes": labelled.note} if labelled.note else {}
     figures |= {"crop_ratio": preprocessing.crop_ratio, "backend": backend.record()}
     figures |= {which: predictions.figures() for which, predictions in results.items()}
     if args.output:
@@ -96,7 +96,7 @@ def _evaluate(args, runtime, ranks) -> int:
 
 
 def _runtime(args):
-    """How fast: a file of the workflow, or the arguments."""
+    """The runtime section, from a file of the workflow or from the arguments."""
     from cswin.config.resolve import load_runtime
     from cswin.config.runtime import Runtime
     from cswin.errors import UserError

@@ -15,7 +15,7 @@ def configure(parser):
 
 def run(args):
     from cswin.config.resolve import load_settings
-    from cswin.plan import plan_report, positive
+    from cswin.estimate import estimate_text, positive
 
     rate = None if args.images_per_s is None else positive(args.images_per_s, "--images-per-s")
-    print(plan_report(load_settings(args.config), rate))
+    print(estimate_text(load_settings(args.config), rate))

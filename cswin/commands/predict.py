@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict; 0, or 1 if a file could not be read."""
+    """Classify the files. Returns 0, or 1 if a file could not be read."""
     import dataclasses
 
     from cswin.atomic import atomic_path
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         console.say(f"{args.checkpoint}: {classifier.which} weights")
         if passed_over:
             names = listed([shown(path) for path in passed_over])
-            console.say(f"{len(passed_over)} files are no images by suffix and content and were passed over: {names}")
+            console.say(f"{len(passed_over)} files are not images, judging by suffix and content, and were ignored: {names}")
         out = sys.stdout
         if args.output:
             temporary = stack.enter_context(atomic_path(args.output))

@@ -1,6 +1,6 @@
-"""The saved state of a stage: what it is, and what becomes of it when the versions of what computes have changed.
+"""Show the saved state of a stage, or decide what to do with it after the versions of the code have changed.
 
-Without an option the state is described. Nothing is done while a trainer is at work in the folder.
+Without an option the state is only described. The options are refused while a trainer is at work in the folder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 def configure(parser):
     parser.add_argument("folder", type=Path, help="the stage's folder, for example results/digits/stage2")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--accept-versions", action="store_true", help="the stage may go on with the installed versions")
-    choice.add_argument("--set-aside", action="store_true", help="the stage begins anew; its state is kept under a dated name")
+    choice.add_argument("--accept-versions", action="store_true", help="let the stage continue with the installed versions")
+    choice.add_argument(
+        "--set-aside", action="store_true", help="start the stage from its first step; its state is kept under a dated name"
+    )
 
 
 def run(args):
@@ -28,14 +30,14 @@ def run(args):
     if args.set_aside or args.accept_versions:
         with Lease(args.folder, timeout=60.0):
             if args.set_aside:
-                states.set_aside("to begin anew was asked for")
+                states.set_aside("starting the stage again was requested")
             else:
                 states.accept_versions(installed_code())
-                print(f"{args.folder}: goes on with the installed versions")
+                print(f"{args.folder}: continues with the installed versions")
         return 0
     state = states.look()
     if state is None:
-        raise UserError(f"{states.path}: holds no whole state; the stage begins anew")
+        raise UserError(f"{states.path}: holds no undamaged state; the stage starts from its first step")
     print(f"step {state.step}, {'complete' if states.completed else 'not complete'}")
     for line in differences(code_of(state.meta["fingerprint"]), installed_code()):
         print(line)

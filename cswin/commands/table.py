@@ -23,7 +23,7 @@ def configure(parser):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="results/<run>")
     parser.add_argument("--settings", type=Path, required=True, help="the run's expectations.yaml")
     parser.add_argument(
-        "--output", type=Path, nargs="+", default=[], metavar="FILE", help="write .csv (all columns), .json, .md (to read)"
+        "--output", type=Path, nargs="+", default=[], metavar="FILE", help="write .csv (all columns), .json, .md (for readers)"
     )
     parser.add_argument("--columns", action=_Columns, help="print what each column means (Markdown)")
 

@@ -4,7 +4,7 @@ If runtime.devices is above 1, this process starts one process per device; their
 
 Exit codes: 0 the stage is complete; 75 training was asked to stop (SIGTERM, SIGINT, SIGUSR1, --max-runtime) and has saved its
 state, the same command resumes it; 2 an error that the user can fix; 130 a second Ctrl-C, which does not wait for the end of the
-step; 1 a defect of the program.
+step; 1 an error of the program.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(args):
 
     def train(ranks, started):
         with Console(args.log if ranks.first else None, append=True) as console:
-            left = slurm.seconds_left()  # from now, not from the start
+            left = slurm.seconds_left()  # counted from now, not from the start
             limits = [given, left + time.monotonic() - started if left is not None else None]
             stopping = Stopping(min((limit for limit in limits if limit is not None), default=None), started)
             return run_stage(files, stopping, console, ranks)

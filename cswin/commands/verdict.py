@@ -1,6 +1,6 @@
-"""Say whether a run reproduces the published figures: reproduced, not reproduced, undecided, and how many more seeds would decide.
+"""Decide whether a run reproduces the published figures: reproduced, not reproduced, or undecided and how many more seeds would decide.
 
-Several runs that differ in the seed alone are judged by their mean. The rule was fixed in advance: docs/results.md.
+Several runs that differ only in the seed are judged by their mean. The rule was fixed in advance: docs/results.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from cswin.layout import RESULTS, RunLayout
 
 def configure(parser):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="name or folder of a run, all its stages evaluated")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where runs are")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the runs (default: %(default)s)"
+    )
 
 
 def run(args):
@@ -36,7 +38,7 @@ def _show(name, results, which, figure, verdict) -> None:
     from cswin.report.verdict import verdict_text
 
     if figure is None:
-        print(f"{name}: no figure is {which}")
+        print(f"{name}: there is no {which} figure")
         return
     for result in results:
         found = result.evaluation[result.config.evaluation.select_by]
@@ -59,8 +61,8 @@ def _require_seeds_of_one_run(folders, runs) -> None:
                 raise UserError(f"{stage.files.folder}: the stage is not trained and evaluated yet; `snakemake` does both")
             if stage.config.model_copy(update={"seed": 0, "run": ""}) != first.config.model_copy(update={"seed": 0, "run": ""}):
                 raise UserError(
-                    f"{folder}: {stage.name} has another configuration than that of {folders[0]}; give runs that differ in the "
-                    "seed alone (`cswin config --diff`)"
+                    f"{folder}: {stage.name} has another configuration than in {folders[0]}; give runs that differ only in the "
+                    "seed (`cswin config --diff`)"
                 )
     if len(set(seeds)) < len(seeds):
         raise UserError(f"runs with the seeds {', '.join(map(str, seeds))}: give runs with different seeds")

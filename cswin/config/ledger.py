@@ -1,7 +1,7 @@
 """The ledger: what the authors and the report trained with, option by option and step by step, beside the configurations here.
 
-`ledger.yaml` holds what their sources say, and for each row the key here or the reason why there is none. The values here are never
-written down a second time: they are those of the resolved configurations. `cswin config --ledger` prints docs/recipe.md.
+`ledger.yaml` contains the values of the authors and the report, and for each row the key here or the reason why there is none. The
+values here are not repeated in it: they come from the resolved configurations. `cswin config --ledger` prints docs/recipe.md.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def ledger_text() -> str:
         "",
         "Generated from `cswin/config/ledger.yaml` and the configurations by `cswin config --ledger`; do not edit.",
         "",
-        *(f"- {name}: {text}" for name, text in ledger["sources"].items()),
+        *(f"- {name}: {text}" for name, text in ledger["documents"].items()),
         "",
-        "`equal`: the values of all configurations were compared; a step without a key is shown to be equal by the test that is named.",
+        "`equal`: the values of all configurations were compared; a step without a key names the test that shows that it is equal.",
         "",
         *_table(["configuration, stage", "name below", "program", "given in the command", "note"], runs),
         "",

@@ -224,8 +224,8 @@ class Stage(Section):
     carry: Literal["weights", "all"] | None = Field(
         None,
         description="What the stage takes from the previous one. `weights`: only the weights (the report); moments, EMA and "
-        "loss scale start anew. `all`: everything, as in one uninterrupted training. Required in every stage after "
-        "the first.",
+        "loss scale start from their initial values. `all`: everything, as in one uninterrupted training. Required in every stage "
+        "after the first.",
     )
     carry_weights: Literal["raw", "ema"] | None = Field(
         None, description="Which weights of the previous stage. Required with carry: weights."

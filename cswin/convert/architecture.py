@@ -33,24 +33,24 @@ class Choice:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def infer_architecture(shapes: Shapes, choice: Choice, source: str) -> Architecture:
+def infer_architecture(shapes: Shapes, choice: Choice, file: str) -> Architecture:
     """The architecture of parameters with these shapes; classes and channels come from the file.
 
     Args:
         shapes: by parameter name; a missing head means the variant's number of classes.
         choice: the user's options.
-        source: the file, for error messages.
+        file: its name, for error messages.
 
     Raises:
         UserError: if this is no CSWin, or if a required option is missing or contradicts the shapes.
     """
-    seen = _decided(shapes, source)
+    seen = _decided(shapes, file)
     if choice.arch is not None:
         known = variant(choice.arch)
         different = [f"{k}: {v}, not {getattr(known, k)}" for k, v in seen.items()
                      if k in ("embed_dim", "depth", "mlp_ratio") and v != getattr(known, k)]  # fmt: skip
         if different:
-            raise UserError(f"{source}: is not a {choice.arch}: " + "; ".join(different))
+            raise UserError(f"{file}: is not a {choice.arch}: " + "; ".join(different))
         return known.replace(**seen, **choice.changes())
     if len(choice.changes()) == 3:
         return Architecture(**seen, **choice.changes())
@@ -59,19 +59,19 @@ def infer_architecture(shapes: Shapes, choice: Choice, source: str) -> Architect
         return candidates.popitem()[0]
     decided = ", ".join(f"{k} {v}" for k, v in seen.items())
     if not candidates:
-        raise UserError(f"{source}: no known architecture fits its shapes ({decided}); {REMEDY}")
+        raise UserError(f"{file}: no known architecture fits its shapes ({decided}); {REMEDY}")
     options = "".join(f"\n  {name}: image_size {a.image_size}, split_size {list(a.split_size)}, num_heads {list(a.num_heads)}"
                       for a, name in candidates.items())  # fmt: skip
-    raise UserError(f"{source}: its shapes ({decided}) do not decide between{options}\n{REMEDY}")
+    raise UserError(f"{file}: its shapes ({decided}) do not decide between{options}\n{REMEDY}")
 
 
-def _decided(shapes: Shapes, source: str) -> dict:
+def _decided(shapes: Shapes, file: str) -> dict:
     """The values that the shapes determine, by the architecture's field names."""
     width, fc1, head = (shapes.get(n, ()) for n in (STEM, "stage1.0.mlp.fc1.weight", "head.weight"))
     depth = tuple(_count(shapes, f"stage{stage}.") for stage in range(1, 5))
     if len(width) != 4 or len(fc1) != 2 or min(depth) == 0:
         some = ", ".join(list(shapes)[:5]) or "none"
-        raise UserError(f"{source}: is not a CSWin Transformer: its parameters begin with {some}; "
+        raise UserError(f"{file}: is not a CSWin Transformer: its parameters begin with {some}; "
                         f"{STEM} and blocks stage1.0 to stage4.0 are expected")  # fmt: skip
     seen = {"embed_dim": width[0], "in_channels": width[1], "depth": depth, "mlp_ratio": fc1[0] / fc1[1]}
     return seen | ({"num_classes": head[0]} if len(head) == 2 else {})

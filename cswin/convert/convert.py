@@ -53,7 +53,7 @@ class Options:
 
 
 @dataclass
-class Source:
+class FileContent:
     """A file's content: `weights` and perhaps `ema` as they shall be written, its record, and where they come from (`left_out`: what
     else the file holds)."""
 
@@ -63,8 +63,8 @@ class Source:
     origin: dict
 
 
-def convert_weights(source: str | Path, target: str | Path, options: Options = Options()) -> Checkpoint:
-    """Read `source` (.pth, .pt, .tar of PyTorch; .ckpt; .safetensors), write `target` (.ckpt, .safetensors).
+def convert_weights(file: str | Path, target: str | Path, options: Options = Options()) -> Checkpoint:
+    """Read `file` (.pth, .pt, .tar of PyTorch; .ckpt; .safetensors), write `target` (.ckpt, .safetensors).
 
     Returns:
         The written content.
@@ -72,20 +72,20 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
     Raises:
         UserError: if anything does not fit; then nothing is written.
     """
-    source, target = Path(source), Path(target)
-    known_suffix(source, PYTORCH_SUFFIXES + SUFFIXES)
+    file, target = Path(file), Path(target)
+    known_suffix(file, PYTORCH_SUFFIXES + SUFFIXES)
     if target.suffix.lower() in PYTORCH_SUFFIXES:
         raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
                         "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
     known_suffix(target)
-    if target.exists() and source.exists() and target.samefile(source):
+    if target.exists() and file.exists() and target.samefile(file):
         raise UserError(f"{target}: is the input file itself; give another name")
-    checkpoint = _complete(read_source(source, options.which), options, source)
+    checkpoint = _complete(read_weights(file, options.which), options, file)
     ckpt.save_checkpoint(target, checkpoint)
     return checkpoint
 
 
-def read_source(path: Path, which: str) -> Source:
+def read_weights(path: Path, which: str) -> FileContent:
     """The float32 weights of any file that can be converted.
 
     Raises:
@@ -98,7 +98,7 @@ def read_source(path: Path, which: str) -> Source:
     if text is not None:
         known = ckpt.parse_checkpoint(path, tensors, text)
         weights, ema = _choose(known.weights, known.ema, "both" if which == "auto" and known.ema else which, path)
-        return Source(weights, ema, known.record, {})
+        return FileContent(weights, ema, known.record, {})
     raw = {k: v for k, v in tensors.items() if not k.startswith(ckpt.EMA_PREFIX)}
     averages = {k.removeprefix(ckpt.EMA_PREFIX): v for k, v in tensors.items() if k not in raw}
     sets, left_out = {}, []
@@ -109,10 +109,10 @@ def read_source(path: Path, which: str) -> Source:
     weights, ema = _choose(sets["raw"], sets["ema"], which, path)
     if weights is None:
         raise UserError(f"{path}: holds no weights, only {', '.join(summary(left_out)) or 'nothing'}")
-    return Source(weights, ema, None, {"left_out": summary(left_out)})
+    return FileContent(weights, ema, None, {"left_out": summary(left_out)})
 
 
-def _read_torch(file: TorchFile, which: str) -> Source:
+def _read_torch(file: TorchFile, which: str) -> FileContent:
     content, path = file.content, file.path
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
@@ -138,7 +138,7 @@ def _read_torch(file: TorchFile, which: str) -> Source:
         used = {key_of[id(chosen)], key_of.get(id(average)), *origin, RECORD_KEY}
         origin["weights"] = key_of[id(chosen)]
         others += [str(key) for key in content if key not in used]
-    return Source(weights, averages, known, origin | {"left_out": summary(others + left_out)})
+    return FileContent(weights, averages, known, origin | {"left_out": summary(others + left_out)})
 
 
 def _choose(raw, ema, which: str, path: Path) -> tuple:
@@ -172,18 +172,18 @@ def _float32(name: str, value: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(value, np.float32)
 
 
-def _complete(source: Source, options: Options, path: Path) -> Checkpoint:
+def _complete(content: FileContent, options: Options, path: Path) -> Checkpoint:
     """Weights with architecture, class names and preprocessing, all checked against each other."""
-    shapes = {k: v.shape for k, v in source.weights.items()}
-    arch = _architecture(source, shapes, options.choice, path)
-    sets = [source.weights] + ([] if source.ema is None else [source.ema])
+    shapes = {k: v.shape for k, v in content.weights.items()}
+    arch = _architecture(content, shapes, options.choice, path)
+    sets = [content.weights] + ([] if content.ema is None else [content.ema])
     if options.new_head is not None:
         arch = arch.replace(num_classes=options.new_head)
         head = _initial_head(arch, options.seed)
         sets = [{k: v for k, v in weights.items() if k not in ckpt.HEAD} | head for weights in sets]
     for weights in sets:
         ckpt.check_parameters({k: v.shape for k, v in weights.items()}, Layout.of(arch).shapes, path)
-    provenance = dict(source.record.provenance) if source.record else {}
+    provenance = dict(content.record.provenance) if content.record else {}
     conversion = {
         "file": path.name,
         "sha256": ckpt.file_sha256(path),
@@ -191,18 +191,18 @@ def _complete(source: Source, options: Options, path: Path) -> Checkpoint:
         "new_head": options.new_head,
         "git": git_commit(),
         "versions": versions(),
-    } | source.origin
+    } | content.origin
     provenance["conversions"] = [*provenance.get("conversions", []), conversion]
     record = CheckpointRecord(
-        arch, _class_names(source, arch, options, path), _preprocessing(source, arch, options.preprocessing), provenance
+        arch, _class_names(content, arch, options, path), _preprocessing(content, arch, options.preprocessing), provenance
     )
     return Checkpoint(record, sets[0], sets[1] if len(sets) == 2 else None)
 
 
-def _architecture(source: Source, shapes: dict, choice: Choice, path: Path) -> Architecture:
-    if source.record is None:
+def _architecture(content: FileContent, shapes: dict, choice: Choice, path: Path) -> Architecture:
+    if content.record is None:
         return infer_architecture(shapes, choice, str(path))
-    known = source.record.architecture
+    known = content.record.architecture
     if choice != Choice():
         asked = known.replace(**choice.changes())
         if choice.arch is not None:
@@ -218,7 +218,7 @@ def _initial_head(arch: Architecture, seed: int) -> Weights:
     return {"head.weight": weight.astype(np.float32), "head.bias": np.zeros(arch.num_classes, np.float32)}
 
 
-def _class_names(source: Source, arch: Architecture, options: Options, path: Path) -> tuple[str, ...]:
+def _class_names(content: FileContent, arch: Architecture, options: Options, path: Path) -> tuple[str, ...]:
     if options.class_names is not None:
         if len(options.class_names) != arch.num_classes:
             raise UserError(f"{path}: has a head of {arch.num_classes} classes, {len(options.class_names)} names were given; "
@@ -227,13 +227,13 @@ def _class_names(source: Source, arch: Architecture, options: Options, path: Pat
     unnamed = numbers(arch.num_classes)
     if options.new_head is not None:
         return unnamed
-    names = source.record.class_names if source.record is not None else unnamed
+    names = content.record.class_names if content.record is not None else unnamed
     return tuple(imagenet_words()) if names == unnamed and arch.num_classes == len(imagenet_words()) else names
 
 
-def _preprocessing(source: Source, arch: Architecture, given: Mapping) -> Preprocessing:
-    if source.record is not None:
-        return dataclasses.replace(source.record.preprocessing, **given)
+def _preprocessing(content: FileContent, arch: Architecture, given: Mapping) -> Preprocessing:
+    if content.record is not None:
+        return dataclasses.replace(content.record.preprocessing, **given)
     if arch.in_channels not in (1, 3) and not {"mean", "std"} <= set(given):
         raise UserError(f"the network takes images of {arch.in_channels} channels: give --mean and --std")
     usual = {"crop_ratio": 1.0 if arch.image_size >= 384 else 0.9, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -1,1 +1,1 @@
-"""Devices and processes: what is decided for a device, ranks and their launcher, Slurm, signals and exit codes."""
+"""Devices and processes: configuration of a device, ranks and their launcher, Slurm, signals and exit codes."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 TARGETS = ("CPU", "Ascend")
 SIMULATION = "MS_SIMULATION_LEVEL"  # with this variable MindSpore compiles but computes nothing
 HCCL_CONNECT_SECONDS = 1200  # ranks compile and load at different speed; MindSpore sets 600 when it is imported
-# Set by cluster images and other launchers, and harmful here: a rank table forces the graph engine and turns AllFinite off, another
-# overflow mode hides overflows from the training step, and MindSpore overwrites RANK_ID with Open MPI's number.
+# Set by cluster images and other launchers, but harmful here: a rank table forces the graph engine and turns AllFinite off, another
+# overflow mode hides overflows from the training step, and MindSpore overwrites RANK_ID with Open MPI's rank.
 NOT_INHERITED = (
     "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "MS_ASCEND_CHECK_OVERFLOW_MODE",
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE",
@@ -43,11 +43,12 @@ class Backend:
         soc: name of the chip; None on the CPU.
         precision_mode: CANN's mode for float32 operators; None on the CPU.
         allow_hf32: whether float32 products may be rounded to 11 bits of mantissa; None if the device does not have this.
-        jit_backend, jit_level: compiler of `ms.jit` and its level; None: the compiler has none.
-        deterministic: whether the same input gives the same bits in each run.
+        jit_backend: compiler of `ms.jit`.
+        jit_level: its level; None if the compiler has no levels.
+        deterministic: whether the same input gives bit-identical results in each run.
         overflow: "infnan" (IEEE 754), or "saturation": an overflow gives the largest number, NaN gives 0, and only a flag shows it.
         products: number formats in which matrix products and convolutions are computed.
-        skip_by: how a step that is not finite is left out: "branch" (the host waits for the flag) or "select" (the update runs with
+        skip_by: how a step that is not finite is skipped: "branch" (the host waits for the flag) or "select" (the update runs with
             factors that change nothing).
     """
 
@@ -123,10 +124,10 @@ def prepare_environment(environment: Any = os.environ) -> list[str]:
 
 
 def refuse_simulation(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError in MindSpore's dry run, in which every result is worthless."""
+    """Raise UserError in MindSpore's dry run, whose results are meaningless."""
     if environment.get(SIMULATION):
         raise UserError(
-            f"{SIMULATION}={environment[SIMULATION]} is set: MindSpore would compile, compute nothing and return worthless "
+            f"{SIMULATION}={environment[SIMULATION]} is set: MindSpore would compile, compute nothing and return meaningless "
             f"numbers; unset {SIMULATION}"
         )
 

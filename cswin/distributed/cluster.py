@@ -12,7 +12,7 @@ from cswin.config.runtime import Runtime
 from cswin.distributed import slurm
 from cswin.errors import UserError
 
-FREE_PORTS = range(20000, 32000)  # below the ports that Linux uses for outgoing connections
+FREE_PORTS = range(20000, 32000)  # below the ports that Linux uses for outgoing connections (32768 and above)
 DEFAULT_PORT = 8118  # for several nodes with a host file; msrun's default
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -91,7 +91,7 @@ def _own_place(hosts: list[str], path: str) -> int:
         which = ", ".join(hosts[number] for number in mine) or "none of its lines"
         raise UserError(
             f"runtime.host_file {path}: exactly one line must be an address of this host ({socket.gethostname()}), but "
-            f"{which} is; write the addresses by which the nodes reach each other"
+            f"{which} is; write the addresses at which the nodes reach each other"
         )
     return mine[0]
 
@@ -140,6 +140,6 @@ def require_devices(runtime: Runtime, wanted: int) -> None:
         )
     if found < wanted:
         raise UserError(
-            f"runtime.devices: {wanted} NPUs are to compute on this node, but it was given {found} ({VISIBLE_DEVICES}={visible}); ask "
-            "the scheduler for as many, or change runtime.devices (and batch_size or accumulation)"
+            f"runtime.devices: this node needs {wanted} NPUs, but the job has {found} ({VISIBLE_DEVICES}={visible}); request as many "
+            "from the scheduler, or change runtime.devices (and batch_size or accumulation)"
         )

@@ -1,4 +1,4 @@
-"""The files of a rank in the folder of a launch: its process, and how it ended."""
+"""The notes of the ranks in the folder of a launch: process and result of each rank."""
 
 from __future__ import annotations
 

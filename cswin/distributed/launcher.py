@@ -1,7 +1,7 @@
 """The launcher of one node: starts its ranks through msrun, passes signals on, prints the first rank's output and the first failure.
 
-A rank that fails is noticed here (and by msrun), and all ranks are ended. The kernel ends msrun when the launcher dies, and the ranks
-when msrun dies, so no process is left behind whichever of them is killed.
+If a rank fails, the launcher (or msrun) ends all ranks. The kernel kills msrun when the launcher dies, and the ranks when msrun dies.
+So no process remains, whichever of them is killed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from cswin.distributed.worker import end_with_parent, run_rank
 from cswin.errors import UserError
 
 POLL = 0.1  # seconds
-GRACE = 3.0  # seconds in which other ranks may say what they think went wrong, after one has failed
-CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore's, at the end of every rank, whatever GLOG_v says
-LEAVE = 60.0  # seconds in which processes whose work is done must be gone
+GRACE = 3.0  # seconds after the first failure in which other ranks can still write their notes
+CHATTER = b"[INFO] DISTRIBUTED"  # MindSpore prints these lines at the end of every rank, independent of GLOG_v
+LEAVE = 60.0  # seconds in which the processes must exit after all ranks have finished their work
 LAST_LINES = 20  # of a failed rank's log
 MSRUN_VARIABLES = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "RANK_ID", "DEVICE_ID")
 
 
 def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float], int], check: Callable[[], object]) -> int:
-    """Do work on runtime.devices devices: here if it is one, else in as many processes, each of which runs this command again.
+    """Do work on runtime.devices devices: one in this process, several in one process each, which run this command again.
 
     Args:
-        runtime: devices, nodes and where to find them.
+        runtime: number of devices and nodes, and the host file.
         folder: receives a folder with the logs of each launch.
-        work: what a rank does, given its place and the monotonic seconds of the command's start; returns the command's exit code.
-        check: called by the launcher before it starts anything; raises what the user should hear once and early.
+        work: the work of a rank. Arguments: the ranks, and the monotonic seconds of the command's start. Returns the exit code.
+        check: called by the launcher before it starts a process, so that errors are reported once and early.
 
     Raises:
-        UserError: as a rank raised it, or if the devices are not there.
+        UserError: the error of a rank, or if devices are missing.
     """
     facts = LaunchFacts.found()
     if facts is not None:
@@ -63,18 +63,18 @@ def run_on_devices(runtime: Runtime, folder: Path, work: Callable[[Ranks, float]
 
 
 def refuse_msrun() -> None:
-    """Raise UserError where this process looks like one of msrun's and was not started by this package."""
+    """Raise UserError if the environment is that of a process of msrun, although this package has not started it."""
     found = [name for name in MSRUN_VARIABLES if name in os.environ]
     if "MS_ROLE" in found:
         values = ", ".join(f"{name}={os.environ[name]}" for name in found)
         raise UserError(
-            f"{values}: the environment says that msrun started this process. Give the command without msrun: cswin calls msrun "
-            f"itself. If nobody used msrun, a profile or a container's image sets them: unset {' '.join(found)}"
+            f"{values}: these variables say that msrun started this process. Give the command without msrun: cswin calls msrun "
+            f"itself. If you did not use msrun, a shell profile or a container image sets them: unset {' '.join(found)}"
         )
 
 
 def on_one_node(runtime: Runtime) -> Runtime:
-    """The part of the devices that one node has: for work that is not worth several."""
+    """The same runtime section with the devices of one node, for work that is too small for several nodes."""
     return runtime.model_copy(update={"devices": runtime.devices // runtime.nodes, "nodes": 1, "host_file": None})
 
 
@@ -82,27 +82,25 @@ def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> 
     """Run this process's own command as the ranks of this node.
 
     Returns:
-        The command's exit code, the same on all ranks; 1 if a rank failed by a defect or was killed.
+        The command's exit code, the same on all ranks; 1 if a rank failed with a program error or was killed.
 
     Raises:
-        UserError: if the first rank to fail did so by one.
+        UserError: if it is the first failure of a rank.
     """
     name = datetime.now().strftime("%Y%m%d-%H%M%S") + (f".node{cluster.node}" if cluster.nodes > 1 else "")
     folder = Path(folder).absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     facts = LaunchFacts(folder, started)
-    logs = os.open(folder, os.O_RDONLY)  # msrun puts the path of its logs into a shell command as it is: this one is harmless
+    logs = os.open(folder, os.O_RDONLY)  # msrun does not quote --log_dir in a shell command; /proc/self/fd/N needs no quotes
     command = [
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={cluster.devices}", f"--local_worker_num={len(cluster.local_ranks)}",
         f"--master_addr={cluster.master}", f"--master_port={cluster.port}", f"--node_rank={cluster.node}",
-        f"--log_dir=/proc/self/fd/{logs}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: nothing
+        f"--log_dir=/proc/self/fd/{logs}", "--join=True", f"--tail_worker_log={cluster.devices}",  # no rank has this number: prints none
         f"--bind_core={bind_cores}",
         "python3", "-m", "cswin", *sys.argv[1:],
     ]  # fmt: skip
-    path = (
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # msrun starts whatever python3 is first there
-    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # msrun starts the first python3 in PATH
     with _received() as signals, (folder / "msrun.log").open("w") as log:
         with _blocked():
             msrun = subprocess.Popen(
@@ -115,14 +113,14 @@ def launch(cluster: Cluster, folder: Path, started: float, bind_cores: bool) -> 
 
 @dataclass
 class _Watch:
-    """A launch under way."""
+    """A running launch."""
 
     folder: Path
     cluster: Cluster
     msrun: subprocess.Popen
     signals: list[int]
-    passed_on: set[tuple[int, int]] = field(default_factory=set)  # (signal's place in the list, rank)
-    died: dict[int, float] = field(default_factory=dict)  # rank that ended without a note -> earliest possible time
+    passed_on: set[tuple[int, int]] = field(default_factory=set)  # (index of the signal in `signals`, rank)
+    died: dict[int, float] = field(default_factory=dict)  # rank that ended without a result -> earliest possible time
     looked: float = field(default_factory=time.time)
 
     def run(self) -> int:
@@ -148,17 +146,17 @@ class _Watch:
         return {rank: note for rank, note in notes.items() if note}
 
     def _have_ended(self) -> bool:
-        """Whether all ranks of this node have done their work."""
+        """Whether all ranks of this node have finished their work."""
         notes = self._notes()
         return len(notes) == len(self.cluster.local_ranks) and all(note.code in _ENDS for note in notes.values())
 
     def _has_failed(self) -> bool:
-        """Whether a rank, the scheduler or msrun has; remembers which rank was killed when."""
+        """Whether a rank or the scheduler has failed; remembers when which rank was killed."""
         earliest, self.looked = self.looked, time.time()
         notes = self._notes()
         for rank, note in notes.items():
             if note.code is None and not _runs(note.pid):
-                again = Note.read(self.folder, rank)  # it may have ended between the two looks
+                again = Note.read(self.folder, rank)  # it may have ended between the two checks
                 if again.code is None:
                     self.died.setdefault(rank, earliest)
         scheduler = Note.read(self.folder, SCHEDULER)
@@ -167,7 +165,7 @@ class _Watch:
         return bool(self.died) or lost or any(note.code not in (None, *_ENDS) for note in notes.values())
 
     def _pass_signals_on(self) -> None:
-        """Each signal received here goes once to every rank, to a rank that has not started yet as soon as it has."""
+        """Send each received signal once to every rank; to a rank that has not started yet, when it has started."""
         if self.signals.count(signal.SIGINT) > 1:
             self.msrun.kill()
             raise KeyboardInterrupt
@@ -179,7 +177,7 @@ class _Watch:
                         os.kill(note.pid, number)
 
     def _echo(self) -> Iterator[None]:
-        """Each step writes to stderr what the first rank has printed since the last one."""
+        """Each iteration writes the new output of the first rank to stderr."""
         while not log_path(self.folder, 0).exists():
             yield
         with log_path(self.folder, 0).open("rb") as log:
@@ -193,18 +191,18 @@ class _Watch:
 
     def _outcome(self) -> int:
         notes = self._notes()
-        if self._have_ended():  # what happens after that is of no interest
+        if self._have_ended():  # later failures, during shutdown, do not matter
             return max(note.code for note in notes.values())
         failures = {rank: (note.time, note) for rank, note in notes.items() if note.code not in (None, *_ENDS)}
         failures |= {rank: (when, notes[rank]) for rank, when in self.died.items()}
         if failures:
             rank = min(failures, key=lambda rank: failures[rank][0])
             return self._report(rank, failures[rank][1])
-        self._tell("the ranks did not come together or lost each other", self.folder / "msrun.log")
+        self._tell("the ranks could not connect, or lost the connection", self.folder / "msrun.log")
         return EXIT_DEFECT
 
     def _report(self, rank: int, note: Note) -> int:
-        """Tell the first failure; a UserError of the rank is raised here."""
+        """Print the first failure; if it is a UserError of the rank, raise it."""
         log = log_path(self.folder, rank)
         if note.code == EXIT_USER:
             raise UserError(f"{note.message}\n(rank {rank} of {self.cluster.devices}; all were ended; its log: {log})")
@@ -212,8 +210,8 @@ class _Watch:
             name = signal.Signals(self.signals[0]).name
             self._tell(f"ended by {name}", log)
             return 128 + self.signals[0]
-        what = note.message or "was killed, by the system for lack of memory if by nobody else"
-        elsewhere = "; look at the other nodes' launchers too, it may have begun there" if self.cluster.nodes > 1 else ""
+        what = note.message or "was killed, perhaps by the system because memory ran out"
+        elsewhere = "; check the other nodes' launchers too, the first failure may be there" if self.cluster.nodes > 1 else ""
         self._tell(f"rank {rank} of {self.cluster.devices}: {what}; all were ended{elsewhere}", log)
         return EXIT_DEFECT
 
@@ -223,7 +221,7 @@ class _Watch:
         print(f"cswin: {what}. The end of {log}:\n{quoted}", file=sys.stderr, end="", flush=True)
 
 
-_ENDS = (0, EXIT_INTERRUPTED)  # exit codes of a rank that ended as it should
+_ENDS = (0, EXIT_INTERRUPTED)  # exit codes of a rank that did not fail
 
 
 def _runs(pid: int) -> bool:
@@ -235,7 +233,7 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _received() -> Iterator[list[int]]:
-    """A list that the stop signals of this process are written to, instead of ending it."""
+    """Inside the context, stop signals do not end this process but are appended to the list."""
     signals: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in STOP_SIGNALS}
     try:
@@ -247,7 +245,7 @@ def _received() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _blocked() -> Iterator[None]:
-    """A process started here has the stop signals blocked: msrun would end its ranks at them instead of letting them save."""
+    """A process started in this context has the stop signals blocked. Otherwise msrun would end its ranks before they can save."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

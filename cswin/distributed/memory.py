@@ -1,4 +1,4 @@
-"""How much memory there is to compute in, and what is refused because it cannot fit."""
+"""The available memory, and a check that a batch can fit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cswin.model.variants import Architecture
 from cswin.profile import evaluation_bytes
 from cswin.progress import size_text
 
-# Of control groups (containers, Slurm), by the name in /proc/self/cgroup: version 2 has none.
+# Limit files of control groups (containers, Slurm) by the controller in /proc/self/cgroup; for version 2 it is empty.
 LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
 def host_memory() -> int | None:
-    """Bytes that this process may use at most: the machine's, or its container's or job's; None: not known."""
+    """Bytes that this process can use at most: of the machine, or the limit of its container or job; None if unknown."""
     found = []
     with contextlib.suppress(OSError, RuntimeError):
         found.append(psutil.virtual_memory().total)
@@ -30,7 +30,7 @@ def host_memory() -> int | None:
 
 
 def _limits(root: str, file: str, group: str) -> list[int]:
-    """The limits of a group and of those around it; inside of a container only its own root may be visible."""
+    """The limits of a group and of its parents; inside a container only the container's own root may be visible."""
     folder, found = Path(root + group), []
     for place in (folder, *folder.parents):
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
@@ -41,29 +41,27 @@ def _limits(root: str, file: str, group: str) -> list[int]:
 
 
 def device_memory(target: str) -> int | None:
-    """Bytes of the memory in which this process's device computes; None: not known."""
+    """Bytes of memory of this process's device; None if unknown."""
     if target == "CPU":
         return host_memory()
     import mindspore as ms
 
-    with contextlib.suppress(
-        Exception
-    ):  # whatever a device or its driver brings about, it must not stop a training that would fit
+    with contextlib.suppress(Exception):  # an error of a driver must not stop a training that would fit
         return ms.hal.get_device_properties(0, target).total_memory or None  # 0: not initialised yet
     return None
 
 
 def require_memory(arch: Architecture, batch: int, target: str, level: str = "O0") -> None:
-    """Refuse a batch that cannot be evaluated here, by a lower bound.
+    """Refuse a batch whose evaluation needs more memory than there is, according to a lower bound.
 
     Args:
-        arch: of the network.
-        batch: images at a time.
+        arch: architecture of the network.
+        batch: images per forward pass.
         target: CPU or Ascend.
-        level: of precision, see `cswin.profile`.
+        level: level of mixed precision, see `cswin.profile`.
 
     Raises:
-        UserError: with what is needed, what there is, and the largest batch that the bound admits.
+        UserError: with the needed memory, the available memory, and the largest batch within the bound.
     """
     images, tensors = evaluation_bytes(arch, level)
     host = images + tensors if target == "CPU" else images
@@ -72,6 +70,6 @@ def require_memory(arch: Architecture, batch: int, target: str, level: str = "O0
     for where, each, there in needs:
         if there is not None and batch * each > there:
             raise UserError(
-                f"{batch:,} images at a time (runtime.eval_batch_size, --batch) need {size_text(batch * each)} of memory at least, "
-                f"{where} has {size_text(there)}: choose at most {there // each:,}, better a tenth of it"
+                f"{batch:,} images at a time (runtime.eval_batch_size, --batch) need at least {size_text(batch * each)} of memory, but "
+                f"{where} has {size_text(there)}: choose at most {there // each:,}, better a tenth of that"
             )

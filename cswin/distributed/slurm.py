@@ -79,22 +79,22 @@ class Partition:
     devices: dict[str, int]
 
     def allowed(self, minutes: int) -> int:
-        """So many minutes, or the limit."""
+        """The minutes, at most the limit."""
         return min(minutes, self.minutes or minutes)
 
     def limits_below(self, minutes: int | None, cores: int) -> str | None:
-        """A line on what is lowered where jobs would ask for so much; None: nothing is."""
+        """A message if jobs would request more than the limits, which lower their requests; otherwise None."""
         over = [f"{self.minutes} min"] if minutes and self.allowed(minutes) < minutes else []
         over += [f"{self.cores} cores"] if self.cores and cores > self.cores else []
-        return f"partition {self.name}: jobs ask for at most {' and '.join(over)}, its limit" if over else None
+        return f"partition {self.name}: jobs request at most {' and '.join(over)}, its limit" if over else None
 
     def require_devices(self, name: str, count: int) -> None:
-        """Raise UserError if no node has so many devices of this name (`npu:8`)."""
+        """Raise UserError if no node has `count` devices of this name (`npu:8`)."""
         if self.devices.get(name, 0) < count:
             has = ", ".join(f"{key}:{number}" for key, number in sorted(self.devices.items())) or "no such devices"
             raise UserError(
-                f"device_gres: training asks for {name}:{count} on a node, but the nodes of partition {self.name} have {has}; set "
-                "device_gres in the profile, runtime.devices (and nodes), or another partition"
+                f"device_gres: training requests {name}:{count} per node, but the nodes of partition {self.name} have {has}; change "
+                "device_gres in the profile, runtime.devices (and nodes), or the partition"
             )
 
 

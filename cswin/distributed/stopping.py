@@ -12,7 +12,7 @@ from cswin.errors import UserError
 EXIT_DEFECT = 1  # an error of the program; a traceback is in the log
 EXIT_USER = 2  # an error that the user can fix, named on stderr
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: stopped on request, state saved, the same command resumes
-EXIT_CTRL_C = 130  # ended at once by Ctrl-C
+EXIT_CTRL_C = 130  # ended immediately by Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -35,7 +35,7 @@ def run_rank(work: Callable[[Ranks], int], runtime: Runtime, facts: LaunchFacts)
         code = work(_join(runtime))
     except UserError as error:
         Note(pid, EXIT_USER, str(error)).write(facts.folder, rank)
-        if rank:  # the launcher shows the first rank's output, and prints the reason itself
+        if rank:  # not on the first rank: the launcher shows its output, and prints the error itself
             print(error, file=sys.stderr)
         return EXIT_USER
     except BaseException as error:

@@ -1,6 +1,6 @@
 """The architectures of the CSWin family, by name.
 
-Source: CSWin Transformer (arXiv 2107.00652), table 2, and the report, which trains the small model with stripes of
+References: CSWin Transformer (arXiv 2107.00652), table 2, and the report, which trains the small model with stripes of
 width 2 in the first stage. Both stripe settings of the small model have weights of the same shapes. Only the record of the
 architecture distinguishes them, so every checkpoint contains it.
 """

@@ -1,1 +1,1 @@
-"""The workflow as a job of the OpenI platform: archives in, results and resume state out, the same train_url continues."""
+"""Runs the workflow as a job of the OpenI platform. Results and state are copied to train_url, from which the next job continues."""

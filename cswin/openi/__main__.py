@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # started by its path: the package's folder is not the place to import from, the repository is
+if not __package__:  # started by its path: import from the repository, not from the folder of this file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cswin.openi.job import main  # noqa: E402

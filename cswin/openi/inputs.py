@@ -1,4 +1,4 @@
-"""Brings in what a job starts from: the images' archives and a pretrained checkpoint."""
+"""Copies the inputs of a job: archives of images and a pretrained checkpoint."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from cswin.openi.storage import join, storage_for
 from cswin.progress import size_text
 from cswin.tensor_file import SUFFIXES
 
-INPUTS = "inputs"  # below the work folder
+INPUTS = "inputs"  # folder in the work folder
 
 
-Place = tuple[str, str]  # URL and name of a file or folder that lies ready for the job
+Place = tuple[str, str]  # URL and name of an input file or folder
 Say = Callable[[str], None]
 
 
 def bring_data(places: Sequence[Place], work: Path, say: Say) -> dict[str, Any]:
-    """The keys `source`, `archive`, … of the configuration's data section for what lies at the places.
+    """The keys `source`, `archive`, … of the configuration's data section for the files at the places.
 
-    Object storage is copied to the work folder, once; plain folders and files are used where they are.
+    Files in object storage are copied to the work folder, once; local files and folders are used in place.
 
     Args:
-        places: (URL, name) of files, or of folders that hold them.
+        places: (URL, name) of files, or of folders that contain them.
         work: the job's folder.
         say: receives messages.
 
     Raises:
-        UserError: if there is no set of images, or more than one, with what was found.
+        UserError: if there is no dataset, or more than one; it lists what was found.
     """
     items = _items(places)
     official = {OFFICIAL[name]: (url, name) for url, name in items if name in OFFICIAL}
@@ -53,18 +53,18 @@ def bring_data(places: Sequence[Place], work: Path, say: Say) -> dict[str, Any]:
         return {"source": "folder", "folder": _found(folders[0], work, say)}
     found = ", ".join(name for _, name in (archives or folders or items)[:10]) or "nothing"
     raise UserError(
-        f"data_url: one tar or tar.gz with train/ and val/, the three ILSVRC2012 files, or one folder with train/ and val/ is "
-        f"needed; found {found} at {', '.join(url for url, _ in places)}"
+        f"data_url: must be one tar or tar.gz with train/ and val/, the three ILSVRC2012 files, or one folder with train/ and val/; "
+        f"found {found} at {', '.join(url for url, _ in places)}"
     )
 
 
 def bring_checkpoint(name: str | None, places: Sequence[Place], work: Path, say: Say) -> str | None:
-    """The pretrained checkpoint, relative to the work folder.
+    """Path of the pretrained checkpoint, relative to the work folder; None if there is none.
 
     Args:
-        name: a path or URL of a checkpoint; or the (beginning of the) name of one at the places, in a zip file as well; None:
-            the only one at the places, or none.
-        places: (URL, name) of files, or of folders that hold them.
+        name: a path or URL of a checkpoint, or the name (or its beginning) of one at the places, also inside a zip file; None: the
+            only one at the places, if any.
+        places: (URL, name) of files, or of folders that contain them.
 
     Raises:
         UserError: if there is none of that name, or more than one.
@@ -97,25 +97,25 @@ def bring_checkpoint(name: str | None, places: Sequence[Place], work: Path, say:
 
 
 def _bring(place: Place, work: Path, say: Say) -> Path:
-    """Its copy below the work folder; a file that is there is not copied again."""
+    """Copy a file or folder to the work folder, unless an existing file has the same size. Returns the path of the copy."""
     (url, name), storage = place, storage_for(place[0])
     local = work / INPUTS / name
     if storage.is_folder(url):
         storage.get_folder(url, local)
     elif not local.is_file() or local.stat().st_size != storage.size(url):
         check_space(local, size := storage.size(url), name)
-        say(f"bringing in {url}, {size_text(size)}")
+        say(f"copying {url}, {size_text(size)}")
         storage.get(url, local)
     return local
 
 
 def _found(place: Place, work: Path, say: Say) -> str:
-    """Absolute path: where it lies on this machine, else of a copy."""
+    """Absolute path of a local file or folder, or of the copy of a remote one."""
     return str(Path(place[0]).resolve() if storage_for(place[0]).is_local else _bring(place, work, say))
 
 
 def _items(places: Sequence[Place]) -> list[Place]:
-    """The files and folders at the places: themselves where they are files, else what lies directly in them."""
+    """The places that are files, and the direct content of those that are folders."""
     items: list[Place] = []
     for url, name in places:
         storage = storage_for(url)

@@ -1,7 +1,7 @@
-"""A job on the platform, from its parameters to its exit code. Read from top to bottom.
+"""A job on the platform, from its parameters to its exit code. Read it from top to bottom.
 
-Exit codes: 0 everything is made; 75 it was asked to stop, the same train_url goes on from there; 2 something that the user can put
-right; else Snakemake's.
+Exit codes: 0 everything is complete; 75 the job was asked to stop, a job with the same train_url continues; 2 an error that the user
+can fix; other codes are Snakemake's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST_BEAT = 10.0  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a job; the command line's entry."""
+    """Run a job; entry point of the command line."""
     os.environ.setdefault("GLOG_v", "3")
     try:
         return Job(parse_parameters(sys.argv[1:] if arguments is None else arguments)).run()
@@ -44,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def say(line: str) -> None:
-    """A line in the job's log."""
+    """Write a line to the job's log."""
     print(f"cswin.openi: {line}", file=sys.stderr, flush=True)
 
 
 class Job:
-    """Brings in, runs the workflow, brings out."""
+    """Copies the inputs, runs the workflow, copies the results."""
 
     def __init__(self, parameters: Parameters):
         self.parameters, self.work, self.train_url = parameters, parameters.work, parameters.train_url
@@ -58,10 +58,10 @@ class Job:
         self._due = time.monotonic() + 60 * parameters.copy_minutes
 
     def run(self) -> int:
-        """Returns the exit code.
+        """Run the job. Returns the exit code.
 
         Raises:
-            UserError: for everything that the user can put right.
+            UserError: for errors that the user can fix.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "openi.lock").open("a") as lock:
@@ -77,7 +77,7 @@ class Job:
                 code = self.processes.run(self._snakemake(), self._copy_when_due)
                 self.mirror.copy()
         if why := self.processes.stopped:
-            say(f"stopped by {why}; a job with the same train_url goes on from here (exit code {EXIT_INTERRUPTED})")
+            say(f"stopped by {why}; a job with the same train_url continues from here (exit code {EXIT_INTERRUPTED})")
             return EXIT_INTERRUPTED
         return code
 
@@ -85,11 +85,11 @@ class Job:
         if self.lost():
             self.processes.stop("another job with the same train_url")
             raise UserError(
-                f"{self.train_url}: another job has taken this train_url over (see owner.json); nothing more is written there"
+                f"{self.train_url}: another job has taken over this train_url (see owner.json); this job writes nothing more there"
             )
 
     def _copy_when_due(self) -> None:
-        """What goes wrong is said and tried again the next time, training goes on."""
+        """An error is reported, and the next call tries again; training continues."""
         if time.monotonic() < self._due:
             return
         try:
@@ -99,14 +99,14 @@ class Job:
         self._due = time.monotonic() + 60 * self.parameters.copy_minutes
 
     def _begin(self) -> None:
-        """Bring the inputs in, write the configuration that names them, and put what an earlier job left into the work folder."""
+        """Copy the inputs, write the configuration that names them, and restore the state of an earlier job."""
         given, values = self.parameters, self.parameters.values
         if given.data:
             kept = {key: value for key, value in values.get("data", {}).items() if key not in INPUTS}
             values["data"] = kept | bring_data(given.data, self.work, say)
         elif values.get("data", {}).get("source") != "digits":
             raise UserError(
-                "data_url: missing; give --data_url or the environment variable data_url: the archive of images is there"
+                "data_url: missing; give --data_url or the environment variable data_url: the location of the archive of images"
             )
         places = given.models or (given.data if given.pretrained else [])
         if pretrained := bring_checkpoint(given.pretrained, places, self.work, say):
@@ -121,23 +121,21 @@ class Job:
         if results.exists():
             aside = results.with_name(f"{RESULTS}.{datetime.now():%Y%m%d-%H%M%S-%f}")
             results.rename(aside)
-            say(
-                f"a job goes on from train_url alone: what was in {results} is now in {aside} (delete it when it is not needed)"
-            )
+            say(f"a job continues from train_url only: the old content of {results} is now in {aside} (you may delete it)")
         if files := self.mirror.restore():
-            say(f"going on from what lies at train_url, {files} files")
+            say(f"continuing from {files} files at train_url")
 
     def _snakemake(self) -> list[str]:
         return [
             sys.executable, "-m", "snakemake", "all", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.work),
             "--workflow-profile", str(ROOT / "profiles" / "default"), "--configfile", str(self.config), "--cores", "all",
-            "--nolock",  # a killed job leaves Snakemake's lock behind; openi.lock goes with its processes
-            "--keep-going",  # nobody watches: a picture that fails must not end weeks of training
+            "--nolock",  # a killed job leaves Snakemake's lock; openi.lock ends with its processes
+            "--keep-going",  # a picture that fails must not end weeks of training
         ]  # fmt: skip
 
 
 def _environment() -> dict[str, str]:
-    """Of Snakemake. Raises UserError where the workflow cannot run."""
+    """The environment of Snakemake. Raises UserError if the workflow is not installed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if importlib.util.find_spec("snakemake") is None or shutil.which("cswin", path=path) is None:
         raise UserError(

@@ -1,11 +1,11 @@
-"""The results folder at train_url: for people to read, and for the next job to go on from.
+"""A copy of the results folder at train_url, for readers and for the next job.
 
-A job is killed at any moment, so after each single write the next job must find what it can go on from. Files appear whole (see
-`storage`). A state needs a history that reaches as far as it says, so the states are listed first, then everything else is
-copied, then these states, and only then are older states removed. Whether a state is whole and belongs to the configuration is
-the trainer's decision, which has two of each folder to choose from.
+A job can be killed at any moment, so after each single write the next job must be able to continue. Files appear complete or not at
+all (see `storage`). A state needs a history that is at least as long as the state says. So the states are listed first, then all
+other files are copied, then these states, and older states are removed last. The trainer decides whether a state is undamaged and
+belongs to the configuration; it has two states of each folder.
 
-The next job takes only what no rule of the workflow makes. From it the trainer goes on, or makes a complete stage's files again.
+The next job restores only files that no rule makes. From these the trainer resumes, or writes a complete stage's files again.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from cswin.run.history import read_tail
 from cswin.run.repeat import COMPLETE
 from cswin.run.states import PATTERN
 
-TAIL = 1 << 20  # bytes of a history in which its last time stands
-STATES_KEPT = 2  # of each folder, those that were set aside among them
+TAIL = 1 << 20  # bytes at the end of a history that contain its last time
+STATES_KEPT = 2  # of each state folder, also of those that were set aside
 RESTORED = (f"state*/{PATTERN}", f"state*/{COMPLETE}", HISTORY, ATTEMPTS, "logs/train_*.log")
-LEFT_OUT = (PATTERN, "*.damaged", "lease[.-]*", ".*")  # states are copied by themselves
+LEFT_OUT = (PATTERN, "*.damaged", "lease[.-]*", ".*")  # states are copied separately
 
 
 class Mirror:
     """Copies a work folder's results to train_url and back.
 
     Args:
-        storage, url: the place.
+        storage, url: where to copy to.
         work: the folder in which the workflow runs.
-        guard: called before each write to the place; raises if this job may not write any more.
+        guard: called before each write to `url`; raises if this job may no longer write there.
     """
 
     def __init__(self, storage: Storage, url: str, work: Path, guard: Callable[[], None]):
         self.storage, self.url, self.results, self.guard = storage, join(url, str(RESULTS)), work / RESULTS, guard
-        self._there: dict[str, tuple[int, int]] = {}  # path -> date and size of the file that was copied
+        self._there: dict[str, tuple[int, int]] = {}  # path -> date and size of the copied file
 
     def copy(self) -> None:
-        """Copy what has changed since the last time.
+        """Copy all files that have changed since the last copy.
 
         Raises:
-            UserError: if the storage refuses, or from `guard`.
-            OSError: if a file has gone meanwhile; calling again helps.
+            UserError: if the storage fails, or from `guard`.
+            OSError: if a file was removed during the copy; call it again.
         """
         folders = [folder for folder in sorted(self.results.glob("*/*/state*")) if folder.is_dir()]
         states = {folder: sorted(folder.glob(PATTERN))[-STATES_KEPT:] for folder in folders}
@@ -61,7 +61,7 @@ class Mirror:
                     self.storage.remove(join(place, name))
 
     def restore(self) -> int:
-        """Put into an empty results folder what the next job goes on from. Returns the number of files."""
+        """Restore the files that this job needs to continue, into an empty results folder. Returns their number."""
         paths = [
             path for path in self.storage.names(self.url, below=True) if any(PurePosixPath(path).match(p) for p in RESTORED)
         ]

@@ -1,4 +1,4 @@
-"""One job per train_url: a record with a heartbeat in the storage."""
+"""Only one job per train_url: a record with a heartbeat in the storage."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from collections.abc import Callable, Iterator
 from cswin.errors import UserError
 from cswin.openi.storage import Storage, join
 
-SILENT_BEATS = 6  # heartbeats that another job must miss before it is dead
+SILENT_BEATS = 6  # missed heartbeats after which another job counts as dead
 
 
 @contextlib.contextmanager
 def ownership(storage: Storage, url: str, beat: float, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Exclusive use of a place in the storage for as long as the context lasts.
+    """Exclusive use of a URL in the storage while the context lasts.
 
-    Clocks of two machines may differ, so nobody compares times: a job that finds another one's record watches it, and the other
-    is alive if the record changes. A job that finds its own record replaced has lost the place and must write nothing more.
+    The clocks of two machines may differ, so times are not compared: a job that finds another job's record watches it, and the other
+    job is alive if the record changes. A job whose own record was replaced has lost the URL and must not write there.
 
     Args:
-        storage, url: the place.
+        storage, url: the URL to own.
         beat: seconds between heartbeats.
         say: receives messages.
 
     Yields:
-        A function that tells whether the place is lost.
+        A function that returns whether the URL is lost.
 
     Raises:
         UserError: if another job is at work there.
@@ -46,7 +46,7 @@ def ownership(storage: Storage, url: str, beat: float, say: Callable[[str], None
                 if lost():
                     return
                 storage.write(path, json.dumps(me | {"beat": os.urandom(8).hex()}))
-            except UserError as error:  # the network is away; the job goes on
+            except UserError as error:  # a network failure; the job continues
                 say(f"heartbeat: {error}")
 
     if (before := _read(storage, path)) is not None:
@@ -59,14 +59,14 @@ def ownership(storage: Storage, url: str, beat: float, say: Callable[[str], None
     finally:
         ended.set()
         heart.join()
-        with contextlib.suppress(UserError):  # what is left behind costs the next job a short wait
+        with contextlib.suppress(UserError):  # a remaining record costs the next job only a short wait
             if not lost():
                 storage.remove(path)
 
 
 def _wait_for_silence(storage: Storage, path: str, before: dict, beat: float, say: Callable[[str], None]) -> None:
     name = f"another job (host {before.get('host', '?')}, process {before.get('pid', '?')})"
-    say(f"{path}: {name} was at work here; waiting {SILENT_BEATS * beat:.0f} s for a sign of life")
+    say(f"{path}: {name} was at work here; waiting {SILENT_BEATS * beat:.0f} s for its next heartbeat")
     until, now = time.monotonic() + SILENT_BEATS * beat, before
     while time.monotonic() < until and now is not None:
         if now != before:

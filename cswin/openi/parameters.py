@@ -1,7 +1,7 @@
-"""The job's parameters: the platform's, the report's, and any key of the configuration.
+"""The job's parameters: those of the platform, those of the report, and all keys of the configuration.
 
-A parameter of the report is understood where it still means the same, and refused with the new way to say it where it does not
-(report.yaml). Everything else is a key of the configuration: `--schedule.base_lr=0.0005`.
+A parameter of the report is accepted if it still has the same meaning; otherwise the error names the replacement (report.yaml). All
+other parameters are keys of the configuration: `--schedule.base_lr=0.0005`.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from cswin.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 _REPORT = yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))
 ARCHITECTURES, RENAMED, REFUSED = _REPORT["architectures"], _REPORT["renamed"], _REPORT["refused"]
-# Parameters with a meaning of their own; everything else is a key of the configuration.
+# The parameters that are not keys of the configuration.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "data_url": {"metavar": "URL", "help": "folder or file with the archive (default: the variable data_url)"},
-    "train_url": {"metavar": "URL", "help": "where results go, and what a restart continues (default: the variable)"},
-    "multi_data_url": {"metavar": "JSON", "help": "several datasets, as the platform writes them"},
-    "ckpt_url": {"metavar": "URL", "help": "a model chosen on the platform"},
-    "pretrain_url": {"metavar": "JSON", "help": "several models, as the platform writes them"},
-    "arch": {"metavar": "NAME", "help": f"which configuration: {', '.join(ARCHITECTURES)} (default: the first)"},
+    "data_url": {"metavar": "URL", "help": "the archive, or a folder with it (default: the environment variable data_url)"},
+    "train_url": {"metavar": "URL", "help": "receives the results; the next job continues from it (default: the variable)"},
+    "multi_data_url": {"metavar": "JSON", "help": "several datasets, in the platform's format"},
+    "ckpt_url": {"metavar": "URL", "help": "a model selected on the platform"},
+    "pretrain_url": {"metavar": "JSON", "help": "several models, in the platform's format"},
+    "arch": {"metavar": "NAME", "help": f"selects the configuration: {', '.join(ARCHITECTURES)} (default: the first)"},
     "config": {"type": Path, "metavar": "FILE", "help": "a configuration file instead of --arch"},
-    "pretrained": {"metavar": "NAME", "help": "checkpoint to start the first stage from: a name in the data, or a URL"},
+    "pretrained": {"metavar": "NAME", "help": "checkpoint from which the first stage starts: a name in the data, or a URL"},
     "run_openi": {"default": "True", "choices": ("True", "true", "1", "False", "false", "0"), "help": "always True here"},
-    "device_num": {"type": int, "metavar": "N", "help": "devices; the batch of a step stays, accumulation follows"},
-    "work_dir": {"metavar": "FOLDER", "help": "on a fast local disk (default: /cache/cswin where there is /cache)"},
+    "device_num": {"type": int, "metavar": "N", "help": "devices; accumulation is adjusted so that the global batch stays"},
+    "work_dir": {"metavar": "FOLDER", "help": "folder on a fast local disk (default: /cache/cswin if /cache exists)"},
     "copy_minutes": {"type": float, "default": 15.0, "metavar": "M",
-                     "help": "between two copies to train_url (default: %(default)s)"},
+                     "help": "minutes between two copies to train_url (default: %(default)s)"},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """A job.
+    """The parameters of a job.
 
     Attributes:
-        data: (URL, name) of what holds the images.
-        models: (URL, name) of what holds checkpoints.
+        data: (URL, name) of files or folders with images.
+        models: (URL, name) of files or folders with checkpoints.
         pretrained: checkpoint from which the first stage starts: a path, a URL, or a name in `data` or `models`.
-        train_url: where results and resume state go.
-        values: the configuration, as in its file, with everything that was overridden.
+        train_url: URL for results and state.
+        values: values of the configuration file, with all overrides.
         work: folder on a local disk in which the workflow runs.
-        copy_minutes: time between two copies to train_url.
+        copy_minutes: minutes between two copies to train_url.
     """
 
     data: list[tuple[str, str]]
@@ -72,8 +72,8 @@ def parse_parameters(arguments: Sequence[str], environment: Mapping[str, str] = 
     """Parameters from the command line and, for data_url and train_url, the environment.
 
     Raises:
-        UserError: for a parameter that is unknown or no longer means what it did, with the new way to say it, and for what is
-            wrong in the configuration that they make.
+        UserError: for an unknown parameter, for one whose meaning has changed (with its replacement), and for errors in the resulting
+            configuration.
     """
     parser = argparse.ArgumentParser(prog="python -m cswin.openi", description=__doc__, allow_abbrev=False)
     for name, option in OPTIONS.items():
@@ -86,7 +86,7 @@ def parse_parameters(arguments: Sequence[str], environment: Mapping[str, str] = 
     train_url = known.train_url or environment.get("train_url")
     if not train_url:
         raise UserError(
-            "train_url: missing; give --train_url or the environment variable train_url: results and resume state go there"
+            "train_url: missing; give --train_url or the environment variable train_url: the URL for results and state"
         )
     if known.copy_minutes <= 0:
         raise UserError(f"copy_minutes: {known.copy_minutes} must be positive")
@@ -101,7 +101,7 @@ def parse_parameters(arguments: Sequence[str], environment: Mapping[str, str] = 
 
 
 def _configuration(known: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    """The values of the configuration file with all overrides laid over them, checked except for where the data are."""
+    """The values of the configuration file with all overrides, checked. The paths of the data are set later."""
     if known.arch and known.arch not in ARCHITECTURES and not known.config:
         raise UserError(
             f"arch: {known.arch!r} is not known; one of {', '.join(ARCHITECTURES)}, or --config=FILE with model.arch"
@@ -114,7 +114,7 @@ def _configuration(known: argparse.Namespace, rest: list[str]) -> dict[str, Any]
     while rest:
         name, separator, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
-            raise UserError(f"{name!r}: is no parameter; they are written --name=value")
+            raise UserError(f"{name!r}: is not a parameter; parameters are written --name=value")
         if not separator:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"{name[2:]}: has no value; write {name}=value")
@@ -122,9 +122,7 @@ def _configuration(known: argparse.Namespace, rest: list[str]) -> dict[str, Any]
         _set(values, _key(name[2:], value), yaml.safe_load(value))
     if known.device_num is not None:
         _set(values, "runtime.devices", known.device_num)
-        with contextlib.suppress(
-            LookupError, TypeError, ZeroDivisionError
-        ):  # the check says what is missing or does not divide
+        with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # parse_settings reports these
             per_pass = known.device_num * values["runtime"].get("batch_size", Runtime().batch_size)
             values["runtime"]["accumulation"] = values["optimizer"]["global_batch"] // per_pass
     parse_settings(values)

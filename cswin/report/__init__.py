@@ -1,1 +1,1 @@
-"""Tables and pictures of a run, from its files alone."""
+"""Tables, pictures and pages of a run, made only from its files."""

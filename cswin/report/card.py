@@ -1,6 +1,6 @@
 """The run card, a Markdown page: what was trained, on what and how; the result, how to use it, and what was not run.
 
-All its content is read from the files of the run; nothing is computed again.
+All its content comes from the files of the run; nothing is computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cswin.report.verdict import IMAGENET, WHOLE_BATCHES, verdict_of, verdict_te
 from cswin.run.attempts import FINISHED, AttemptSummary
 
 REPORT_DEVICES = 8
-HASH = 12  # digits of a hash that are shown; the whole hash is in a file that the card names
+HASH = 12  # number of digits shown of a hash; the full hash is in a file that the card names
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Run:
 
     Attributes:
         folder: results/<run>.
-        expected: stages and the figures to compare with.
-        stages: all of them evaluated.
+        expected: the stages, and the figures to compare with.
+        stages: the stages, all evaluated.
         runtime: the resolved runtime section.
-        dataset: the one with which they were trained.
+        dataset: the dataset with which they were trained.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Run:
     dataset: Dataset
 
     def attempts(self, stage: StageResult) -> list[AttemptSummary]:
-        """Of the training that made the stage's checkpoint."""
+        """The attempts of the training that led to the stage's checkpoint."""
         return training_attempts(stage.attempts)
 
     @property
@@ -102,7 +102,7 @@ def _result_of(stage: StageResult) -> list[Any]:
 
 
 def _comparison(run: Run) -> list[str]:
-    """Comparison with reported and published figures, each in its own counting."""
+    """Comparison with reported and published figures, each with its own counting."""
     lines = []
     for stage in run.stages:
         reported, which = run.expected.stages.get(stage.name), _chosen(stage)
@@ -132,7 +132,7 @@ def _verdict(stage: StageResult, published: float, counting: str) -> str:
 
 
 def _reservations(run: Run) -> list[str]:
-    """What was not run, and what limits the result."""
+    """What was not run, and the limitations of the result."""
     starts = [attempt.start for stage in run.stages for attempt in run.attempts(stage)]
     targets = {start.get("device_target", run.runtime.device_target) for start in starts} or {run.runtime.device_target}
     lines = []
@@ -219,14 +219,14 @@ def _recipe_of(stage: StageResult) -> dict[str, str]:
 
 
 def _start(stage: StageResult) -> str:
-    """What the stage took from which checkpoint, according to its history."""
+    """What the stage started from, according to its history."""
     start = stage.history.start
     if start.get("carry") == "all":
         return f"complete state of `{start['from']}`"
     if start.get("carry") == "weights":
-        anew = f"; anew: {', '.join(start['anew'])}" if start.get("anew") else ""
+        reset = f"; reset: {', '.join(start['anew'])}" if start.get("anew") else ""
         head = f"; head {start['head']}" if start.get("head") else ""
-        return f"{start['which']} weights of `{start['from']}`{anew}{head}"
+        return f"{start['which']} weights of `{start['from']}`{reset}{head}"
     return start.get("from", "not recorded")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from cswin.predictions import Predictions
 from cswin.report.statistics import wilson
 
-WORST, TAKEN_FOR = 20, 5  # number of classes in the list of confusions, and of wrong classes for each
+WORST, TAKEN_FOR = 20, 5  # number of classes in the list of confusions, and of wrong classes listed for each
 
 
 def per_class(results: Mapping[str, Predictions], class_names: Sequence[str]) -> pd.DataFrame:
@@ -52,10 +52,10 @@ def accuracy_with_mistakes(predictions: Predictions, class_names: Sequence[str])
 def confusions(
     results: Mapping[str, Predictions], class_names: Sequence[str], worst: int = WORST, taken_for: int = TAKEN_FOR
 ) -> pd.DataFrame:
-    """The classes of lowest top-1 and the wrong classes that they are most often taken for, for each set of weights.
+    """The classes with the lowest top-1, and the wrong classes predicted most often for them, for each set of weights.
 
     One row per pair: weights, rank (1: the worst class), class, n, top1, taken_for, images, share (per cent of the class). A class
-    without an error is not listed; equals are ordered by the class's place.
+    without errors is not listed; equal classes are in the order of the labels.
     """
     rows = []
     for which, predictions in results.items():

@@ -26,7 +26,7 @@ class Effort:
         attempts: number of starts until the stage was complete.
         resumes: number of attempts that resumed from a saved state.
         unended: attempts without a recorded end or last sign of life. Their time counts up to their last step in the history, so
-            train_hours is too low by the time after it, and between_hours too high by the same.
+            train_hours is too low by the time after this step, and between_hours is too high by the same time.
         train_hours: wall-clock time of all attempts: start-up, compilation, steps (also repeated ones), validation, saving.
         data_wait_hours: time in which the steps of the history waited for images.
         between_hours: from the end of each attempt to the start of the next.
@@ -47,8 +47,8 @@ class Effort:
 
 
 def training_attempts(attempts: Rows) -> list[AttemptSummary]:
-    """The attempts of the training that attempts.jsonl ends with, up to the one that completed it: later ones train nothing, they
-    write the stage's files again from its state."""
+    """The attempts of the last training in attempts.jsonl, up to the one that completed it. Later attempts train nothing: they write
+    the stage's files again from its state."""
     tried = current(summaries(attempts))
     completed = [i for i, one in enumerate(tried) if one.reason == FINISHED]
     return tried[: completed[0] + 1] if completed else tried
@@ -86,7 +86,7 @@ def measure_effort(attempts: Rows, steps: pd.DataFrame, global_batch: int) -> Ef
 
 
 def _last_logged(one: AttemptSummary, later: list[AttemptSummary], logged: pd.DataFrame) -> datetime:
-    """When an attempt logged its last step of the history: its start of training plus the seconds of its steps."""
+    """Time of an attempt's last step in the history: its start of training plus the seconds of its steps."""
     last = _time(one.begun or one.start["time"])
     if one.from_step is None:
         return last

@@ -22,7 +22,7 @@ def find_runs(results: Path, names: list[str]) -> list[Path]:
     if not names:
         found = sorted(folder.parent for folder in results.glob("*/config") if folder.is_dir())
         if not found:
-            raise UserError(f"{results}: no run is there; `snakemake` makes one, --results names another folder")
+            raise UserError(f"{results}: contains no run; `snakemake` makes one, --results names another folder")
         return found
     folders = []
     for name in names:

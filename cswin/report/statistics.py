@@ -1,4 +1,4 @@
-"""How sure a figure is: an interval for an accuracy, a test for the difference of two on the same images, a verdict on a published one."""
+"""Statistics of accuracies: an interval, a test of the difference on the same images, and a verdict on a published figure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy.stats import binomtest, norm
 
 # The rule of `reproduction`, fixed before any run at full size; docs/results.md gives the reasons. Percentage points.
 SEED_SPREAD = 0.1  # standard deviation of ImageNet's top-1 between seeds, on the same images (arXiv 2109.08203)
-MARGIN = 0.3  # a run that is this much worse has not reproduced
-ROUNDING = 0.1  # published figures are given to this
-LEVEL = 0.95  # of each of the two one-sided statements
+MARGIN = 0.3  # a run that is worse by this margin does not reproduce the figure
+ROUNDING = 0.1  # published figures are rounded to this
+LEVEL = 0.95  # confidence of each of the two one-sided tests
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -50,13 +50,13 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What runs say of a published accuracy, in percentage points.
+    """The result of comparing runs with a published accuracy, in percentage points.
 
     Attributes:
         answer: "reproduced", "not reproduced" or "undecided".
-        difference: their mean minus the published figure.
-        low, high: 90 % interval of the difference, so that each end alone holds at 95 %.
-        seeds_missing: how many more seeds would decide, were their mean the same; 0: decided; None: no number would.
+        difference: the mean of the runs minus the published figure.
+        low, high: 90 % interval of the difference, so that each bound alone has a confidence of 95 %.
+        seeds_missing: number of further seeds that would decide if the mean stays the same; 0: decided; None: no number would.
     """
 
     answer: str
@@ -67,13 +67,14 @@ class Verdict:
 
 
 def reproduction(top1: Sequence[float], published: float) -> Verdict:
-    """A verdict by non-inferiority: reproduced if the difference is surely above -`MARGIN`, not reproduced if it is surely below 0.
+    """A verdict by a non-inferiority test: reproduced if the lower bound of the difference is above -`MARGIN`, not reproduced if the
+    upper bound is below 0.
 
-    Both sides are runs with a spread of `SEED_SPREAD`: the published figure is one of them, rounded. The images are the same on both
-    sides, and the spread was measured on the same images, so their number does not enter.
+    Runs vary by `SEED_SPREAD`; the published figure is also a single run, and rounded. All figures, and the spread, are of the same
+    images, so the number of images does not matter.
 
     Args:
-        top1: per cent, of runs that differ in the seed alone.
+        top1: per cent, of runs that differ only in the seed.
         published: per cent.
     """
     z, fixed = norm.ppf(LEVEL), SEED_SPREAD**2 + ROUNDING**2 / 12
@@ -83,7 +84,7 @@ def reproduction(top1: Sequence[float], published: float) -> Verdict:
         answer, missing = "reproduced", 0
     elif difference + half < 0:
         answer, missing = "not reproduced", 0
-    else:  # half must fall below the wider of the two gaps
+    else:  # decided as soon as `half` is below the larger of the two gaps
         room = (max(difference + MARGIN, -difference) / z) ** 2 - fixed
         answer = "undecided"
         missing = math.floor(SEED_SPREAD**2 / room) + 1 - len(top1) if room > 0 else None

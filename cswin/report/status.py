@@ -1,6 +1,6 @@
-"""Progress of a run, read from its files. Nothing is written, and no lock is touched.
+"""Progress of a run, read from its files. Nothing is written, and no lock is taken.
 
-So it works on any machine that sees the files, also while a stage trains on another machine.
+So it works on any machine that can read the files, also while a stage trains on another machine.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def _describe_holder(status: StageStatus, holder: Holder, timeout: float, now: f
         status.state = "running"
         return
     status.state = "stale"
-    status.detail = f"no sign of life for longer than runtime.lease_timeout, {timeout:.0f} s" + (
-        "; its process is there" if holder.lives else "; the same command may take it over"
+    status.detail = f"no heartbeat for longer than runtime.lease_timeout, {timeout:.0f} s" + (
+        "; its process still exists" if holder.lives else "; the same command may take it over"
     )
 
 

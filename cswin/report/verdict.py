@@ -15,12 +15,12 @@ def verdict_of(results: Sequence[StageResult], published: float | None, counting
     """A verdict on one stage.
 
     Args:
-        results: the stage, evaluated, of runs that differ in the seed alone.
+        results: results of the stage in runs that differ only in the seed, all evaluated.
         published: per cent.
-        counting: which figure of the evaluation is compared.
+        counting: the key of the figure in evaluation.json.
 
     Returns:
-        None where there is nothing to reproduce: no published figure, or other images than ImageNet's validation set.
+        The verdict; None without a published figure, or if the images are not ImageNet's validation set.
     """
     figures = [result.evaluation[result.config.evaluation.select_by] for result in results]
     images = {(found["n"], result.config.num_classes) for found, result in zip(figures, results, strict=True)}

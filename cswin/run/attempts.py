@@ -1,10 +1,10 @@
-"""Who trained when: append-only records of every attempt at a stage.
+"""Append-only records of every attempt to train a stage.
 
 Rows of attempts.jsonl, each with the attempt's id and a time (UTC):
     start: command, inputs with their hashes, resolved configuration, versions, git commit, host, process, job, devices.
     begin or resume: the step from which training went on.
-    end: the reason, and the last step that is saved.
-    lost: written by the next attempt for one that was killed and so left no end; its time is the last sign of life.
+    end: the reason, and the last saved step.
+    lost: written by the next attempt for an attempt that was killed and so has no end; its time is the last sign of life.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LOST, FINISHED = "killed, or its machine failed", "complete"
 
 @dataclass(frozen=True)
 class Signs:
-    """What a stage's folder tells of who was at work there last; to be read before anything is written there.
+    """Signs of life of a stage's last trainer. Read them before anything is written to the stage's folder.
 
     Attributes:
-        holder: of the lease that was left behind, or None.
-        history: when the history was last written, seconds since 1970, or None.
+        holder: holder of the lease that was not released, or None.
+        history: time of the last write to the history, seconds since 1970, or None.
     """
 
     holder: Holder | None
@@ -45,7 +45,7 @@ class Signs:
         return cls(look(folder), history.stat().st_mtime if history.exists() else None)
 
     def last_life(self, start: dict[str, Any]) -> tuple[float, str]:
-        """When the attempt of this start row was last alive, and by which sign: heartbeat, history or start."""
+        """Time of an attempt's last sign of life, and the kind of sign: heartbeat, history or start."""
         if self.holder and (self.holder.host, self.holder.pid) == (start.get("host"), start.get("pid")):
             return self.holder.heartbeat, "heartbeat"
         if self.history:
@@ -54,12 +54,12 @@ class Signs:
 
 
 class Attempt:
-    """An attempt at a stage; a context, so that an error is recorded as the reason of its end.
+    """An attempt to train a stage. As a context manager it records an error as the reason of its end.
 
     Args:
         path: the stage's attempts.jsonl.
-        facts: what the attempt is: command, versions, git commit, identity.
-        signs: of the attempt before, in case that it was killed.
+        facts: command, versions, git commit, identity and the like, for the start row.
+        signs: signs of life of the previous attempt, in case it was killed.
     """
 
     def __init__(self, path: Path, facts: dict, signs: Signs):
@@ -79,25 +79,25 @@ class Attempt:
 
     def __exit__(self, kind, error, trace) -> None:
         if not self.ended:
-            with contextlib.suppress(OSError):  # a full disk is what ended it, and must be what is reported
+            with contextlib.suppress(OSError):  # if a full disk ended the attempt, that error must be reported, not this one
                 self.end(f"{kind.__name__}: {error}" if kind else "left without an end", None)
 
     def resumed(self, step: int, first_step: int, last_step: int) -> None:
-        """From which step training goes on, and where the stage begins and ends."""
+        """Record the step from which training continues, and the first and last step of the stage."""
         event = "resume" if step > first_step else "begin"
         self._append({"event": event, "time": _now(), "step": step, "first_step": first_step, "last_step": last_step})
 
     def end(self, reason: str, step: int | None, **facts) -> None:
-        """How and where the attempt ended."""
+        """Record the reason of the end, and the last saved step."""
         self.ended = True
         self._append({"event": "end", "time": _now(), "reason": reason, "step": step, **facts})
 
     def _close_lost(self, signs: Signs) -> None:
-        """Give attempts that were killed an end: their last sign of life, which lies between their start and the next one's."""
+        """Write an end for killed attempts: their last sign of life, limited to the time between their start and the next one."""
         if not self.path.exists():
             return
         whole = self.path.read_bytes().rpartition(b"\n")
-        if whole[2]:  # a row that was cut off in the middle; what is appended must not continue it
+        if whole[2]:  # an incomplete last row is removed, so that the next row is not appended to it
             os.truncate(self.path, len(whole[0] + whole[1]))
         tried = summaries(read_history(self.path))
         for one, following in zip(tried, [*tried[1:], None], strict=True):
@@ -120,13 +120,13 @@ class AttemptSummary:
 
     Attributes:
         start: its start row.
-        from_step: where it began or went on; None if it did not come so far.
-        resumed: whether it went on from a saved state.
-        begun: time at which it came so far (ISO 8601).
-        first_step, last_step: of the stage, where known.
+        from_step: step from which it trained; None if it ended before training.
+        resumed: whether it resumed from a saved state.
+        begun: time at which training began (ISO 8601).
+        first_step, last_step: of the stage; None if unknown.
         ended: time of its end or of its last sign of life (ISO 8601); None while neither is known.
-        reason: of its end; None while it runs.
-        step: the last step saved, where the end says it.
+        reason: reason of its end; None while it runs.
+        step: the last saved step; None if unknown.
     """
 
     start: dict[str, Any]
@@ -141,12 +141,12 @@ class AttemptSummary:
 
     @property
     def hours(self) -> float | None:
-        """From start to end; None without an end."""
+        """Hours from start to end; None without an end."""
         return None if self.ended is None else (_seconds(self.ended) - _seconds(self.start["time"])) / 3600
 
     @property
     def started(self) -> float:
-        """Seconds since 1970."""
+        """Time of the start, seconds since 1970."""
         return _seconds(self.start["time"])
 
 
@@ -171,7 +171,7 @@ def summaries(rows: list[dict[str, Any]]) -> list[AttemptSummary]:
 
 
 def current(tried: list[AttemptSummary]) -> list[AttemptSummary]:
-    """The attempts of the training that the last one belongs to: a stage that was complete, or changed, was trained anew."""
+    """The attempts of the current training. A new training begins after the stage was complete, or with another identity."""
     begin = len(tried) - 1
     while begin > 0:
         one, before = tried[begin], tried[begin - 1]

@@ -1,13 +1,13 @@
-"""One question: is a stage resumed (from which step), begun, or refused (why)?
+"""Decides whether a stage is resumed, started from its first step, or refused.
 
-It is decided by content, not by why a job was started:
+The decision depends on the content of the state, not on the reason why the job runs:
 
-- A state of the same identity is resumed. If the stage is complete, nothing is left to train, and its files are written again
-  from the state, with the same bits.
-- A state of another computation (another configuration, other images, another start) is set aside, and the stage begins.
-- A complete stage whose repetition was asked for (`cswin.run.repeat`) begins.
-- A state of the same computation by other versions of what computes is neither: going on mixes two versions, and beginning costs
-  what was trained. The user decides with `cswin state`; until then the stage is refused.
+- A state with the same identity is resumed. If the stage is complete, nothing is trained: its files are written again from the
+  state, bit-identical.
+- A state with another identity (configuration, images, input checkpoint) is set aside, and the stage starts.
+- A complete stage starts again if that was requested (`cswin.run.repeat`).
+- A state that differs only in the versions of the code is refused. Resuming would mix two versions, and starting again would
+  discard the training so far. The user decides with `cswin state`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cswin.train.state import State
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with the states of a stage.
+    """What to do with the saved states of a stage.
 
     Attributes:
-        state: the state to resume from; None: the stage begins.
-        aside: why the states that are there are not continued; None where they are, or where there are none.
-        versions: what the user accepted, {"step", "was", "now"}, the last two as `code_of`; None where nothing changed.
+        state: the state to resume from; None: the stage starts from its first step.
+        aside: why the existing states are not continued; None if they are, or if there are none.
+        versions: the change of versions that the user accepted, {"step", "was", "now"}, the last two as `code_of`; or None.
     """
 
     state: State | None = None
@@ -37,18 +37,18 @@ class Decision:
 
 
 def decide(states: StateFolder, identity: dict[str, Any]) -> Decision:
-    """What becomes of a stage with these states, if its computation is `identity`. Only damaged states are renamed.
+    """The decision for a stage with these states and this identity. Nothing is changed, except that damaged states are renamed.
 
     Raises:
-        UserError: if only the versions of what computes have changed, in the middle of the stage, and nobody has accepted it.
+        UserError: if only the versions of the code have changed, in the middle of the stage, and the user has not accepted it.
     """
     if not states.path.exists():
         return Decision()
     state = states.load()
     if states.repeat:
-        return Decision(aside="the stage is complete, and to train it again from the start was asked for")
+        return Decision(aside="the stage is complete, and training it again from the start was requested")
     if state is None:
-        return Decision(aside="it holds no whole state")
+        return Decision(aside="it holds no undamaged state")
     saved = state.meta["fingerprint"]
     was, now = code_of(saved), code_of(identity)
     changed, code = differences(saved, identity), differences(was, now)
@@ -59,9 +59,9 @@ def decide(states: StateFolder, identity: dict[str, Any]) -> Decision:
     if states.accepted_versions != now:
         folder = states.path.parent
         raise UserError(
-            f"{folder}: the versions of what computes have changed in the middle of the stage (at step {state.step}): "
-            f"{'; '.join(code)}. Nothing was changed. Install the versions of before; or choose, and give the same command again: "
-            f"go on with these versions, as the stage's record will say (cswin state {folder} --accept-versions), or begin the "
-            f"stage anew (cswin state {folder} --set-aside)"
+            f"{folder}: the versions of the code have changed in the middle of the stage (at step {state.step}): "
+            f"{'; '.join(code)}. Nothing was changed. Install the previous versions, or choose and give the same command again: "
+            f"continue with these versions, which the stage's record will say (cswin state {folder} --accept-versions), or start "
+            f"the stage from its first step (cswin state {folder} --set-aside)"
         )
     return Decision(state, versions={"step": state.step, "was": was, "now": now})

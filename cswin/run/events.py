@@ -1,7 +1,7 @@
-"""A stage's curves as an event file for TensorBoard: a function of the history, and of nothing else.
+"""A stage's curves as an event file for TensorBoard. The file depends on the history only.
 
-When training goes on from a saved state, the history is cut to that state and the file is written anew from it, so no step
-appears twice. `tensorboard --logdir results/<run>` shows the stages beside each other, with one count of steps for all.
+When training resumes from a saved state, the history is cut to that state and the whole file is written again from it, so no
+step appears twice. `tensorboard --logdir results/<run>` shows all stages with a common count of steps.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ VALIDATION = ("top1", "top5", "loss")
 def scalars(rows: Iterable[dict]) -> Iterator[tuple[int, float, dict[str, float]]]:
     """The points of the curves: (step, time in seconds since 1970, value by tag).
 
-    One point per read of the device, that is every `runtime.log_every` steps: loss and gradient norm averaged over the finite
-    ones of these steps, steps skipped among them (not finite), learning rate and loss scale of the last one, throughput and the
-    share of time in which the device waited for data. One point per validation.
+    One point per read of the device, that is every `runtime.log_every` steps: mean of the finite values of loss and gradient norm,
+    number of skipped steps, learning rate and loss scale of the last step, throughput, and the share of time in which the device
+    waited for data. One point per validation.
     """
     steps = []
     for row in rows:
@@ -52,17 +52,17 @@ def _training(steps: list[dict]) -> dict[str, float]:
         "speed/images_per_s": last["images_per_s"],
         "speed/data_wait": last["wait"],
     }
-    return {tag: value for tag, value in values.items() if value is not None}  # None: was not finite
+    return {tag: value for tag, value in values.items() if value is not None}  # None: not finite
 
 
 class EventFile:
-    """A new event file in a folder, in place of older ones; the last of them stays behind, empty.
+    """A new event file in a folder. Older ones are removed, except the newest of them, which is emptied.
 
-    What cannot be written is said once and does not end training: the file is made again from the history at the next start.
+    A failed write is reported once and does not end training: the next start writes the file again from the history.
 
     Args:
-        folder: the stage's.
-        first_step: of the stage; a running TensorBoard forgets what it has read of this and later steps.
+        folder: the stage's folder.
+        first_step: first step of the stage; a running TensorBoard discards what it has read of this and later steps.
         say: receives messages for the user's log.
     """
 
@@ -74,7 +74,7 @@ class EventFile:
             *older, newest = sorted(self.folder.glob(f"{PREFIX}.out.tfevents.*")) or [None]
             for old in older:
                 old.unlink()
-            if newest:  # emptied, since a running TensorBoard that does not find it never looks for the next one
+            if newest:  # emptied, not removed: a running TensorBoard that misses its file never opens the next one
                 os.truncate(newest, 0)
             self._writer = EventsWriter(str(self.folder / PREFIX))
             start = SessionLog(status=SessionLog.START)
@@ -92,12 +92,12 @@ class EventFile:
                 for tag, value in values.items():
                     event.summary.value.add(tag=tag, simple_value=value)
                 self._writer.write_event(event)
-            self._writer.flush()  # nothing is left over that a trainer which has lost its lease would still write
+            self._writer.flush()  # a trainer that has lost its lease must not write buffered points later
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Everything to the disk."""
+        """Flush and close the file."""
         if self._writer is None:
             return
         try:
@@ -109,6 +109,6 @@ class EventFile:
     def _give_up(self, error: OSError) -> None:
         self._writer = None
         self.say(
-            f"{self.folder}: the event file for TensorBoard cannot be written ({error.strerror or error}); training goes on "
+            f"{self.folder}: the event file for TensorBoard cannot be written ({error.strerror or error}); training continues "
             "without it, and the next start writes it from the history"
         )

@@ -1,4 +1,4 @@
-"""What a stage begins with: fresh weights, a pretrained checkpoint, or the stage before."""
+"""The start of a stage: fresh weights, a pretrained checkpoint, or the previous stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cswin.layout import STATE
 from cswin.run.states import StateFolder
 from cswin.train.state import Start
 
-STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to a stage, never carried
+STAGE_COUNTERS = ("schedule_step", "good_steps", "bad_steps")  # belong to one stage, never carried over
 
 
 def prepare_start(config: StageConfig, previous: Path | None, class_names: Sequence[str]) -> Start:
@@ -24,11 +24,11 @@ def prepare_start(config: StageConfig, previous: Path | None, class_names: Seque
 
     Args:
         config: the stage.
-        previous: checkpoint of the stage before (beside it the folder state/, for carry: all), or the pretrained one.
-        class_names: of the data. From a pretrained checkpoint the head is taken only where it has the same classes.
+        previous: checkpoint of the previous stage (for carry: all with the folder state/ beside it), or the pretrained one.
+        class_names: classes of the data. The head of a pretrained checkpoint is used only if it has the same classes.
 
     Raises:
-        UserError: if the checkpoint belongs to another architecture or the state that is to be carried is missing.
+        UserError: if the checkpoint has another architecture, or if the state that carry: all needs is missing.
     """
     if previous is None:
         return Start()
@@ -47,20 +47,20 @@ def prepare_start(config: StageConfig, previous: Path | None, class_names: Seque
 def _with_fitting_head(
     weights: dict[str, np.ndarray], known: Sequence[str], wanted: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The weights with the head's rows in the order of the data's classes, without a head where the classes are others; and which."""
+    """The weights, and what was done with the head: its rows in the order of the data's classes, or removed if the classes differ."""
     outputs = {}
     with contextlib.suppress(UserError):
         outputs, _ = match_classes(wanted, known, "data")
     if not len(outputs) == len(known) == len(wanted):
         body = {name: value for name, value in weights.items() if name not in HEAD}
         return body, (
-            f"made anew, for other classes: the checkpoint has {len(known)} ({_shortened(known)}), the data {len(wanted)} "
-            f"({_shortened(wanted)})"
+            f"replaced by a new one for other classes: the checkpoint has {len(known)} ({_shortened(known)}), the data "
+            f"{len(wanted)} ({_shortened(wanted)})"
         )
     rows = [outputs[name] for name in wanted]
     if rows == list(range(len(known))):
         return weights, "kept, the classes are the same"
-    return weights | {name: weights[name][rows] for name in HEAD}, "kept, its rows in the order of the data's classes"
+    return weights | {name: weights[name][rows] for name in HEAD}, "kept, its rows reordered to the data's classes"
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -68,7 +68,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _everything(config: StageConfig, previous: Path) -> Start:
-    """All that the stage before ended with, from its last state."""
+    """Everything from the last state of the previous stage."""
     folder = previous.parent / STATE
     state = StateFolder(folder, keep=2, say=print).load()
     if state is None:

@@ -1,6 +1,6 @@
 """The history of a stage: JSON lines, one per step and one per epoch, each exactly once.
 
-Lines written after the last saved state are cut off when training goes on from it, so no step appears twice.
+When training resumes from a state, the lines written after this state are cut off, so no step appears twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from cswin.errors import UserError
 
-STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # what `read_columns` keeps of a step
+STEP_COLUMNS = ("step", "loss", "lr", "seconds", "images_per_s", "wait")  # keys of a step that `read_columns` returns
 BLOCK = 1 << 22  # bytes that `read_columns` decodes at a time
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class History:
 
     Args:
         path: the file.
-        size: bytes that belong to the state from which training goes on; what follows them is cut off.
-        events: receives the rows that stay, then those that are written, and is closed with the history.
-        guard: called before each write; raises if this process may not write any more.
+        size: bytes that belong to the state from which training resumes; the rest is cut off.
+        events: receives the existing rows, then each new row, and is closed with the history.
+        guard: called before each write; raises if this process may no longer write.
     """
 
     def __init__(self, path: Path, size: int = 0, events: EventFile | None = None, guard: Callable[[], None] | None = None):
@@ -63,26 +63,26 @@ class History:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self._file.name}: cannot be written ({error.strerror}); put that right (df -h) and give the same command again: "
-                "it goes on from the last state"
+                f"{self._file.name}: cannot be written ({error.strerror}); fix this (df -h) and give the same command again: it "
+                "resumes from the last state"
             ) from error
         if self._events:
             self._events.add(rows)
 
     def size(self) -> int:
-        """Bytes so far, all of them on the disk."""
+        """Flush to the disk; returns the size in bytes."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # rows that did not get to a full disk; append() has said so
+        with contextlib.suppress(OSError):  # buffered rows do not fit on a full disk; append() has reported it
             self._file.close()
         if self._events:
             self._events.close()
 
 
 def iterate_history(path: Path) -> Iterator[dict]:
-    """Whole rows, one by one; a last line that is still being written is left out."""
+    """Complete rows, one by one; a last line that is still being written is left out."""
     with Path(path).open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -91,17 +91,17 @@ def iterate_history(path: Path) -> Iterator[dict]:
 
 
 def read_history(path: Path) -> list[dict]:
-    """All whole rows."""
+    """All complete rows."""
     return list(iterate_history(path))
 
 
 def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """All whole rows: steps by column, since a long run has 600,000 of them, and the few others as they are.
+    """All complete rows: steps as columns, because a long run has 600,000 of them; the few other rows as dictionaries.
 
     Returns:
         `STEP_COLUMNS`, each (steps,) float64 with NaN where a step has no value; and the rows of other kinds, in order.
     """
-    import msgspec  # a third of json's time: 120 MB of a long stage are read for each picture
+    import msgspec  # takes a third of json's time; for each picture of a long stage 120 MB are read
 
     fields = [("kind", str), *((name, float | None, None) for name in STEP_COLUMNS)]
     decode = msgspec.json.Decoder(msgspec.defstruct("Row", fields, gc=False)).decode_lines
@@ -115,15 +115,15 @@ def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
             steps = [row for row in rows if row.kind == "step"]
             for name, parts in columns.items():
                 parts.append(np.array(list(map(attrgetter(name), steps)), dtype=float))
-            if growing:  # what the trainer has appended in the meantime would begin in the middle of a line
+            if growing:  # rows appended in the meantime would begin in the middle of a line
                 break
     return {name: np.concatenate(parts) for name, parts in columns.items()}, others
 
 
 def read_tail(path: Path, size: int) -> list[dict]:
-    """The whole rows among the last `size` bytes: what happened last, however long the file is."""
+    """The complete rows in the last `size` bytes; the time does not depend on the length of the file."""
     with Path(path).open("rb") as file:
         begin = max(0, file.seek(0, os.SEEK_END) - size)
-        file.seek(max(0, begin - 1))  # one byte more shows whether the first line is whole
+        file.seek(max(0, begin - 1))  # one byte more shows whether the first line is complete
         lines = file.read().splitlines(keepends=True)
     return [json.loads(line) for line in (lines[1:] if begin else lines) if line.endswith(b"\n")]

@@ -8,13 +8,13 @@ from cswin.checkpoint import file_sha256
 from cswin.config.resolve import StageConfig
 from cswin.provenance import versions
 
-VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg", "numba")  # what computes batches and steps
-REVISION = 3  # of this package's own computation: raised whenever a configuration gives other batches or steps than before
+VERSIONS = ("mindspore", "numpy", "pillow", "simplejpeg", "numba")  # packages that compute batches and steps
+REVISION = 3  # of this package's own computation: raise it whenever a configuration gives other batches or steps than before
 CODE = ("versions", "revision")
 
 
 def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) -> dict[str, Any]:
-    """Everything that decides the stage's result. The run's name does not, and nothing in `Runtime` does."""
+    """Everything that affects the stage's result. The run's name and section `runtime` do not."""
     return {
         "config": config.model_dump(mode="json", exclude={"run"}),
         "manifest": manifest_hash,
@@ -24,18 +24,18 @@ def fingerprint(config: StageConfig, manifest_hash: str, input_checkpoint=None) 
 
 
 def installed_code() -> dict[str, Any]:
-    """The part of a fingerprint that is not the user's wish: versions of what computes."""
+    """The part of a fingerprint that does not come from the user: the versions of the code."""
     found = versions()
     return {"revision": REVISION, "versions": {name: found.get(name) for name in VERSIONS}}
 
 
 def code_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """That part of a fingerprint, which may have been made before one of its keys was known."""
+    """The versions of the code in a fingerprint; None for keys that an older fingerprint does not have."""
     return {name: identity.get(name) for name in CODE}
 
 
 def differences(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Lines 'key: saved value, now value' of every leaf that differs."""
+    """A line 'key: was value, is now value' for every leaf that differs."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         lines = []
         for key in [*wanted, *(k for k in saved if k not in wanted)]:

@@ -1,13 +1,13 @@
-"""One writer: an exclusive lease on a stage's folder.
+"""An exclusive lease on a stage's folder, so that it has one writer.
 
-A lease is a numbered record (lease-000007.json: host, process, job, heartbeat), and the highest number holds. Whoever wants the
-folder creates the next number, which a file system lets succeed once only; so one of many wins, with locks or without. A holder
-that was asleep for so long that another one came after it finds the higher number and stops before it writes again. The last
-record stays when its holder has finished, marked as released, so that a number is never given twice.
+A lease is a numbered record (lease-000007.json: host, process, job, heartbeat); the highest number is valid. A process takes the
+lease by creating the file of the next number. This is atomic, so only one process succeeds, also without file locks. A suspended
+holder whose lease was taken over finds the higher number and stops before it writes again. When a holder finishes, it marks its
+record as released and leaves it there, so that no number is used twice.
 
-Whether a holder is alive: on the same host its process tells, at once. From another host only the heartbeat can be seen; it is
-watched until it moves (alive) or has stood still for the time-out (dead), so that clocks that differ do no harm. A kernel lock is
-taken as well: where the file system passes it between hosts it tells a live holder at once, asleep or not.
+On the same host the process table shows whether a holder is alive. From another host only the heartbeat is visible. It is watched
+until it changes (alive) or has not changed for the time-out (dead), so differing clocks do no harm. A kernel lock is taken too:
+on a file system that supports locks between hosts it shows a live holder at once, even a suspended one.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from cswin.errors import UserError
 
 LOCK, RECORDS = "lease.lock", re.compile(r"lease-(\d{6,})\.json")
 LONGEST_BEAT = 10.0  # seconds between two heartbeats, at most
-POLL = 0.2  # seconds between two looks at another holder's heartbeat
+POLL = 0.2  # seconds between two reads of another holder's heartbeat
 
 
 class LeaseLost(UserError):
-    """Another trainer has taken the lease over: nothing may be written any more."""
+    """Another trainer has taken over the lease: this process may no longer write."""
 
 
 class Lease:
     """Exclusive use of a folder for as long as the context lasts.
 
     Args:
-        folder: made if missing.
-        timeout: seconds without heartbeat after which a lease of another host is dead.
-        say: receives a line when a heartbeat has to be waited for.
-        use_lock: take the kernel lock too; off only where the file system has none.
+        folder: created if missing.
+        timeout: seconds without heartbeat after which a holder on another host counts as dead.
+        say: receives a message when the process waits for a heartbeat.
+        use_lock: also take the kernel lock; False only in tests, for a file system without locks.
 
     Raises (on entering):
-        UserError: naming the holder, if there is a live one; nothing has been touched then.
+        UserError: if there is a live holder, with its name; nothing was changed.
     """
 
     def __init__(self, folder: Path, timeout: float, say: Callable[[str], None] = print, use_lock: bool = True):
@@ -78,32 +78,32 @@ class Lease:
     def __exit__(self, *exception) -> None:
         self._stop.set()
         self._beat.join()
-        with contextlib.suppress(OSError):  # on a full disk the dead process tells the same
+        with contextlib.suppress(OSError):  # full disk: without a process the lease counts as free anyway
             if self._is_mine():
                 self._write(released=time.time())
         self._drop_lock()
 
     def check(self) -> None:
-        """To be called before anything is written.
+        """Call this before each write.
 
         Raises:
-            LeaseLost: if another trainer has taken over, because no heartbeat came from here for the time-out.
+            LeaseLost: if another trainer has taken over, because this process sent no heartbeat for the time-out.
         """
         if not self._is_mine():
             raise LeaseLost(
                 f"{self.folder}: {_who(_read(self.folder, _newest(self.folder)))} has taken this stage over, because this "
-                f"process gave no sign of life for {self.timeout:.0f} s (suspended? file system not reachable?). It stops here "
-                "without writing; nothing is lost, the other one goes on"
+                f"process sent no heartbeat for {self.timeout:.0f} s (suspended? file system not reachable?). This process stops "
+                "without writing; nothing is lost, the other one continues"
             )
 
     def _is_mine(self) -> bool:
         if _newest(self.folder) != self.number:
             return False
-        record = _read(self.folder, self.number)  # somebody may have removed all records, and numbers began anew
+        record = _read(self.folder, self.number)  # if all records were deleted, another process may have the same number
         return record is not None and record.get("nonce", self.me["nonce"]) == self.me["nonce"]
 
     def _claim(self) -> None:
-        """Create the record after the newest one; again from the start if somebody else was quicker."""
+        """Create the record with the next number; repeat if another process was faster."""
         while True:
             newest = _newest(self.folder)
             if newest:
@@ -114,7 +114,7 @@ class Lease:
                     file.write(self._record())
             except FileExistsError:
                 continue
-            if _newest(self.folder) != number:  # the number was free again, since its successors have come and gone
+            if _newest(self.folder) != number:  # the number was already used: its successors have removed its record
                 _path(self.folder, number).unlink(missing_ok=True)
                 continue
             self.number = number
@@ -125,14 +125,14 @@ class Lease:
             return
 
     def _wait_for_death(self, number: int) -> None:
-        """Return once the holder of a record has released it or is dead; refuse if it is alive."""
+        """Return when the holder of a record has released it or is dead; raise UserError if it is alive."""
         seen, told, deadline = _read(self.folder, number), False, None
         while seen is not None and "released" not in seen:
             if self._sees_process_of(seen):
                 if _lives(seen):
                     raise UserError(self._held_by(seen))
                 return
-            if deadline is None:  # two heartbeats at least are waited for: the other clock may be wrong
+            if deadline is None:  # wait for at least two heartbeats, because the other clock may be wrong
                 age = time.time() - seen.get("heartbeat", time.time())
                 deadline = time.monotonic() + max(self.timeout - max(age, 0), 2.5 * seen.get("every", self.me["every"]))
             if time.monotonic() >= deadline:
@@ -140,7 +140,7 @@ class Lease:
             if not told and seen:
                 told = True
                 self.say(
-                    f"{self.folder}: held by {_who(seen)}; waiting up to {deadline - time.monotonic():.0f} s for a sign of life"
+                    f"{self.folder}: held by {_who(seen)}; waiting up to {deadline - time.monotonic():.0f} s for its next heartbeat"
                 )
             time.sleep(min(POLL, self.timeout / 10))
             now = _read(self.folder, number)
@@ -159,9 +159,9 @@ class Lease:
         except BlockingIOError:
             lock.close()
             holder = _read(self.folder, _newest(self.folder)) or {}
-            if not self._sees_process_of(holder) or _lives(holder):  # else a child that it left behind keeps the lock
+            if not self._sees_process_of(holder) or _lives(holder):  # otherwise a child of the dead holder has the lock
                 raise UserError(self._held_by(holder)) from None
-        except OSError:  # this file system has no locks: the records decide
+        except OSError:  # no locks on this file system: only the records count
             lock.close()
         else:
             self._lock = lock
@@ -177,7 +177,7 @@ class Lease:
     def _held_by(self, holder: dict) -> str:
         return (
             f"{self.folder}: another trainer is at work here ({_who(holder)}). Wait for it or end it, then give the same command "
-            f"again; if it dies on another host, its lease runs out {self.timeout:.0f} s after its last heartbeat"
+            f"again. If it was killed on another host, its lease expires {self.timeout:.0f} s after its last heartbeat"
         )
 
     def _record(self, **more) -> str:
@@ -192,19 +192,19 @@ class Lease:
         while not self._stop.wait(self.me["every"]):
             with contextlib.suppress(OSError):  # a full disk must not end training here
                 if not self._is_mine():
-                    return  # the next check() says so
+                    return  # the next check() raises
                 self._write()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, or left it behind, as somebody sees it who only looks.
+    """The holder of a lease that was not released. It may be dead.
 
     Attributes:
         host, pid, job: of the trainer.
-        heartbeat: its last one, seconds since 1970 by its own clock.
-        written: the same moment by the date of the file, often a server's clock.
-        lives: whether its process lives; None if it is on another host, where only the heartbeat can tell.
+        heartbeat: time of its last heartbeat, seconds since 1970 by its own clock.
+        written: modification time of the record, often by the clock of a file server.
+        lives: whether its process is alive; None on another host, where only the heartbeat is visible.
     """
 
     host: str | None
@@ -216,7 +216,7 @@ class Holder:
 
 
 def look(folder: Path) -> Holder | None:
-    """The holder of a folder's lease; None where there is none or it was released. Nothing is locked or written."""
+    """The holder of a folder's lease; None if there is none or it was released. Nothing is locked or written."""
     record = holder(folder)
     if record is None:
         return None
@@ -231,7 +231,7 @@ def look(folder: Path) -> Holder | None:
 
 
 def holder(folder: Path) -> dict | None:
-    """Who has the lease on a folder: host, pid, job, heartbeat (seconds since 1970); None if nobody. It may be dead."""
+    """The record of a folder's lease: host, pid, job, heartbeat (seconds since 1970); None if there is none or it was released."""
     folder = Path(folder)
     record = _read(folder, _newest(folder)) if folder.is_dir() else None
     return record if record and "released" not in record else None
@@ -264,7 +264,7 @@ def _temporary(folder: Path, number: int) -> Path:
 
 
 def _read(folder: Path, number: int) -> dict | None:
-    """A record; {} while it is being written, None if it is gone."""
+    """A record; {} while it is being written, None if it is missing."""
     try:
         record = json.loads(_path(folder, number).read_text(encoding="utf-8"))
         return record if isinstance(record, dict) else {}
@@ -275,12 +275,12 @@ def _read(folder: Path, number: int) -> dict | None:
 
 
 def _lives(record: dict) -> bool:
-    """Whether the process of a record of this machine is alive."""
+    """Whether the process of a record is alive; the record must be of this machine."""
     return _process_start(record["pid"]) == record["started"] is not None
 
 
 def _process_table() -> str | None:
-    """Names what process numbers mean here: this boot of this machine, and the container's name space."""
+    """An id of this process table: the boot id of the machine and the PID namespace. None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -289,7 +289,7 @@ def _process_table() -> str | None:
 
 
 def _process_start(pid: int) -> str | None:
-    """Start time of a live process in clock ticks, so that a reused number is not taken for the holder; None if it is dead."""
+    """Start time of a live process in clock ticks, so that a reused PID is not mistaken for the holder; None if it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a stage reads: its files, checked before anything is computed, and its identity."""
+"""The input files of a stage, checked before anything is computed, and its identity."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cswin.run.identity import fingerprint
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Where a stage reads and writes.
+    """The paths of a stage's inputs and outputs.
 
     Attributes:
         config, runtime: resolved configuration files.
         dataset: dataset.json of the converted images.
-        folder: the stage's folder; receives checkpoint.safetensors and record.json at the end, history.jsonl, attempts.jsonl
-            and state/ on the way.
-        previous: checkpoint of the stage before, or the pretrained one.
+        folder: the stage's folder; receives history.jsonl, attempts.jsonl and state/ during training, checkpoint.safetensors and
+            record.json at the end.
+        previous: checkpoint of the previous stage, or the pretrained one.
     """
 
     config: Path
@@ -39,7 +39,7 @@ class StageFiles:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's files, read."""
+    """The content of a stage's input files."""
 
     files: StageFiles
     config: StageConfig
@@ -48,7 +48,7 @@ class Stage:
 
     @classmethod
     def read(cls, files: StageFiles) -> Stage:
-        """Read the files and refuse what can be refused before anything is computed.
+        """Read and check the files, before anything is computed.
 
         Raises:
             UserError: if a file is missing or the files do not belong together.
@@ -57,8 +57,8 @@ class Stage:
         dataset = Dataset.load(files.dataset)
         if len(dataset.class_names) != config.num_classes:
             raise UserError(
-                f"{files.dataset}: holds {len(dataset.class_names)} classes, the configuration says data.classes: "
-                f"{config.num_classes}; set it to what the data hold"
+                f"{files.dataset}: holds {len(dataset.class_names)} classes, but data.classes is {config.num_classes}; set it to the "
+                "number of classes in the data"
             )
         if (config.previous or config.pretrained) and files.previous is None:
             raise UserError(
@@ -68,11 +68,11 @@ class Stage:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the stage's result, see `fingerprint`; reads the previous checkpoint to its end."""
+        """See `fingerprint`. Computing it reads the whole previous checkpoint."""
         return fingerprint(self.config, self.dataset.manifest_hash, self.files.previous)
 
     def provenance(self) -> dict[str, Any]:
-        """What an attempt is: enough to know, and to repeat, what it did. `identity` holds the resolved configuration."""
+        """All that is needed to describe and repeat an attempt. `identity` contains the resolved configuration."""
         read = {"config": self.files.config, "runtime": self.files.runtime, "dataset": self.files.dataset}
         inputs = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in read.items()}
         if self.files.previous is not None:

@@ -1,7 +1,7 @@
-"""The run of a stage, as its trainer sees it: lease, identity, state, history and attempts of one folder.
+"""The run of a stage: lease, identity, state, history and attempts in one folder.
 
-Training state lies in <stage>/state, which no rule of the workflow declares. `StageRun` takes the folder for itself, decides whether
-to resume (`cswin.run.decision`), and implements `cswin.train.state.Run`. `run_stage` is the whole life of a stage.
+The training state is in <stage>/state, which no rule of the workflow declares. `StageRun` takes the lease of the folder, decides
+whether to resume (`cswin.run.decision`), and implements `cswin.train.state.Run` for the trainer. `run_stage` runs a whole stage.
 """
 
 from __future__ import annotations
@@ -35,19 +35,17 @@ from cswin.train.state import Start, State
 
 
 def run_stage(files: StageFiles, stopping: Stopping, console: Console, ranks: Ranks) -> int:
-    """Train a stage, or resume it where it was interrupted, or write a complete stage's files again from its state.
-
-    Of several ranks the first writes all files; the others follow it.
+    """Train a stage, resume it, or write a complete stage's files again from its state. Only the first rank writes files.
 
     Returns:
-        0 when the stage is complete, `EXIT_INTERRUPTED` when it was stopped on request and its state is saved.
+        0 if the stage is complete, `EXIT_INTERRUPTED` if it was stopped on request and its state is saved.
 
     Raises:
-        UserError: for everything that the user can put right.
+        UserError: for errors that the user can fix.
     """
     stage = Stage.read(files)
     with (StageRun if ranks.first else FollowerRun)(stage, stopping, console, ranks.device) as run:
-        from cswin.train.trainer import Interrupted, Trainer  # MindSpore, after the lease
+        from cswin.train.trainer import Interrupted, Trainer  # imports MindSpore, which takes seconds: after the lease
 
         trainer = Trainer(stage.config, stage.runtime, stage.dataset, run, ranks)
         with graph_cache(trainer.graphs, stage.runtime.caches_graphs) as run.keep_graphs:
@@ -62,11 +60,11 @@ def run_stage(files: StageFiles, stopping: Stopping, console: Console, ranks: Ra
 
 
 class FollowerRun:
-    """The run as a rank has it that writes no files: it is told when to stop, and shows progress.
+    """The run on a rank that writes no files.
 
     Args:
-        stage: what is trained.
-        stopping: when to stop early.
+        stage: the stage to train.
+        stopping: decides when to stop early.
         console: receives messages and progress.
         device: number of this rank's device on its node.
     """
@@ -113,10 +111,10 @@ class FollowerRun:
 
 
 class StageRun(FollowerRun):
-    """The run as the first rank has it: the only writer of the stage's folder, for as long as the context lasts.
+    """The run on the first rank, which is the only writer of the stage's folder while the context lasts.
 
     Raises (on entering):
-        UserError: if another trainer is at work there, or the stage cannot go on from what lies there.
+        UserError: if another trainer is at work there, or the stage cannot be resumed from its files.
     """
 
     def __enter__(self) -> StageRun:
@@ -160,8 +158,8 @@ class StageRun(FollowerRun):
             self.stopping.took(state.meta["save_seconds"])
         if change := self.decision.versions:
             self.kept["versions_changed"] = [*self.kept["versions_changed"], change]
-            self.say(f"versions of what computes changed at step {change['step']}, as was accepted")
-        self.decision = None  # the arrays are the trainer's now
+            self.say(f"the versions of the code changed at step {change['step']}, as accepted")
+        self.decision = None  # frees the arrays, which the trainer has now
         self.history = self._history(state.meta["history_bytes"] if state else 0, first_step)
         return state
 
@@ -184,13 +182,13 @@ class StageRun(FollowerRun):
 
     def interrupted(self, reason: str, step: int) -> None:
         self.attempt.end(reason, step, saving=asdict(self.states.figures))
-        self.say(f"{reason}. The same command goes on from there (exit code {EXIT_INTERRUPTED}).")
+        self.say(f"{reason}. The same command resumes from there (exit code {EXIT_INTERRUPTED}).")
 
     def complete(self, best, last_step: int) -> None:
-        """Write checkpoint and record of a stage that has ended, from its best epoch."""
+        """Write checkpoint and record of a complete stage, from its best epoch."""
         stage = self.stage
         self.lease.check()
-        # A checkpoint that is written again from a complete state is the same file, whatever code writes it: later stages go by its hash.
+        # A checkpoint that is written again must be the same file, whatever code writes it: its hash is in later stages' identities.
         made_by = self.states.completed.get("made_by") or {"git": git_commit(), "versions": versions()}
         changed = {"versions_changed": changes} if (changes := self.kept["versions_changed"]) else {}
         made_by |= changed

@@ -1,7 +1,7 @@
-"""The saved states of a stage: what an interrupted stage is resumed from.
+"""The saved states of a stage, from which an interrupted stage is resumed.
 
-States lie in a folder that no workflow rule declares, beside the stage's declared files: an interrupted job's declared files
-are deleted, these are not. Each is one file with a checksum, written under a temporary name, flushed to the disk and renamed.
+They are in a folder that no workflow rule declares, because Snakemake deletes the declared files of an interrupted job. Each state
+is one file with a checksum. It is written under a temporary name, flushed to the disk and renamed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ VERSIONS = "accepted_versions.json"
 
 @dataclass
 class SaveFigures:
-    """What saving cost.
+    """The cost of saving.
 
     Attributes:
         saves: number of states written.
         bytes: size of the last one.
-        seconds: sum of the times from the start of a write to its being on the disk.
-        slowest: the longest of them.
-        held_up: sum of the seconds that training waited for saving.
+        seconds: total time from the start of each write until the file is on the disk.
+        slowest: the longest of these times, in seconds.
+        held_up: seconds that training waited for saving, in total.
     """
 
     saves: int = 0
@@ -51,13 +51,13 @@ class SaveFigures:
 
 
 class StateFolder:
-    """The states of one stage, newest `keep` of them.
+    """The newest `keep` states of one stage.
 
     Args:
-        path: the folder; made when the first state is saved.
-        keep: states kept, at least 2, so that a damaged newest one has a predecessor.
+        path: the folder; created when the first state is saved.
+        keep: number of states to keep, at least 2, so that a damaged one has a predecessor.
         say: receives messages for the user's log.
-        guard: called last before a state gets its name; raises if this process may not write any more.
+        guard: called immediately before a state file is renamed; raises if this process may no longer write.
     """
 
     def __init__(self, path: Path, keep: int, say, guard: Callable[[], None] | None = None):
@@ -70,7 +70,7 @@ class StateFolder:
         """Write a state; in the background unless told otherwise.
 
         Raises:
-            UserError: if this write, or the one before in the background, failed (a full disk, say). Older states are whole.
+            UserError: if this write, or the previous one in the background, failed (full disk). Older states are intact.
         """
         self.wait()
         self._writer = threading.Thread(target=self._write_guarded, args=(state,), name="state-writer")
@@ -79,7 +79,7 @@ class StateFolder:
             self.wait()
 
     def wait(self) -> None:
-        """Until the write under way is on the disk; raises what went wrong in it."""
+        """Wait until the current write is on the disk; raises its error."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -88,26 +88,26 @@ class StateFolder:
             raise failure
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did; waits for nothing."""
+        """Raise the error of a failed background write, without waiting for the current one."""
         if self._failure is not None:
             self.wait()
 
     def load(self) -> State | None:
-        """The newest whole state; damaged ones are named and set aside. None where there is none.
+        """The newest undamaged state, or None. Damaged ones are renamed, with a message.
 
         Raises:
-            UserError: if a state cannot be read at all (permissions, a file system that is away): it may be whole.
+            UserError: if a state cannot be opened (permissions, unreachable file system): it may be undamaged.
         """
 
         def keep(file: Path, error: Exception) -> None:
             aside = file.with_suffix(".damaged")
             file.replace(aside)
-            self.say(f"{file} is damaged ({error}); kept as {aside.name}, going on from the state before it")
+            self.say(f"{file} is damaged ({error}); kept as {aside.name}, the previous state is used")
 
         return self._newest_whole(keep)
 
     def look(self) -> State | None:
-        """What `load` would return; nothing is changed."""
+        """The result of `load`, without renaming anything."""
         return self._newest_whole(lambda file, error: self.say(f"{file} is damaged ({error})"))
 
     def _newest_whole(self, damaged: Callable[[Path, Exception], None]) -> State | None:
@@ -117,20 +117,20 @@ class StateFolder:
             except OSError as error:
                 raise UserError(
                     f"{file}: cannot be read ({error.strerror or error}); nothing was changed. Make it readable and give the same "
-                    "command again, or remove it to go on from the state before it"
+                    "command again, or remove it to resume from the previous state"
                 ) from error
             except (SafetensorError, ValueError, KeyError) as error:
                 damaged(file, error)
         return None
 
     def set_aside(self, why: str) -> Path:
-        """Move the whole folder, and the history with it, to a dated name beside it."""
+        """Move the history into the folder, and rename the folder with the date."""
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         aside, history = self.path.with_name(f"{self.path.name}.{stamp}"), self.path.with_name(HISTORY)
         if history.exists():
             history.rename(self.path / HISTORY)
         self.path.rename(aside)
-        self.say(f"the state in {self.path} is not continued: {why}; it is kept as {aside} (delete it when it is not needed)")
+        self.say(f"the state in {self.path} is not continued: {why}; it is kept as {aside} (you may delete it)")
         return aside
 
     def bring_history_back(self) -> None:
@@ -140,33 +140,33 @@ class StateFolder:
 
     @property
     def accepted_versions(self) -> dict[str, Any] | None:
-        """With which code the user has decided to go on, see `code_of`; None if there was no such decision."""
+        """The versions of the code with which the user has decided to continue, see `code_of`; None without such a decision."""
         return self._note(VERSIONS)
 
     def accept_versions(self, code: dict[str, Any]) -> None:
-        """Note that the stage may go on with this code."""
+        """Note that the stage may continue with these versions of the code."""
         self._write_note(VERSIONS, code)
 
     @property
     def completed(self) -> dict[str, Any]:
-        """What `mark_complete` noted; empty if the stage has not ended."""
+        """The record that `mark_complete` wrote; empty if the stage is not complete."""
         return self._note(COMPLETE) or {}
 
     def mark_complete(self, record: dict) -> None:
-        """Note that the stage has ended."""
+        """Note that the stage is complete."""
         self._write_note(COMPLETE, record)
 
     @property
     def repeat(self) -> bool:
-        """Whether the stage's repetition from nothing was asked for."""
+        """Whether training the stage again from its first step was requested."""
         return (self.path / REPEAT).exists()
 
     def reopen(self) -> None:
-        """Note that the stage's files are about to be made (again): its result is not in use until somebody says so."""
+        """Remove the mark `accepted`: the stage's files are about to be written, and no later job has used them yet."""
         (self.path / ACCEPTED).unlink(missing_ok=True)
 
     def _note(self, name: str) -> dict[str, Any] | None:
-        """A JSON file beside the states; None where there is none."""
+        """The content of a JSON file beside the states; None if it does not exist."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -179,7 +179,7 @@ class StateFolder:
     def _write_guarded(self, state: State) -> None:
         try:
             self._write(state)
-        except BaseException as failure:  # reported by the next wait(), in the main thread
+        except BaseException as failure:  # raised by the next wait() in the main thread
             self._failure = failure
 
     def _write(self, state: State) -> None:
@@ -189,7 +189,7 @@ class StateFolder:
         meta = {"step": str(state.step), "meta": json.dumps(state.meta), "digest": _digest(state)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for stale in self.path.glob(PARTIAL):  # of a killed process; there is one writer
+            for stale in self.path.glob(PARTIAL):  # left by a killed process: this is the only writer
                 stale.unlink()
             free = shutil.disk_usage(self.path).free
             if free < needed * 1.05:
@@ -199,13 +199,13 @@ class StateFolder:
             for old in sorted(self.path.glob(PATTERN))[: -self.keep]:
                 old.unlink()
             self._count(file.stat().st_size, time.monotonic() - began)
-        except (SafetensorError, OSError) as error:  # SafetensorError: its way to say that the disk is full
+        except (SafetensorError, OSError) as error:  # safetensors reports a full disk as SafetensorError
             raise self._not_written(error) from error
 
     def _not_written(self, reason) -> UserError:
         return UserError(
             f"{self.path}: the training state cannot be written ({reason}); free some space (df -h) and give the same command "
-            "again, the older states are whole"
+            "again. The older states are intact"
         )
 
     def _count(self, size: int, seconds: float) -> None:
@@ -225,7 +225,7 @@ def _digest(state: State) -> str:
 
 
 def _read(file: Path) -> State:
-    file.open("rb").close()  # what cannot be opened is not damaged: safetensors does not tell the two apart
+    file.open("rb").close()  # raises OSError if it cannot be opened; safetensors would report it as damaged
     with safe_open(file, framework="numpy") as reader:
         header = reader.metadata() or {}
         arrays = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)

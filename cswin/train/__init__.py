@@ -1,1 +1,1 @@
-"""Training: schedule, optimizer, step, state and the loop; knows nothing of Snakemake."""
+"""Training: schedule, optimizer, step, state and the loop. It does not depend on Snakemake."""

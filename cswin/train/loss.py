@@ -7,12 +7,12 @@ from mindspore import nn, ops
 
 
 class SoftCrossEntropy(nn.Cell):
-    """Mean over the batch of -sum(targets * log_softmax(logits)), in float32; the first of a tuple, as `cpu.SoftCrossEntropy`.
+    """Mean over the batch of -sum(targets * log_softmax(logits)), float32, as a tuple of one, like `cpu.SoftCrossEntropy`.
 
-    Inputs: logits (B, classes), any float format; targets (B, classes), float32, whose rows sum to 1 (mixup, cutmix and label
-    smoothing are in them).
+    Inputs: logits (B, classes), any float format; targets (B, classes), float32, whose rows sum to 1 (they include mixup, cutmix
+    and label smoothing).
 
-    Written with logsumexp: MindSpore's LogSoftmax on the CPU is off by 3e-6, this by 4e-7.
+    It uses logsumexp, whose error is 4e-7; MindSpore's LogSoftmax on the CPU has an error of 3e-6.
     """
 
     def construct(self, logits, targets):

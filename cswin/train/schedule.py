@@ -16,10 +16,10 @@ def learning_rate(step: int, steps_per_epoch: int, schedule: Schedule, epochs: i
     the constant phases cool, tail and over.
 
     Args:
-        step: optimizer steps done before this one, on the whole schedule.
+        step: number of optimizer steps before this one, on the whole schedule.
         steps_per_epoch: optimizer steps in an epoch.
         schedule: rates and phase lengths in epochs.
-        epochs: end of the stage on the whole schedule; with the phase lengths it gives the cosine's length.
+        epochs: end of the stage on the whole schedule; with the phase lengths it determines the length of the cosine.
     """
     epoch = step / steps_per_epoch if schedule.per == "step" else step // steps_per_epoch
     if epoch < schedule.warmup_length:

@@ -1,7 +1,7 @@
 """One optimizer step as one compiled graph: forward, backward, reduction, unscaling, clipping, AdamW, EMA.
 
-All that changes from step to step (weights, moments, EMA, loss scale, counters) are parameters of the cell, so the host sends
-only the batch, reads nothing back, and a saved state is the cell's parameters.
+All values that change (weights, moments, EMA, loss scale, counters) are parameters of the cell. So the host sends only the batch and
+reads nothing back, and a saved state consists of the cell's parameters.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SCALE_FACTOR = 2.0  # the loss scale is halved and doubled: a power of two chang
 class AdamW(nn.Cell):
     """AdamW (arXiv 1711.05101) equal to PyTorch's, with the moving average of the weights.
 
-    MindSpore's fused Adam kernel does the work; its own bias correction is switched off (powers of 0) and ours is folded into
-    rate and epsilon: lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps sqrt(1 - beta2^t). expm1 keeps the digits at small t.
+    It uses MindSpore's fused Adam kernel. The kernel's bias correction is switched off (powers of 0) and applied to the rate and
+    epsilon instead: lr sqrt(1 - beta2^t) / (1 - beta1^t) and eps sqrt(1 - beta2^t). expm1 avoids cancellation at small t.
 
     Args:
         weights: the buffers of `cswin.model.weights`; only the first, the matrices, decays.
@@ -51,12 +51,12 @@ class AdamW(nn.Cell):
         self.adam = ops.Adam()
 
     def construct(self, gradients, lr, finite=True):
-        """Update everything; where `finite` is false the same operations leave every bit as it was.
+        """Update weights, moments and EMA. If `finite` is false, the same operations change no bit.
 
         Args:
             gradients: of both buffers.
             lr: learning rate.
-            finite: True where only good steps come here; else a bool tensor, by which factors and rates are chosen.
+            finite: True if the caller skips bad steps itself; otherwise a bool tensor that selects the factors and rates.
         """
         t = self.updates + 1.0
         root = ops.sqrt(-ops.expm1(t * self.log_beta2))
@@ -89,9 +89,9 @@ class TrainStep(nn.Cell):
     Args:
         network: the model.
         settings: optimizer section of the stage.
-        rates: learning rate of each update of the stage, float32; indexed by the updates done in it, so a skipped step skips
-            the schedule too.
-        devices: data-parallel workers; gradients are averaged over them. The weights begin at zero: see `load`.
+        rates: learning rate of each update of the stage, float32; indexed by the number of updates, so a skipped step does not
+            advance the schedule.
+        devices: data-parallel workers; gradients are averaged over them. The weights are zero until `load` is called.
         accumulation: micro-batches whose gradients are averaged before the update.
         backend: of the device.
 
@@ -126,9 +126,9 @@ class TrainStep(nn.Cell):
         self.scaled = settings.amp_level != "O0" and settings.amp_dtype == "float16"
         start_scale = settings.loss_scale if self.scaled else 1.0
         self.loss_scale = _scalar(start_scale, "loss_scale")
-        self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the loss scale last moved
-        self.bad_steps = _scalar(0.0, "bad_steps")  # steps in a row that were skipped
-        self.schedule_step = _scalar(0.0, "schedule_step")  # updates done in this stage
+        self.good_steps = _scalar(0.0, "good_steps")  # finite steps since the last change of the loss scale
+        self.bad_steps = _scalar(0.0, "bad_steps")  # skipped steps in a row
+        self.schedule_step = _scalar(0.0, "schedule_step")  # updates of this stage
         self.scale_window = settings.loss_scale_window
         self.clip_norm = settings.clip_norm
         self.accumulation = accumulation
@@ -169,7 +169,7 @@ class TrainStep(nn.Cell):
         return self.flag.clear()
 
     def _begin(self) -> None:
-        """Before the first micro-batch of an update: an overflow of the update before, or of an evaluation, is forgotten."""
+        """Before the first micro-batch of an update: clear the overflow flag of the previous update or of an evaluation."""
         if self.flag is not None and not self.begun:
             self.compiled_clear()
         self.begun = True
@@ -189,7 +189,7 @@ class TrainStep(nn.Cell):
         return self.update(loss, gradients)
 
     def take_sums(self, loss, gradients):
-        """Sums with the last micro-batch; the accumulators are cleared."""
+        """The sums including the last micro-batch; clears the accumulators."""
         total_loss, total = loss + self.loss_sum, ()
         done = ops.assign(self.loss_sum, ops.depend(ops.zeros((), ms.float32), total_loss))
         for i in range(2):
@@ -199,7 +199,7 @@ class TrainStep(nn.Cell):
         return ops.depend(total_loss, done), total
 
     def update(self, loss, gradients):
-        """Reduce over devices, unscale, clip, and apply unless something is not finite."""
+        """Reduce over devices, unscale, clip, and apply the gradients if loss and norm are finite."""
         if self.devices > 1:
             gradients = (self.all_reduce(gradients[0]), self.all_reduce(gradients[1]))
             loss = self.all_reduce(loss)
@@ -210,7 +210,7 @@ class TrainStep(nn.Cell):
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         if self.flag is not None:
             overflow = self.flag(gradients)
-            if self.devices > 1:  # numbers that saturate do not spread over the ranks as infinity does
+            if self.devices > 1:  # infinity spreads to all ranks through the reduction, a saturated number does not
                 overflow = self.all_reduce(overflow)
             finite = ops.logical_and(finite, overflow == 0)
         lr = self.rates[ops.minimum(self.schedule_step, float(self.rates.shape[0] - 1)).astype(ms.int32)]
@@ -229,7 +229,7 @@ class TrainStep(nn.Cell):
         return ops.stack((loss, lr, norm, scale, skipped, bad))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that training goes on from, by name: weights, `moment1.`, `moment2.`, `ema.`, loss scale and counters; copies."""
+        """Copies of all arrays of a state by name: weights, `moment1.`, `moment2.`, `ema.`, loss scale and counters."""
         values = {p.name: p.asnumpy().copy() for p in self.state}
         named = {}
         for prefix in PREFIXES:
@@ -238,7 +238,7 @@ class TrainStep(nn.Cell):
         return named | values
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `arrays`; before the first step, since a compiled graph does not notice new memory."""
+        """Inverse of `arrays`. Call it before the first step: a compiled graph does not notice new memory."""
         values = dict(arrays)
         for prefix in PREFIXES:
             buffers = self.layout.pack({name: arrays[prefix + name] for name in self.layout.shapes})
@@ -247,17 +247,17 @@ class TrainStep(nn.Cell):
             parameter.set_data(Tensor(values[parameter.name]))
 
     def named_weights(self, which: str) -> dict[str, np.ndarray]:
-        """The weights (`raw`) or their moving average (`ema`) by parameter name; copies."""
+        """Copies of the weights (`raw`) or of their moving average (`ema`) by parameter name."""
         parameters = self.weights if which == "raw" else self.optimizer.ema
         return self.layout.unpack({group: p.asnumpy().copy() for group, p in zip(GROUPS, parameters, strict=True)})
 
     @property
     def state(self) -> list[Parameter]:
-        """The parameters that a state holds; in `weights.Layout`'s buffers."""
+        """The parameters of a state, in the buffers of `weights.Layout`."""
         return [p for p in self.get_parameters() if p.name != "rates" and not p.name.startswith("accumulated")]
 
     def count_step(self, finite):
-        """Move the loss scale and the counters; returns the number of bad steps in a row."""
+        """Update the loss scale and the counters; returns the number of bad steps in a row."""
         good = ops.select(finite, self.good_steps + 1.0, ops.zeros((), ms.float32))
         bad = ops.select(finite, ops.zeros((), ms.float32), self.bad_steps + 1.0)
         if self.scaled:
@@ -273,9 +273,9 @@ class TrainStep(nn.Cell):
 
 
 class OverflowFlag(nn.Cell):
-    """The register in which a device that saturates (the first Ascend 910) notes an overflow; it stays set until it is cleared.
+    """The overflow flag of a device that saturates (the first Ascend 910). It stays set until it is cleared.
 
-    Used as MindSpore's own `nn.TrainOneStepWithLossScaleCell` does.
+    It is used as in MindSpore's own `nn.TrainOneStepWithLossScaleCell`.
     """
 
     def __init__(self):
@@ -284,11 +284,11 @@ class OverflowFlag(nn.Cell):
         self.clear_status, self.get_status = NPUClearFloatStatusV2(), NPUGetFloatStatusV2()
 
     def clear(self):
-        """Forget what was noted."""
+        """Clear the flag."""
         return self.clear_status(self.nothing)
 
     def construct(self, gradients):
-        """1 if an operation up to these gradients overflowed, else 0; float32."""
+        """1 if an operation overflowed before or while these gradients were computed, else 0; float32."""
         status = self.get_status(ops.depend(self.nothing, gradients))
         return (status.sum() != 0).astype(ms.float32)
 

@@ -1,4 +1,4 @@
-"""The training of one stage: start or resume, loop, save, validate, finish. Read from top to bottom."""
+"""The training of one stage: start or resume, loop, save, validate, finish. Read it from top to bottom."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from cswin.train.step import TrainStep
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved its state; `str()` says why."""
+    """Training was asked to stop and has saved its state; `str()` is the reason."""
 
 
 @dataclass
 class Best:
-    """The epoch that would become the stage's checkpoint, were the stage to end now."""
+    """The best epoch so far. At the end of the stage it becomes the checkpoint."""
 
     epoch: int
     figures: dict
-    weights: dict[str, np.ndarray]  # raw weights, and the EMA's behind "ema."
+    weights: dict[str, np.ndarray]  # raw weights, and the EMA with the prefix "ema."
 
 
 class Trainer:
     """One stage.
 
     Args:
-        config: what to compute.
-        runtime: how fast.
+        config: the stage's configuration.
+        runtime: devices, workers and other settings that affect only speed.
         dataset: the images.
-        run: where the stage's state, history and log are kept.
-        ranks: this process among those that train; the first reads and writes the files, all do the same steps.
+        run: keeps the stage's state, history and log.
+        ranks: the processes of this training; all do the same steps, only the first reads and writes the run's files.
 
     Attributes:
-        graphs: what shapes the compiled graphs, for the cache.
+        graphs: what determines the compiled graphs, for the cache.
     """
 
     def __init__(self, config: StageConfig, runtime: Runtime, dataset: Dataset, run: Run, ranks: Ranks = ALONE):
@@ -86,13 +86,13 @@ class Trainer:
 
         Raises:
             Interrupted: if asked to stop; the state is saved.
-            UserError: if training cannot go on (the loss is not finite, the disk is full); the last good state is whole.
+            UserError: if training cannot continue (loss not finite, disk full); the last good state is intact.
         """
         self.saved = time.monotonic()
         step = self._resume_or_begin() if self.ranks.first else 0
         step, self.epochs_done = self.ranks.follow_first((step, self.epochs_done), self.train_step.state)
         self.step = step
-        self.predictor.compile()  # cached graphs are numbered in the order of their compilation: always this one first
+        self.predictor.compile()  # always first: MindSpore numbers cached graphs in the order of their compilation
         self.run.begin(step, self.first_step, self.last_step)
         try:
             if reason := self.ranks.agree(self.run.stopping.asked):
@@ -126,11 +126,11 @@ class Trainer:
                 pending, waited, started = [], 0.0, time.monotonic()
             if reason:
                 self._interrupt(reason, step)
-            if due:  # at the end of an epoch too: validation may take long
+            if due:  # also at the end of an epoch, before the validation, which may take long
                 self._save(step)
 
     def _reason_to_stop(self, step: int) -> str | None:
-        """Asked after each step. Several ranks agree every few steps, so that all stop after the same one and seldom wait."""
+        """Called after each step. Several ranks agree only every few steps: all stop after the same step, and rarely wait."""
         if self.ranks.size > 1 and step % self.runtime.agree_every and step % self.per_epoch:
             return None
         return self.ranks.agree(self.run.stopping())
@@ -145,7 +145,7 @@ class Trainer:
         return self.train_step(*inputs[-1])
 
     def _log(self, pending: list[ms.Tensor], epoch: int, step: int, seconds: float, waited: float) -> None:
-        """Read the figures of the last steps from the device, write them to the history, stop where they make no sense."""
+        """Read the figures of the last steps from the device, write them to the history, and stop if they are invalid."""
         rate = len(pending) * self.config.optimizer.global_batch / seconds
         rows = []
         for number, values in enumerate(pending, step - len(pending) + 1):
@@ -159,23 +159,23 @@ class Trainer:
             self.run.say(
                 f"step {step}: {skipped} of the last {len(rows)} skipped, not finite; loss scale {figures['loss_scale']:g}"
             )
-        bad = max(row["skipped_in_a_row"] for row in rows)  # also where a good step came before anyone looked
+        bad = max(row["skipped_in_a_row"] for row in rows)  # the last row may be a good step after many bad ones
         if bad >= self.config.optimizer.max_bad_steps:
             raise UserError(
-                f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}); the last good "
-                "state is kept in the stage's folder. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level O0"
+                f"the loss or its gradient was not finite for {bad:.0f} steps in a row (up to step {step}). The last good state is "
+                "in the stage's folder. Lower schedule.base_lr or optimizer.loss_scale, or use amp_level O0"
             )
         self._check_loss_scale(rows)
 
     def _check_loss_scale(self, rows: list[dict]) -> None:
-        """Stop where the scale moves against reason: sound training overflows now and then, and not at every scale."""
+        """Stop if the loss scale is implausible: normal training overflows now and then, but not at every scale."""
         limit = self.config.optimizer.loss_scale_max
         for row in rows if self.train_step.scaled else ():
             if row["loss_scale"] >= limit:
                 raise UserError(
-                    f"step {row['step']}: the loss scale has grown to {limit:g} (optimizer.loss_scale_max). Overflows are not seen on "
-                    "this device, or all gradients are zero. The last good state is kept. Use amp_dtype bfloat16 or amp_level O0 "
-                    "where the device has them"
+                    f"step {row['step']}: the loss scale has grown to {limit:g} (optimizer.loss_scale_max). This device does not "
+                    "report overflows, or all gradients are zero. The last good state is kept. Use amp_dtype bfloat16 or amp_level "
+                    "O0 if the device has them"
                 )
             if row["skipped"] and row["loss_scale"] <= 1:
                 raise UserError(
@@ -184,7 +184,7 @@ class Trainer:
                 )
 
     def _validate(self, epoch: int) -> None:
-        """Evaluate raw and EMA weights where it is due, each rank on its part; remember the best epoch."""
+        """Evaluate raw and EMA weights if a validation is due, each rank on its part; update the best epoch."""
         settings = self.config.evaluation
         if (epoch + 1) % settings.every and epoch + 1 != self.config.epochs:
             return
@@ -209,18 +209,18 @@ class Trainer:
         )
 
     def _compare_ranks(self, epoch: int) -> dict[str, bool]:
-        """For the history: whether all ranks hold the same bits, which is why the first one's are enough to save."""
+        """For the history: whether all ranks have bit-identical parameters. Only those of the first rank are saved."""
         if self.ranks.size == 1:
             return {}
         equal = self.ranks.same(parameter.asnumpy() for parameter in self.train_step.state)
         if not equal:
-            self.run.say(f"epoch {epoch}: the ranks' weights are no longer equal to the bit; saved are those of the first")
+            self.run.say(f"epoch {epoch}: the ranks' weights are no longer bit-identical; those of the first rank are saved")
         return {"ranks_equal": equal}
 
     def _unless_stopped(self, batches: Iterator, rounds: int, step: int) -> Iterator:
-        """The same batches; validation is not finished when training is asked to stop: it is done again on resumption.
+        """The same batches, unless training is asked to stop. An interrupted validation is repeated after resumption.
 
-        All ranks ask in each of `rounds`, which is how many batches the first one has; another may have one less.
+        All ranks check in each of `rounds`, the number of batches of the first rank; other ranks may have one less.
         """
         for _ in range(rounds):
             batch = next(batches, None)
@@ -233,7 +233,7 @@ class Trainer:
         if step != self.step:
             self._save(step, background=False)
         self.run.close()
-        self.ranks.agree(None)  # none leaves before the state is on the disk: srun may end all when one has ended
+        self.ranks.agree(None)  # no rank exits before the state is on the disk: srun may kill all ranks when one has exited
         raise Interrupted(f"{reason}; saved at step {step} of {self.last_step}")
 
     def _validation_rows(self) -> tuple[str, np.ndarray]:
@@ -242,7 +242,7 @@ class Trainer:
         return "train", training_positions(self.dataset.images("train"), self.config)[1]
 
     def _resume_or_begin(self) -> int:
-        """Put the newest state, or the stage's start, into the training step. Returns the step to go on from."""
+        """Load the newest state, or the stage's start, into the training step. Returns the step from which to train."""
         state = self.run.resume(self.first_step)
         if state is None:
             initial = initial_weights(self.config.architecture, init_rng(self.config.seed))
@@ -256,7 +256,7 @@ class Trainer:
         if state.meta["best"]:
             best = {k.removeprefix("best."): v for k, v in state.arrays.items() if k.startswith("best.")}
             self.best = Best(**state.meta["best"], weights=best)
-        self.run.say(f"going on from step {state.step} of {self.last_step}")
+        self.run.say(f"resuming from step {state.step} of {self.last_step}")
         self.step = state.step
         return state.step
 

@@ -1,1 +1,1 @@
-"""What the Snakefile and its rules do in Python: settings, resources, hooks, and what a person sees of a run."""
+"""The Python part of the Snakefile and its rules: settings, resources, hooks, and the output on the terminal."""

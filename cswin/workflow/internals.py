@@ -1,6 +1,6 @@
-"""All that this project uses of Snakemake beyond what its documentation promises.
+"""All undocumented attributes of Snakemake that this project uses.
 
-When Snakemake changes one of these attributes, tests/workflow/test_internals.py names it.
+When Snakemake changes one of them, tests/workflow/test_internals.py names it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ HANDLER = "DefaultStreamHandler"  # Snakemake's name for the handler that writes
 
 
 class Internals:
-    """A workflow's inner state.
+    """The internal state of a workflow.
 
     Args:
-        workflow: the `workflow` of a Snakefile.
+        workflow: the variable `workflow` of the Snakefile.
     """
 
     def __init__(self, workflow: Any):
         self._workflow = workflow
 
     @property
-    def plans(self) -> bool:
-        """Whether this process plans jobs and starts them; False in a job that it started on another machine."""
+    def schedules(self) -> bool:
+        """Whether this process schedules the jobs; False in the process of a single job."""
         return self._workflow.is_main_process
 
     @property
@@ -37,27 +37,27 @@ class Internals:
 
     @property
     def config_files(self) -> list[str]:
-        """Configuration files in use: those of `--configfile`, and from then on those of the Snakefile."""
+        """The configuration files: those of `--configfile`; without this option, that of the Snakefile once it is read."""
         return self._workflow.configfiles
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What `--config` gives."""
+        """The values of `--config`."""
         return self._workflow.config_settings.config
 
     def default_resource(self, name: str) -> Any:
-        """A value of the profile's default-resources as it is written there; None if there is none."""
+        """A value in the profile's default-resources, unevaluated; None if there is none."""
         defaults = self._workflow.resource_settings.default_resources
         return defaults[name].raw if defaults and name in defaults else None
 
     @property
     def on_cluster(self) -> bool:
-        """Whether a profile for a cluster is in use: it names `device_gres`."""
+        """Whether a profile for a cluster is used: only these set `device_gres`."""
         return self.default_resource("device_gres") is not None
 
     @property
     def default_minutes(self) -> int | None:
-        """What the profile's default `runtime` gives a job; None if it gives nothing, or an expression."""
+        """The profile's default `runtime` in minutes; None if there is none, or if it is an expression."""
         defaults = self._workflow.resource_settings.default_resources
         asked = defaults["runtime"] if defaults and "runtime" in defaults else None
         return None if asked is None or asked.is_evaluable() else asked.value
@@ -67,25 +67,25 @@ class Internals:
         self._workflow.resource_settings.default_resources["runtime"] = minutes
 
     def limit_threads(self, most: int) -> None:
-        """Let no job have more cores than that."""
+        """Limit the number of cores of every job."""
         settings = self._workflow.resource_settings
         settings.max_threads = min(settings.max_threads or most, most)
 
     def force(self, output: Path) -> None:
-        """Let the job that makes this file run, as if the file were that of a killed job; for input functions, during planning."""
+        """Run the job that writes this file, as if the file were incomplete. Only for input functions, while the DAG is built."""
         self._workflow.dag.forcefiles.add(str(output))
 
     def forced_rules(self) -> set[str]:
-        """Rules with a job that a user has asked to run (--forcerun, -f, -F), or `force`."""
+        """Rules with a job that was forced by the user (--forcerun, -f, -F) or by `force`."""
         dag = self._workflow.dag
         return {job.rule.name for job in dag.needrun_jobs() if dag.reason(job).forced}
 
     def examined_rules(self) -> set[str]:
-        """Rules with a job that Snakemake looked at, so that after success its output is there and up to date."""
+        """Rules with a job in the DAG. After success, the outputs of these jobs exist and are up to date."""
         return {job.rule.name for job in self._workflow.dag.jobs}
 
     def terminal_handlers(self) -> Iterator[logging.StreamHandler]:
-        """What writes to the terminal, unless a user has asked for all of it, or a logger plugin does it."""
+        """Snakemake's handlers for the terminal; none if the user wants the full output or a logger plugin is used."""
         settings = self._workflow.output_settings
-        if self.plans and not (settings.dryrun or settings.verbose or settings.printshellcmds):
+        if self.schedules and not (settings.dryrun or settings.verbose or settings.printshellcmds):
             yield from (handler for handler in logger.handlers if handler.name == HANDLER)

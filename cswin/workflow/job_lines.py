@@ -1,8 +1,8 @@
 """Snakemake's output on the terminal: one line per finished job, and warnings and errors in full.
 
 No plugin does this. snakemake-logger-plugin-rich 0.5.1 shows neither finished jobs nor seconds, and its panel and the trainer's
-progress bar overwrite each other. Snakemake does not find a plugin inside a package that is installed in editable mode. So its own
-handler gets another filter and formatter. The log file in .snakemake/log is always complete.
+progress bar overwrite each other. Snakemake does not find a plugin in a package that is installed in editable mode. So Snakemake's
+own handler gets another filter and formatter. The log file in .snakemake/log is always complete.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _CLEAR = "\r\x1b[K"  # clears the line of a progress bar, which is drawn again a
 
 
 class JobLines(logging.Formatter):
-    """Filter and formatter of a handler of Snakemake's messages.
+    """Filter and formatter for a handler of Snakemake's messages.
 
     Args:
         other: Snakemake's formatter, for messages that are shown unchanged.
-        terminal: whether the stream may show progress bars.
+        terminal: whether the stream is a terminal, which may show a progress bar.
     """
 
     def __init__(self, other: logging.Formatter, terminal: bool):
@@ -36,7 +36,7 @@ class JobLines(logging.Formatter):
         self._finished: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is shown. Facts about a job are kept for its line."""
+        """Whether the message is shown. The name and start time of a job are kept for its line."""
         event = getattr(record, "event", None)
         if event == "job_info":
             self._started[record.jobid] = record.created, " ".join([record.rule_name, *map(str, record.wildcards.values())])
@@ -50,14 +50,14 @@ class JobLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if getattr(record, "event", None) != "progress":
             text = self.other.format(record)
-        else:  # Snakemake sends this message right after each finished job
+        else:  # Snakemake sends this message immediately after each finished job
             text = "\n".join(f"{record.done} of {record.total}  {line}" for line in self._finished)
             self._finished.clear()
         return text and self.clear + text
 
 
 def shorten_output(snakemake: Internals) -> None:
-    """Show job lines on the terminal from now on, unless a dry run, `--verbose`, `-p` or a logger plugin was asked for."""
+    """Show job lines on the terminal, except in a dry run and with `--verbose`, `-p` or a logger plugin."""
     for handler in snakemake.terminal_handlers():
         lines = JobLines(handler.formatter, handler.stream.isatty())
         handler.addFilter(lines)

@@ -1,7 +1,7 @@
-"""One snakemake at a time runs jobs in a folder.
+"""Only one snakemake at a time runs jobs in a folder.
 
-Snakemake has locks of its own, but they name nobody, outlive a killed process, and the end of one snakemake removes those of all
-others in the folder. This one is the kernel's: it ends with its process, and the file says which process that is.
+Snakemake's own locks do not name the process, remain after a kill, and are removed when any snakemake in the folder ends. This
+lock is a kernel lock (flock): it ends with its process. The locked file names the process.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pathlib import Path
 from cswin.errors import UserError
 from cswin.layout import AT_WORK, SNAKEMAKE_LOCKS
 
-TRIES, PAUSE = 10, 0.1  # somebody who only looks holds the lock for an instant
+TRIES, PAUSE = 10, 0.1  # `other` of another process takes the lock for a moment
 
 
 class Presence:
-    """This process in a workflow's folder.
+    """The lock of a workflow's folder.
 
     Args:
-        folder: the workflow's.
+        folder: the workflow's folder.
     """
 
     def __init__(self, folder: Path = Path()):
         self._path, self._locks, self._file = folder / AT_WORK, folder / SNAKEMAKE_LOCKS, None
 
     def take(self) -> None:
-        """Be the one that runs jobs here, until this process ends.
+        """Take the lock until this process ends.
 
-        On a file system without locks nothing is checked; a stage's lease still keeps a second trainer away.
+        On a file system without locks nothing is checked; the lease of a stage still prevents a second trainer.
 
         Raises:
-            UserError: if another process is; it is named.
+            UserError: if another process has the lock, with the host and the PID.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = self._path.open("a+", encoding="utf-8")
@@ -52,33 +52,33 @@ class Presence:
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         json.dump(facts | {"command": sys.argv}, file)
         file.flush()
-        self._file = file  # open: closing it would end the lock
+        self._file = file  # kept open: closing it would release the lock
 
     def other(self) -> str | None:
-        """Who runs jobs here, in words; None: nobody, as far as this file system tells."""
+        """A description of the snakemake that runs jobs here; None if there is none, or if this file system has no locks."""
         try:
             with self._path.open(encoding="utf-8") as file:
                 if not _is_locked(file, fcntl.LOCK_SH):
                     return None
                 facts = json.load(file)
             who = f"host {facts['host']}, process {facts['pid']}, since {facts['since']}"
-        except OSError:  # nobody has run jobs here, or this user may not look
+        except OSError:  # no job was ever run here, or this user may not read the file
             return None
-        except (ValueError, KeyError, TypeError):  # it has just begun to write
+        except (ValueError, KeyError, TypeError):  # the file is being written
             who = "another process"
         return f"another snakemake runs jobs in {self._path.parent.parent.absolute()} ({who})"
 
     def advice(self) -> str | None:
-        """What to do about locks that are in the folder; None: there are none."""
+        """What to do about the locks in the folder; None if there are none."""
         if other := self.other():
             return f"{other}: do not use --unlock"
         if any(self._locks.glob("*.lock")):
-            return "a snakemake that is gone has left its lock in this folder: `snakemake --unlock` removes it"
+            return "a snakemake that has ended has left its lock in this folder: `snakemake --unlock` removes it"
         return None
 
 
 def _is_locked(file, kind: int) -> bool:
-    """Whether another process keeps this one from the lock; if not, it is taken."""
+    """Whether another process has the lock; if not, this process takes it."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

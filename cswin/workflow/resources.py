@@ -1,4 +1,4 @@
-"""What jobs ask for: memory, minutes, cores, devices; never more than Slurm's partition gives, where Slurm can be asked."""
+"""The resources that jobs request: memory, minutes, cores, devices. If Slurm answers, within the limits of its partition."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cswin.distributed.slurm import Partition, find_partition
 from cswin.errors import UserError
 from cswin.workflow.internals import Internals
 
-DEVICE_MB = 8000  # host memory of a device's process, with batches and a copy of the state
-WORKER_MB = 600  # of a data worker
-START_MINUTES = 15  # of a job, beside its images
+DEVICE_MB = 8000  # host memory of the process of a device, including batches and a copy of the state
+WORKER_MB = 600  # memory of a data worker
+START_MINUTES = 15  # time of a job in addition to that of its images
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the jobs of a workflow ask for.
+    """The resources that the jobs of a workflow request.
 
     Attributes:
         runtime: devices, nodes and workers.
         device: the scheduler's name of a device: `device_gres` in the profile.
-        partition: where jobs run; None where Slurm does not tell.
+        partition: the partition of the jobs; None if Slurm does not answer.
     """
 
     runtime: Runtime
@@ -36,23 +36,23 @@ class Resources:
 
     @property
     def devices(self) -> int:
-        """Devices of one node."""
+        """Devices per node."""
         return self.runtime.devices // self.runtime.nodes
 
     @property
     def cores(self) -> int:
-        """Cores that data workers keep busy on one node."""
+        """Cores for the data workers of one node."""
         return self.devices * self.runtime.workers
 
     def minutes(self, images: int, per_second: float) -> int:
-        """Run time to ask for where `images` are handled at no less than `per_second`."""
+        """Minutes to request for `images` at a rate of at least `per_second`."""
         asked = START_MINUTES + math.ceil(images / per_second / 60)
         return self.partition.allowed(asked) if self.partition else asked
 
     def on_devices(self, nodes: int = 1) -> dict[str, Any]:
-        """To compute on all devices of each of `nodes`; nothing is named that does not apply.
+        """The resources of a job that uses all devices of each of `nodes`.
 
-        mem_mb: host memory of a node. gres: its devices; CPUs have none. mpi, nodes, tasks: one launcher on each node.
+        mem_mb: host memory per node. gres: its devices, except for CPUs. mpi, nodes, tasks: one launcher per node, only for several.
         """
         asked: dict[str, Any] = {"mem_mb": self.devices * (DEVICE_MB + WORKER_MB * self.runtime.workers)}
         if self.runtime.device_target != "CPU":
@@ -63,15 +63,15 @@ class Resources:
 
 
 def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
-    """What jobs may ask for. With a profile for a cluster (it names `device_gres`), where Snakemake plans, Slurm is asked first.
+    """The resources of the jobs. With a profile for a cluster, the process that schedules the jobs first queries Slurm.
 
     Raises:
-        UserError: for what Slurm would refuse.
+        UserError: for a request that Slurm would reject.
     """
     if not snakemake.on_cluster:
         return Resources(runtime)
     device = snakemake.default_resource("device_gres")
-    if not snakemake.plans:
+    if not snakemake.schedules:
         return Resources(runtime, device)
     name = snakemake.default_resource("slurm_partition") or snakemake.default_resource("partition")
     resources = Resources(runtime, device, find_partition(name))
@@ -89,23 +89,23 @@ def available_resources(runtime: Runtime, snakemake: Internals) -> Resources:
 
 
 def require_submittable(paths: Mapping[str, Path | str | None]) -> None:
-    """Refuse what cluster executors do not quote when they name a job's files and the project's folder.
+    """Reject paths with characters that cluster executors do not quote in a job's script.
 
     Args:
-        paths: by what the user knows them as.
+        paths: paths by the names that the user knows.
 
     Raises:
-        UserError: naming the first one, and the character.
+        UserError: with the first such path, and the character.
     """
     for name, path in paths.items():
         if found := next((character for character in str(path) if character in '"$`\\\n'), None):
             raise UserError(f"{name}: {path}: jobs of a cluster cannot find a path with {found!r} in it; rename or move it")
 
 
-# These three give text for a rule's `params`, quoted for the shell. Lists with `:q` would do too, but Snakemake compares params with
-# those of finished jobs by their text: all jobs would run again.
+# These three return text for a rule's `params`, quoted for the shell. Do not replace it by lists with `:q`: Snakemake compares params
+# with those of finished jobs as text, so all jobs would run again.
 def launcher(wildcards: Any, resources: Any, threads: int) -> str:
-    """What comes before the training command: one `cswin train` on each of several nodes."""
+    """The prefix of the training command on several nodes, which starts one `cswin train` per node."""
     if "mpi" not in resources.keys():  # noqa: SIM118 (Snakemake's class)
         return ""
     return (
@@ -115,7 +115,7 @@ def launcher(wildcards: Any, resources: Any, threads: int) -> str:
 
 
 def time_limit(wildcards: Any, resources: Any) -> str:
-    """The option by which the trainer ends before its job's time is over. What is kept back is for the job's start and end."""
+    """The option that stops the trainer before the time limit of its job, with a reserve for the job's start and end."""
     if "runtime" not in resources.keys():  # noqa: SIM118
         return ""
     seconds = 60 * resources.runtime

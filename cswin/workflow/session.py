@@ -1,8 +1,7 @@
-"""One call of snakemake: its checked settings, what it looks for before it plans, and what happens before and after its jobs.
+"""One call of snakemake: its checked settings, checks while the DAG is built, and hooks before and after the jobs.
 
-Snakemake sees that a file is missing, not that a user's images have changed or that a checkpoint is damaged. Such a file is looked
-for by an input function, that is while Snakemake plans, and then treated like a file of a killed job. A dry run looks as well, and
-writes nothing.
+Snakemake notices missing files, but not changed images or a damaged checkpoint. Input functions check these while Snakemake builds
+the DAG, and force the jobs that write the files again. A dry run makes the same checks and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from cswin.workflow.resources import available_resources, require_submittable
 
 
 class Session:
-    """A call of snakemake, in the folder in which it runs.
+    """A call of snakemake in the current folder.
 
     Args:
-        snakemake: the workflow that was called.
-        config: what Snakemake has merged from files and command line.
+        snakemake: the workflow.
+        config: the configuration that Snakemake has merged from files and command line.
 
     Attributes:
-        config: the same, with the command line's values typed.
-        settings: from it, checked.
-        run, data: where files are.
-        resources: what jobs ask for.
+        config: the same, with the types of the command line's values corrected.
+        settings: the checked configuration.
+        run, data: the paths of the files.
+        resources: the resources of the jobs.
 
     Raises:
-        UserError: if the configuration is refused, or what Slurm would refuse.
+        UserError: if the configuration is invalid, or if Slurm would reject a request.
     """
 
     def __init__(self, snakemake: Internals, config: dict[str, Any]):
@@ -49,69 +48,69 @@ class Session:
         self.config = typed_overrides(config, snakemake.overrides)
         try:
             for file in snakemake.config_files:
-                read_yaml(file)  # Snakemake's reader takes the last one of two equal keys
+                read_yaml(file)  # rejects duplicate keys; Snakemake's reader silently uses the last one
             self.settings = parse_settings(self.config)
         except UserError as error:
             raise UserError(f"The configuration is refused:\n{error}") from None
         self.run, self.data = self.settings.layout, self.settings.data.layout
-        if snakemake.plans and snakemake.on_cluster:
+        if snakemake.schedules and snakemake.on_cluster:
             require_submittable({"the project's folder": Path.cwd(), **named_paths(self.settings)})
         self.resources = available_resources(self.settings.runtime, snakemake)
-        notes = missing_inputs(self.settings)  # Snakemake's own message names the file, this one the key and the remedy
-        if snakemake.plans and not snakemake.is_dry_run and (advice := self.presence.advice()):
+        notes = missing_inputs(self.settings)  # Snakemake's own message names only the file, these the key and the remedy
+        if snakemake.schedules and not snakemake.is_dry_run and (advice := self.presence.advice()):
             notes.append(advice)
         for line in notes:
             print(line, file=sys.stderr)
 
     def start_of(self, stage: str) -> list[str]:
-        """What a stage starts from: a list with one checkpoint, or none."""
+        """The checkpoint from which a stage starts, as a list; empty if there is none."""
         before = resolve_stage(self.settings, stage).previous
         checkpoint = self.run.stage(before).checkpoint if before else self.settings.pretrained
         return [str(checkpoint)] if checkpoint else []
 
     def record_before(self, stage: str) -> list[str]:
-        """The record of the stage before: small, compared by content."""
+        """The record of the previous stage. It is small, so Snakemake compares its content."""
         before = resolve_stage(self.settings, stage).previous
         return [str(self.run.stage(before).record)] if before else []
 
     def configuration(self, stage: str) -> Callable[..., str]:
-        """A stage's configuration file, as an input function; a damaged checkpoint of the stage is made again."""
+        """A stage's configuration file, as an input function that also forces the job if the stage's checkpoint is damaged."""
 
         def file(wildcards: Any) -> str:
             files = self.run.stage(stage)
-            if self.snakemake.plans and is_damaged(files.folder):
+            if self.snakemake.schedules and is_damaged(files.folder):
                 self.snakemake.force(files.checkpoint)
             return str(self.run.config(stage))
 
         return file
 
     def images_receipt(self, wildcards: Any) -> list[str]:
-        """The note that extraction is complete, as an input function.
+        """The receipt of the extraction, as an input function.
 
-        A folder of one's own has none: the manifest is made again when names, sizes or dates of its files have changed since.
+        With data.source: folder there is none; the manifest is made again if names, sizes or dates of the files have changed.
         """
         data = self.settings.data
         if data.source != "folder":
             return [str(self.data.extracted)]
-        if self.snakemake.plans and folder_changed(data.images, self.data.fingerprint):
+        if self.snakemake.schedules and folder_changed(data.images, self.data.fingerprint):
             self.snakemake.force(self.data.manifest)
         return []
 
     def start(self) -> None:
-        """Before the first job: nobody else is at work here, and the jobs find what no job writes.
+        """Before the first job: take the lock of the folder, and write the files that no job writes.
 
-        The settings that only change speed are not the output of a job: none may run again when they change, and a job cannot wait
-        for another one without that (rules/common.smk). A training job decides by content whether it trains; what it cannot see is
-        noted for it: that its repetition was asked for.
+        The settings that only affect speed are not the output of a job, because no job may run again when they change
+        (rules/common.smk). A training job decides by content whether it trains. It cannot see a --forcerun, so this is noted here.
 
         Raises:
-            UserError: if another snakemake is at work here.
+            UserError: if another snakemake runs jobs here.
         """
         self.presence.take()
         print(
             f"run {self.settings.run}: {', '.join(self.settings.stages)}; table: {LAST.table_csv}, "
             f"everything else: {self.run.folder}/\n"
-            "one stage again: --forcerun train_<stage>; only so far: --until train_<stage>; plan: -n; other run: --configfile FILE"
+            "retrain a stage: --forcerun train_<stage>; stop after a stage: --until train_<stage>; dry run: -n; another run: "
+            "--configfile FILE"
         )
         self.run.configs.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.run.runtime) as temporary:
@@ -122,14 +121,15 @@ class Session:
             accept_if_used(stage.state, [stage.evaluation, *([following.attempts] if following else [])])
             if ask_to_repeat(stage.folder, f"train_{stage.folder.name}" in forced):
                 print(
-                    f"{stage.folder} is complete and goes back to its state: its checkpoint is missing or damaged, or its workflow was "
-                    f"ended before its result was used. To train it again: cswin state {stage.folder} --set-aside, and the same command"
+                    f"{stage.folder} is complete and is not trained again: its checkpoint is missing or damaged, or the workflow was "
+                    "interrupted before its result was used, so its files are written from its state. To train it again: "
+                    f"cswin state {stage.folder} --set-aside, then the same command"
                 )
 
     def succeed(self) -> None:
-        """After the last job: to force a stage from now on means from nothing, and the table is shown.
+        """After the last job: mark the stages as accepted, and show the table.
 
-        A stage that was not looked at (another target was asked for) may have been killed at its last moment, and goes on.
+        Stages outside the DAG (another target was requested) are not marked: they may have been killed just before their end.
         """
         examined = self.snakemake.examined_rules()
         for stage in self.settings.stages:

@@ -1,4 +1,4 @@
-# The embedded digits, packed like ImageNet in the report, and extracted again.
+# The digits of scikit-learn, written as an archive in the report's layout and then extracted.
 rule extract:
     output:
         archive=DATA.digits,

@@ -1,1 +1,1 @@
-# A folder of one's own with train/ and val/ by class: nothing to extract.
+# The user's own folder with train/ and val/ by class: nothing to extract.

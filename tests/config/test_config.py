@@ -17,8 +17,8 @@ from cswin.config.resolve import dump, load_settings, load_stage, parse_settings
 from cswin.config.settings import STAGE_SECTIONS, Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
 from cswin.data.sources.registry import SOURCES
 from cswin.errors import UserError
+from cswin.estimate import count_images, estimate_stage
 from cswin.model.variants import VARIANTS, variant
-from cswin.plan import count_images, plan_stage
 from cswin.profile import profile
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -140,7 +140,7 @@ def test_the_head_of_each_file_says_command_cost_and_expectation(file):
         )
         return
     images = count_images(settings.data)
-    stages = [plan_stage(resolve_stage(settings, name), settings.runtime, images) for name in settings.stages]
+    stages = [estimate_stage(resolve_stage(settings, name), settings.runtime, images) for name in settings.stages]
     trained, validated = sum(stage.trained for stage in stages), sum(stage.validated for stage in stages)
     forward = 2e-9 * sum(part.macs for part in profile(resolve_stage(settings, next(iter(settings.stages))).architecture))
     total = forward * (3 * trained + validated)

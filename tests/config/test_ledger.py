@@ -15,10 +15,10 @@ from cswin.config.ledger import CONFIG, compare, comparisons, ledger_text, load_
 from cswin.config.resolve import load_settings, resolve_stage
 from cswin.config.settings import STAGE_SECTIONS
 from cswin.data.loader.rng import init_rng
+from cswin.estimate import Images, estimate_stage
 from cswin.model.variants import variant
 from cswin.model.weights import initial_weights
 from cswin.openi.parameters import RENAMED
-from cswin.plan import Images, plan_stage
 
 ROOT = Path(__file__).parents[2]
 LEDGER = load_ledger()
@@ -138,8 +138,8 @@ def test_steps_of_an_epoch_are_those_of_the_authors(file, batch):
     """DistributedSampler fills up to a multiple of 8 processes, then each process drops its last batch; here the global batch."""
     settings = load_settings(CONFIG / f"imagenet/{file}.yaml")
     images = Images(settings.data.expect_train, 50_000, 0.0, "", "")
-    plan = plan_stage(resolve_stage(settings, next(iter(settings.stages))), settings.runtime, images)
-    assert plan.steps == (plan.end_epoch - plan.first_epoch) * (math.ceil(1_281_167 / 8) // batch)
+    estimate = estimate_stage(resolve_stage(settings, next(iter(settings.stages))), settings.runtime, images)
+    assert estimate.steps == (estimate.end_epoch - estimate.first_epoch) * (math.ceil(1_281_167 / 8) // batch)
 
 
 def test_start_values_are_those_of_the_authors():

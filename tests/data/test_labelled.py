@@ -118,7 +118,7 @@ def test_images_of_classes_that_the_checkpoint_does_not_know_are_left_out(places
 
 @pytest.mark.parametrize("place", PLACES)
 def test_classes_that_cannot_be_matched_are_refused(places, place):
-    with pytest.raises(UserError, match="does not know: b; it knows a, c"):
+    with pytest.raises(UserError, match="does not have: b; it has a, c"):
         labelled(places, place, ("a", "c"))
 
 

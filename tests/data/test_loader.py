@@ -16,7 +16,7 @@ import recipes
 from converted import converted
 from image_trees import image_bytes
 
-from cswin.data.augment.mixup import apply_mixup, plan_mixup
+from cswin.data.augment.mixup import apply_mixup, draw_mixup
 from cswin.data.augment.transforms import TrainTransform
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
@@ -125,13 +125,13 @@ def test_erased_after_mixing(dataset, cutmix):
     rows = {position: data for position, _, data in read_rows(dataset, "train", np.arange(IMAGES))}
     positions = order_rng(5, 1).permutation(IMAGES)[:GLOBAL]
     drawn = [loader.transform.draw(rows[p], sample_rng(5, 1, int(p))) for p in positions]
-    plan, own = loader.mix_plan(1, 0), np.stack([sample.pixels for sample in drawn]).astype(np.float32)
-    assert plan.is_cutmix.all() == bool(cutmix) and plan.mixes
+    mixing, own = loader.mixing(1, 0), np.stack([sample.pixels for sample in drawn]).astype(np.float32)
+    assert mixing.is_cutmix.all() == bool(cutmix) and mixing.mixes
     if cutmix:
-        mixed, (top, bottom, left, right) = own.copy(), plan.box[0]
+        mixed, (top, bottom, left, right) = own.copy(), mixing.box[0]
         mixed[:, :, top:bottom, left:right] = own[::-1, :, top:bottom, left:right]
     else:
-        mixed = np.rint(own * np.float32(plan.lam[0]) + own[::-1] * np.float32(1 - plan.lam[0]))
+        mixed = np.rint(own * np.float32(mixing.lam[0]) + own[::-1] * np.float32(1 - mixing.lam[0]))
     (batch,) = next(iter(loader.epoch(1)))
     for image, pixels, sample in zip(batch.images, mixed.astype(np.uint8), drawn, strict=True):
         expected = loader.transform.normalise(pixels)
@@ -167,13 +167,13 @@ def test_a_batch_is_its_parts_put_together(dataset):
             members = positions[8 * group : 8 * group + 8]
             images = np.stack([transform(rows[p][1], sample_rng(5, 1, int(p))) for p in members])
             labels = np.array([rows[p][0] for p in members])
-            plan = plan_mixup(
+            mixing = draw_mixup(
                 batch_rng(5, 1, step, group),
                 8,
                 (32, 32),
                 config.augment,
             )
-            images, targets = apply_mixup(images, labels, plan, CLASSES, 0.1)
+            images, targets = apply_mixup(images, labels, mixing, CLASSES, 0.1)
             where = [list(batch.columns).index(8 * group + i) for i in range(8)]
             np.testing.assert_array_equal(batch.images[where], images)
             np.testing.assert_array_equal(batch.targets[where], targets)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from cswin.config.settings import Augment
 from cswin.data.augment.erasing import Box, Patch, paste
-from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.augment.mixup import Mixing, apply_mixup, draw_mixup, local_rows, one_hot
 from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.rng import batch_rng
 from cswin.errors import UserError
@@ -20,7 +20,7 @@ RECIPE = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "switch_prob": 0.5, "m
 
 
 def draw(count=DRAWS, size=(224, 224), seed=0, **changes):
-    return plan_mixup(np.random.default_rng(seed), count, size, Augment.model_construct(**{**RECIPE, **changes}))
+    return draw_mixup(np.random.default_rng(seed), count, size, Augment.model_construct(**{**RECIPE, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,20 @@ def golden():
 
 
 def test_mixup_equals_golden(golden):
-    plan = MixPlan(np.full(4, float(golden["lam"])), np.zeros((4, 4), np.int32), np.zeros(4, bool))
-    images, targets = apply_mixup(golden["x"].copy(), golden["y"], plan, int(golden["num_classes"]), float(golden["smoothing"]))
+    mixing = Mixing(np.full(4, float(golden["lam"])), np.zeros((4, 4), np.int32), np.zeros(4, bool))
+    images, targets = apply_mixup(
+        golden["x"].copy(), golden["y"], mixing, int(golden["num_classes"]), float(golden["smoothing"])
+    )
     np.testing.assert_array_equal(images, golden["mixup_x"])
     np.testing.assert_allclose(targets, golden["mixup_target"], rtol=0, atol=6e-8)
 
 
 def test_cutmix_equals_golden(golden):
     box = np.tile(golden["bbox_yyxx"].astype(np.int32), (4, 1))
-    plan = MixPlan(np.full(4, float(golden["cutmix_lam"])), box, np.ones(4, bool))
-    images, targets = apply_mixup(golden["x"].copy(), golden["y"], plan, int(golden["num_classes"]), float(golden["smoothing"]))
+    mixing = Mixing(np.full(4, float(golden["cutmix_lam"])), box, np.ones(4, bool))
+    images, targets = apply_mixup(
+        golden["x"].copy(), golden["y"], mixing, int(golden["num_classes"]), float(golden["smoothing"])
+    )
     np.testing.assert_array_equal(images, golden["cutmix_x"])
     np.testing.assert_allclose(targets, golden["cutmix_target"], rtol=0, atol=6e-8)
 
@@ -51,8 +55,8 @@ def test_the_paper_s_order_equals_golden(kind):
         golden = dict(file)
     size, lam = len(golden["images"]), float(golden[f"{kind}.lam"])
     box = np.zeros((size, 4), np.int32) if kind == "mixup" else np.tile(golden["cutmix.box_top_bottom_left_right"], (size, 1))
-    plan = MixPlan(np.full(size, lam), box, np.full(size, kind == "cutmix"))
-    mixed, targets = apply_mixup(golden["images"].copy(), golden["labels"], plan, 5, float(golden["label_smoothing"]))
+    mixing = Mixing(np.full(size, lam), box, np.full(size, kind == "cutmix"))
+    mixed, targets = apply_mixup(golden["images"].copy(), golden["labels"], mixing, 5, float(golden["label_smoothing"]))
     np.testing.assert_array_equal(mixed, golden[f"{kind}.mixed_uint8"])
     np.testing.assert_allclose(targets, golden[f"{kind}.targets"], rtol=0, atol=6e-8)
     normalise = Normalise(golden["mean"], golden["std"], 3)
@@ -66,8 +70,8 @@ def test_the_paper_s_order_equals_golden(kind):
 
 def test_golden_loss(golden):
     """The soft-target cross-entropy of the golden logits and our targets."""
-    plan = MixPlan(np.full(4, float(golden["lam"])), np.zeros((4, 4), np.int32), np.zeros(4, bool))
-    _, targets = apply_mixup(golden["x"].copy(), golden["y"], plan, 5, 0.1)
+    mixing = Mixing(np.full(4, float(golden["lam"])), np.zeros((4, 4), np.int32), np.zeros(4, bool))
+    _, targets = apply_mixup(golden["x"].copy(), golden["y"], mixing, 5, 0.1)
     logits = golden["logits"].astype(np.float64)
     log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     assert -(targets * log_softmax).sum(axis=1).mean() == pytest.approx(float(golden["mixup_loss"]), abs=1e-6)
@@ -84,10 +88,10 @@ def test_smoothed_one_hot(smoothing, classes):
 
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 2.0])
 def test_mixup_lam_is_beta(alpha):
-    plan = draw(mixup=alpha, cutmix=0.0)
-    assert not plan.is_cutmix.any()
-    assert not plan.box.any()
-    assert stats.kstest(plan.lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    mixing = draw(mixup=alpha, cutmix=0.0)
+    assert not mixing.is_cutmix.any()
+    assert not mixing.box.any()
+    assert stats.kstest(mixing.lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 def box_side_probabilities(length: int, alpha: float) -> np.ndarray:
@@ -105,47 +109,47 @@ def box_side_probabilities(length: int, alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_cutmix_boxes_follow_their_formula(alpha):
     size = (20, 32)
-    plan = draw(50_000, size, mixup=0.0, cutmix=alpha)
-    assert plan.is_cutmix.all()
-    top, bottom, left, right = plan.box.T
-    assert plan.box.dtype == np.int32
+    mixing = draw(50_000, size, mixup=0.0, cutmix=alpha)
+    assert mixing.is_cutmix.all()
+    top, bottom, left, right = mixing.box.T
+    assert mixing.box.dtype == np.int32
     assert min(top.min(), left.min()) >= 0
     assert (bottom.max(), right.max()) == size
     for side, length in ((bottom - top, 20), (right - left, 32)):
-        expected = box_side_probabilities(length, alpha) * len(plan)
+        expected = box_side_probabilities(length, alpha) * len(mixing)
         observed = np.bincount(side, minlength=length + 1)
         assert not observed[expected == 0].any()
         kept = expected > 5
         rest = observed[~kept].sum() + 1e-9, expected[~kept].sum() + 1e-9
         assert stats.chisquare([*observed[kept], rest[0]], [*expected[kept], rest[1]]).pvalue > 1e-3
     # The share that the target gets is the one that the box leaves, not the drawn one.
-    np.testing.assert_allclose(plan.lam, 1 - (bottom - top) * (right - left) / (20 * 32), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(mixing.lam, 1 - (bottom - top) * (right - left) / (20 * 32), rtol=0, atol=1e-15)
 
 
 def test_cutmix_box_places_are_uniform():
     """Boxes that are not clipped, of a single size, have uniform corners."""
-    plan = draw(200_000, (32, 32), mixup=0.0)
-    top, bottom, left, right = plan.box.T
+    mixing = draw(200_000, (32, 32), mixup=0.0)
+    top, bottom, left, right = mixing.box.T
     small = (bottom - top == 8) & (right - left == 8) & (top > 0) & (left > 0) & (bottom < 32) & (right < 32)
     for corner in (top[small], left[small]):
         assert stats.chisquare(np.bincount(corner, minlength=24)[1:24]).pvalue > 1e-3
 
 
 def test_switch_and_mix_probabilities():
-    plan = draw(mixup_prob=0.7, switch_prob=0.3)
-    mixed = (plan.lam != 1) | plan.is_cutmix
+    mixing = draw(mixup_prob=0.7, switch_prob=0.3)
+    mixed = (mixing.lam != 1) | mixing.is_cutmix
     assert stats.binomtest(int(mixed.sum()), DRAWS, 0.7).pvalue > 1e-3
-    assert stats.binomtest(int(plan.is_cutmix.sum()), int(mixed.sum()), 0.3).pvalue > 1e-3
-    assert not plan.box[~plan.is_cutmix].any()
-    blend = mixed & ~plan.is_cutmix
-    assert stats.kstest(plan.lam[blend], stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+    assert stats.binomtest(int(mixing.is_cutmix.sum()), int(mixed.sum()), 0.3).pvalue > 1e-3
+    assert not mixing.box[~mixing.is_cutmix].any()
+    blend = mixed & ~mixing.is_cutmix
+    assert stats.kstest(mixing.lam[blend], stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{"mixup_prob": 0.0}, {"mixup": 0.0, "cutmix": 0.0}])
 def test_nothing_is_mixed(changes):
-    plan = draw(7, **changes)  # an odd group is allowed here
-    assert not plan.mixes
-    images, targets = apply_mixup(np.ones((7, 1, 2, 2), np.float32), np.arange(7), plan, 7, 0.0)
+    mixing = draw(7, **changes)  # an odd group is allowed here
+    assert not mixing.mixes
+    images, targets = apply_mixup(np.ones((7, 1, 2, 2), np.float32), np.arange(7), mixing, 7, 0.0)
     np.testing.assert_array_equal(targets, np.eye(7, dtype=np.float32))
     assert (images == 1).all()
 
@@ -160,19 +164,19 @@ def test_modes_share_their_draws():
     elem = draw(8, mixup_mode="elem", seed=1)
     assert len(np.unique(elem.lam)) == 8
     # One draw per batch is as often cutmix as one per element.
-    plans = [draw(2, mixup_mode="batch", seed=seed, mixup_prob=0.5) for seed in range(3000)]
-    assert stats.binomtest(sum(bool(plan.is_cutmix[0]) for plan in plans), 3000, 0.25).pvalue > 1e-3
+    groups = [draw(2, mixup_mode="batch", seed=seed, mixup_prob=0.5) for seed in range(3000)]
+    assert stats.binomtest(sum(bool(mixing.is_cutmix[0]) for mixing in groups), 3000, 0.25).pvalue > 1e-3
 
 
-def reference_mix(images, labels, plan, classes, smoothing):
+def reference_mix(images, labels, mixing, classes, smoothing):
     """Float64, over the reverse of the whole batch."""
     images, own = images.astype(np.float64), np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes
-    mixed = images * plan.lam[:, None, None, None] + images[::-1] * (1 - plan.lam)[:, None, None, None]
-    for row in np.flatnonzero(plan.is_cutmix):
-        top, bottom, left, right = plan.box[row]
+    mixed = images * mixing.lam[:, None, None, None] + images[::-1] * (1 - mixing.lam)[:, None, None, None]
+    for row in np.flatnonzero(mixing.is_cutmix):
+        top, bottom, left, right = mixing.box[row]
         mixed[row] = images[row]
         mixed[row][:, top:bottom, left:right] = images[::-1][row][:, top:bottom, left:right]
-    return mixed, own * plan.lam[:, None] + own[::-1] * (1 - plan.lam)[:, None]
+    return mixed, own * mixing.lam[:, None] + own[::-1] * (1 - mixing.lam)[:, None]
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
@@ -180,9 +184,9 @@ def test_application_equals_the_formula(mode):
     rng = np.random.default_rng(2)
     for seed in range(10):
         images, labels = rng.normal(size=(12, 3, 9, 8)).astype(np.float32), rng.integers(0, 6, 12)
-        plan = draw(12, (9, 8), mixup_mode=mode, seed=seed, mixup_prob=0.8)
-        expected = reference_mix(images, labels, plan, 6, 0.1)
-        for actual, wanted in zip(apply_mixup(images, labels, plan, 6, 0.1), expected, strict=True):
+        mixing = draw(12, (9, 8), mixup_mode=mode, seed=seed, mixup_prob=0.8)
+        expected = reference_mix(images, labels, mixing, 6, 0.1)
+        for actual, wanted in zip(apply_mixup(images, labels, mixing, 6, 0.1), expected, strict=True):
             assert actual.dtype == np.float32
             np.testing.assert_allclose(actual, wanted, atol=1e-6)
 
@@ -206,15 +210,15 @@ SPLITS = [
 def test_every_split_gives_the_same_batch(global_batch, group, parts, mode):
     rng = np.random.default_rng(3)
     images, labels = rng.normal(size=(global_batch, 3, 8, 8)).astype(np.float32), rng.integers(0, 9, global_batch)
-    plans = [
-        plan_mixup(batch_rng(1, 2, 3, number), group, (8, 8), Augment.model_construct(**{**RECIPE, "mixup_mode": mode}))
+    groups = [
+        draw_mixup(batch_rng(1, 2, 3, number), group, (8, 8), Augment.model_construct(**{**RECIPE, "mixup_mode": mode}))
         for number in range(global_batch // group)
     ]
-    plan = MixPlan.concatenate(plans)
+    mixing = Mixing.concatenate(groups)
     # Unsplit: each group by itself, in its natural order.
     whole = [
         apply_mixup(images[start : start + group].copy(), labels[start : start + group], one, 9, 0.1)
-        for start, one in zip(range(0, global_batch, group), plans, strict=True)
+        for start, one in zip(range(0, global_batch, group), groups, strict=True)
     ]
     expected_images, expected_targets = (np.concatenate(arrays) for arrays in zip(*whole, strict=True))
     assert (expected_images != images).any()
@@ -224,7 +228,7 @@ def test_every_split_gives_the_same_batch(global_batch, group, parts, mode):
     assert sorted(rows.ravel().tolist()) == list(range(global_batch))
     for micro in rows:
         assert (micro // group == micro[::-1] // group).all()
-        mixed, targets = apply_mixup(images[micro], labels[micro], plan.rows(micro), 9, 0.1)
+        mixed, targets = apply_mixup(images[micro], labels[micro], mixing.rows(micro), 9, 0.1)
         assert mixed.tobytes() == expected_images[micro].tobytes()
         assert targets.tobytes() == expected_targets[micro].tobytes()
 
@@ -237,10 +241,10 @@ def test_rows_without_mixing_may_be_odd():
     np.testing.assert_array_equal(local_rows(9, 4, 3, mixed=False), np.arange(9).reshape(3, 3))
 
 
-def test_plan_survives_pickling():
-    plan = draw(6)
-    again = pickle.loads(pickle.dumps(plan))
-    assert plan.lam.tobytes() == again.lam.tobytes()
+def test_mixing_survives_pickling():
+    mixing = draw(6)
+    again = pickle.loads(pickle.dumps(mixing))
+    assert mixing.lam.tobytes() == again.lam.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -275,10 +279,10 @@ def test_bad_plans_are_refused(changes, message):
 
 def test_bad_batches_are_refused():
     images = np.zeros((3, 1, 4, 4), np.float32)
-    plan = draw(4, (4, 4))
+    mixing = draw(4, (4, 4))
     with pytest.raises(UserError, match="batch of 3 cannot be mixed"):
-        apply_mixup(images, np.zeros(3, int), plan.rows([0, 1, 2]), 2, 0.0)
+        apply_mixup(images, np.zeros(3, int), mixing.rows([0, 1, 2]), 2, 0.0)
     with pytest.raises(UserError, match="do not belong together"):
-        apply_mixup(images, np.zeros(3, int), plan, 2, 0.0)
+        apply_mixup(images, np.zeros(3, int), mixing, 2, 0.0)
     with pytest.raises(UserError, match="labels run from 0 to 5, but there are 5 classes"):
         one_hot(np.array([0, 5]), 5, 0.1)

@@ -118,7 +118,9 @@ def test_the_port_is_free():
 
 def test_fewer_npus_than_configured_are_refused(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
-    with pytest.raises(UserError, match=r"runtime.devices: 8 NPUs .* given 4 \(ASCEND_RT_VISIBLE_DEVICES=0,1,2,3\)"):
+    with pytest.raises(
+        UserError, match=r"runtime.devices: this node needs 8 NPUs, but the job has 4 \(ASCEND_RT_VISIBLE_DEVICES=0,1,2,3\)"
+    ):
         require_devices(Runtime(), 8)
     require_devices(Runtime(), 4)
     require_devices(Runtime(device_target="CPU"), 8)

@@ -331,9 +331,9 @@ def test_what_slurm_would_refuse_is_refused_before(sinfo, monkeypatch):
     with pytest.raises(UserError, match="there is no 'cpu' on this cluster; it has debug, npu, long"):
         slurm.find_partition("cpu")
     slurm.find_partition("npu").require_devices("npu", 16)
-    with pytest.raises(UserError, match="training asks for npu:17 .* partition npu have nic:2, npu:16"):
+    with pytest.raises(UserError, match="training requests npu:17 .* partition npu have nic:2, npu:16"):
         slurm.find_partition("npu").require_devices("npu", 17)
-    with pytest.raises(UserError, match="asks for ascend:1 .* have no such devices"):
+    with pytest.raises(UserError, match="requests ascend:1 .* have no such devices"):
         slurm.find_partition("long").require_devices("ascend", 1)
     sinfo.write_text("a|infinite|1|(null)\n")
     with pytest.raises(UserError, match="this cluster has no default; it has a. Set it in the profile"):
@@ -354,9 +354,9 @@ def test_where_slurm_does_not_answer_nothing_is_checked(without_slurm, monkeypat
 @slow
 def test_unedited_profile_stays_below_the_default_partition_s_limits(sinfo, workspace):
     workspace.edit("config/config.yaml", lambda v: v["runtime"].update(workers=6))
-    plan = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
-    assert "partition debug: jobs ask for at most 30 min and 4 cores, its limit" in plan
-    train = plan.split("\nrule train_stage1:")[1].split("\nrule ")[0]
+    dry_run = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
+    assert "partition debug: jobs request at most 30 min and 4 cores, its limit" in dry_run
+    train = dry_run.split("\nrule train_stage1:")[1].split("\nrule ")[0]
     assert "runtime=30" in train and "--max-runtime 1710" in train
     workspace.edit("profiles/slurm/config.yaml", lambda v: v["default-resources"].update(slurm_partition="cpu"))
     refused = workspace.snakemake("-n", "--workflow-profile", "profiles/slurm", check=False)
@@ -376,12 +376,12 @@ def test_devices_are_asked_for_as_configured(without_slurm, workspace, profile):
         "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=4, batch_size=8, workers=6)
     )
     workspace.edit(f"profiles/{profile}/config.yaml", lambda v: v["default-resources"].update(device_gres="ascend"))
-    plan = workspace.snakemake("-n", "-p", "--workflow-profile", f"profiles/{profile}").stdout
-    jobs = dict(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):\n(.*?)(?=^\[)", plan, re.MULTILINE | re.DOTALL))
+    dry_run = workspace.snakemake("-n", "-p", "--workflow-profile", f"profiles/{profile}").stdout
+    jobs = dict(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):\n(.*?)(?=^\[)", dry_run, re.MULTILINE | re.DOTALL))
     assert " gres=ascend:4" in jobs["train_stage1"] and "mem_mb=46400" in jobs["train_stage1"]
     assert " gres=ascend:4" in jobs["evaluate"]
     assert " gres=ascend" not in jobs["manifest"] and " gres=ascend" not in jobs["extract"]
-    assert "--max-runtime 86280" in plan
+    assert "--max-runtime 86280" in dry_run
 
 
 @slow
@@ -390,8 +390,8 @@ def test_several_nodes_have_a_launcher_each(without_slurm, workspace):
     workspace.edit(
         "config/config.yaml", lambda v: v["runtime"].update(device_target="Ascend", devices=16, nodes=2, batch_size=2)
     )
-    plan = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
-    train = plan.split("\nrule train_stage1:")[1].split("\nrule ")[0]
+    dry_run = workspace.snakemake("-n", "-p", "--workflow-profile", "profiles/slurm").stdout
+    train = dry_run.split("\nrule train_stage1:")[1].split("\nrule ")[0]
     for resource in ("nodes=2", "tasks=2", "mpi=srun", " gres=npu:8"):
         assert resource in train, resource
     command = next(line for line in train.splitlines() if "cswin train" in line)

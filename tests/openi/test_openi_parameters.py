@@ -123,7 +123,7 @@ class TestParameters:
             (["--device_num=3"], "no accumulation make 1024 on 3 devices"),
             (["--device_num=0"], "runtime.devices: 0"),
             (["--base_lr"], "base_lr: has no value"),
-            (["cswin"], "'cswin': is no parameter"),
+            (["cswin"], "'cswin': is not a parameter"),
             (['--multi_data_url={"a": 1}'], "multi_data_url"),
             (["--copy_minutes=0"], "copy_minutes"),
         ],

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from cswin.config.resolve import load_settings, resolve_stage
 from cswin.config.settings import Augment
-from cswin.data.augment.mixup import apply_mixup, one_hot, plan_mixup
+from cswin.data.augment.mixup import apply_mixup, draw_mixup, one_hot
 from cswin.data.images.evaluation import Normalise
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from cswin.errors import UserError
@@ -188,9 +188,9 @@ def test_soft_label_names_the_two_that_were_mixed():
     plain = one_hot(np.array([2]), 10, 0.1)[0]
     assert soft_label(plain, names) == ("c: 91 %",)  # 1 - 0.1 + 0.1 / 10; the others' 1 % is smoothing, no second class
     augment = Augment.model_construct(mixup=0.8, cutmix=0, mixup_prob=1, switch_prob=0, mixup_mode="batch")
-    plan = plan_mixup(np.random.default_rng(2), 2, (4, 4), augment)
-    _, targets = apply_mixup(np.zeros((2, 1, 4, 4), np.float32), np.array([2, 5]), plan, 10, 0.1)
-    share = max(plan.lam[0], 1 - plan.lam[0])
+    mixing = draw_mixup(np.random.default_rng(2), 2, (4, 4), augment)
+    _, targets = apply_mixup(np.zeros((2, 1, 4, 4), np.float32), np.array([2, 5]), mixing, 10, 0.1)
+    share = max(mixing.lam[0], 1 - mixing.lam[0])
     expected = [percent(0.9 * part + 0.01) for part in (share, 1 - share)]
     assert [line.split(": ")[1] for line in soft_label(targets[0], names)] == expected
     assert {line.split(": ")[0] for line in soft_label(targets[0], names)} == {"c", "f"}

@@ -207,7 +207,7 @@ def test_runs_are_found_by_name_and_by_path(tmp_path):
     assert find_runs(results, []) == find_runs(results, ["far"]) == find_runs(tmp_path, [str(run.run)]) == [run.run]
     with pytest.raises(UserError, match="near: no such run.*there: far"):
         find_runs(results, ["near"])
-    with pytest.raises(UserError, match="no run is there"):
+    with pytest.raises(UserError, match="contains no run"):
         find_runs(tmp_path / "nowhere", [])
 
 

@@ -45,18 +45,18 @@ def test_its_rows_are_moved_where_the_order_differs(start):
     begun, _, ema = start(DIGIT_NAMES, wanted)
     np.testing.assert_array_equal(begun.weights["head.bias"], [107, 102, 109, 100, 101, 103, 104, 105, 106, 108])
     np.testing.assert_array_equal(begun.weights["head.weight"][0], ema["head.weight"][7])
-    assert begun.record["head"] == "kept, its rows in the order of the data's classes" and begun.record["new"] == []
+    assert begun.record["head"] == "kept, its rows reordered to the data's classes" and begun.record["new"] == []
 
 
 @pytest.mark.parametrize("wanted", [
     tuple("abcdefghij"), ("0", "1", "2", "3", "4", "5", "6", "7", "8", "x"), DIGIT_NAMES[:5], (*DIGIT_NAMES, "10"),
 ])  # fmt: skip
-def test_it_is_made_anew_for_other_classes(start, wanted):
+def test_it_is_replaced_for_other_classes(start, wanted):
     begun, _, ema = start(DIGIT_NAMES, wanted)
     assert ema.keys() - begun.weights.keys() == HEAD == set(begun.record["new"])
     assert begun.record["head"] == (
-        f"made anew, for other classes: the checkpoint has 10 (0, 1, 2, …), the data {len(wanted)} ({wanted[0]}, {wanted[1]}, "
-        f"{wanted[2]}, …)"
+        f"replaced by a new one for other classes: the checkpoint has 10 (0, 1, 2, …), the data {len(wanted)} ({wanted[0]}, "
+        f"{wanted[1]}, {wanted[2]}, …)"
     )
 
 

@@ -69,7 +69,7 @@ print("then:", states.load().step)
     done = on_small_disk(tmp_path / "disk", 10, f"{sys.executable} {script}")
     reason = "MB are free" if told else "No space left on device"
     assert re.search(
-        rf"refused: .*/state: the training state cannot be written \(.*{reason}.*the older states are whole", done.stdout
+        rf"refused: .*/state: the training state cannot be written \(.*{reason}.*The older states are intact", done.stdout
     )
     assert "left: ['state-000000001.safetensors', 'state-000000002.safetensors'] 2.0" in done.stdout
     assert "then: 3" in done.stdout
@@ -227,7 +227,7 @@ class TestForeignState:
 
     def test_no_whole_state(self, folder):
         next(folder.glob("state/state-*")).write_bytes(b"")
-        assert "no whole state" in self.retire(folder, self.identity)
+        assert "no undamaged state" in self.retire(folder, self.identity)
 
 
 def test_history_is_cut_to_the_state(tmp_path):

@@ -1,4 +1,4 @@
-"""A real browser without a window: Debian's Chromium, driven by its chromedriver."""
+"""A headless browser: Debian's Chromium, controlled by chromedriver."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 
 
 def require_browser() -> None:
-    """CI must have the browser; elsewhere its absence is said aloud."""
+    """Fail in CI without the browser; elsewhere skip the test with a message."""
     missing = [name for name in BINARIES if shutil.which(name) is None]
     if not missing:
         return
@@ -27,7 +27,7 @@ def require_browser() -> None:
 
 @contextlib.contextmanager
 def browser(profile):
-    """A driver whose Chromium keeps everything in the new folder `profile`."""
+    """A driver whose Chromium keeps all its files in the new folder `profile`."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -45,6 +45,6 @@ def browser(profile):
 
 
 def requested(driver) -> list[str]:
-    """Addresses that the pages have asked for so far; asking empties the list."""
+    """URLs that the pages have requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]

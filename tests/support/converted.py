@@ -1,4 +1,4 @@
-"""A small converted dataset, by way of the manifest and MindRecord."""
+"""A small converted dataset, made through manifest and MindRecord."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cswin.progress import Console
 
 
 def converted(folder: Path, files: dict[str, bytes]) -> Dataset:
-    """The dataset of `files` (path below train/ and val/ -> bytes), made in `folder`."""
+    """Convert `files` (path below train/ and val/ -> bytes) in `folder`."""
     images, rows, facts = write_tree(folder / "images", files), folder / "manifest.csv.gz", folder / "manifest.json"
     summary = write_manifest(images, rows, facts, Console(), ManifestOptions(shard_mb=1, seed=3))
     for split, part in summary.splits.items():

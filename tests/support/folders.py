@@ -1,4 +1,4 @@
-"""Folders as a test looks at them, and one on a disk that is soon full."""
+"""The content of folders, and a folder on a small disk."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def on_small_disk(folder: Path, megabytes: int, script: str) -> subprocess.CompletedProcess:
-    """Run a shell script with a disk of its own at `folder`; the mount is seen by the script alone and ends with it."""
+    """Run a shell script with a small disk mounted at `folder`; only the script sees the mount, which ends with it."""
     folder.mkdir(exist_ok=True)
     kept = folder.with_name(f"{folder.name}.kept")
     mount = f"cp -r {folder} {kept}; mount -t tmpfs -o size={megabytes}m tmpfs {folder} && cp -r {kept}/. {folder} && echo mounted; {script}"

@@ -16,7 +16,7 @@ ILSVRC_IDS = {"n02119789": 1, "n03000000": 2, "n01440764": 3}
 
 
 def image_bytes(number: int, kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> bytes:
-    """A file with noise that depends on `number`."""
+    """An image file with noise that depends on `number`."""
     noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).convert(mode).save(buffer, kind, **options)
@@ -63,14 +63,14 @@ def tar_bytes(files: dict[str, bytes], mode: str = "w", extra: list[tarfile.TarI
 
 
 def write_tar(path: Path, files: dict[str, bytes], extra: list[tarfile.TarInfo] = ()) -> Path:
-    """The files as .tar or .tar.gz, by the path's name."""
+    """The files as .tar or .tar.gz, according to the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tar_bytes(files, "w:gz" if path.name.endswith("gz") else "w", extra))
     return path
 
 
 def meta_mat(train_images: dict[str, int], ids: dict[str, int]) -> bytes:
-    """A meta.mat as in the devkit: a struct array of leaves, and above them a synset that is no class."""
+    """A meta.mat as in the devkit: a struct array of leaf synsets, and a parent synset that is not a class."""
     kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "num_train_images")]
     rows = [(ids[wnid], wnid, f"thing {wnid}", "a thing", 0, count) for wnid, count in train_images.items()]
     rows.append((len(rows) + 1, "n00001740", "entity", "that which is", len(rows), 0))
@@ -85,7 +85,7 @@ def write_ilsvrc(
     """The official files for the images of `files`.
 
     Returns:
-        Train archive, val archive, devkit, and the tree that is to come out of them.
+        Train archive, val archive, devkit, and the expected tree after extraction.
     """
     expected, classes = {}, {}
     for name, data in files.items():

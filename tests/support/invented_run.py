@@ -1,4 +1,4 @@
-"""A run folder as a trainer on another host would have left it."""
+"""An invented run folder, as written by a trainer on another host."""
 
 import json
 import os
@@ -14,7 +14,7 @@ LEASE = "lease-000001.json"
 
 
 class Invented:
-    """A run folder with whatever a trainer on another host would have left there."""
+    """A run folder with the files of a trainer on another host."""
 
     def __init__(self, folder: Path, steps: int = 40):
         self.run, self.stage, self.now = folder / "results/far", folder / "results/far/one", time.time()
@@ -49,7 +49,7 @@ class Invented:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def lease(self, heartbeat: float, written: float) -> None:
-        """Heartbeat by the trainer's clock and date of the file by the file system's, seconds from now."""
+        """Write a lease. Heartbeat (trainer's clock) and date of the file (file system's clock) in seconds from now."""
         holder = {"host": "node7", "pid": 5, "started": "1", "job": "4711", "heartbeat": self.now + heartbeat}
         (self.stage / LEASE).write_text(json.dumps(holder))
         os.utime(self.stage / LEASE, (self.now + written, self.now + written))

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a veth pair, each with an address of its own."""
+"""Two hosts on one machine: network namespaces joined by a veth pair, each with its own address."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Host:
 
     @property
     def within(self) -> tuple[str, ...]:
-        """What to write before a command that is to run there."""
+        """The prefix of a command that runs on this host."""
         return ("ip", "netns", "exec", self.name)
 
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """The two, made and removed; skips the test where that is not allowed."""
+    """Create two hosts, and remove them at the end; skips the test if this is not allowed."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("NOT TESTED: several nodes. Network namespaces need root and iproute2 (apt-get install iproute2)")
     mark = os.getpid() % 10000

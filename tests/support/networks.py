@@ -1,4 +1,4 @@
-"""Networks with weights, for tests: how to call one, and one that compiles in a second."""
+"""Networks with weights for tests, and a network that compiles in a second."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def named_gradients(network, gradients) -> dict[str, np.ndarray]:
 
 
 def begin(step: TrainStep, weights: dict[str, np.ndarray]) -> TrainStep:
-    """The training step with these weights, which its moving average begins at."""
+    """Load the weights into the training step; its moving average starts at them."""
     step.load(step.arrays() | weights | {f"ema.{name}": value for name, value in weights.items()})
     return step
 
 
 class TwoLayers(nn.Cell):
-    """Compiles in a second; drop path factors scale its hidden values, sample by sample."""
+    """A network that compiles in a second; drop path factors scale its hidden values per sample."""
 
     def __init__(self, product: ms.Type):
         super().__init__()
@@ -65,7 +65,7 @@ class TwoLayers(nn.Cell):
 
 
 def initialised_checkpoint(arch: str, path) -> None:
-    """A checkpoint of start values, in place of published weights."""
+    """Write a checkpoint of initial values, as a substitute for published weights."""
     architecture = variant(arch)
     names = tuple(f"class{i}" for i in range(architecture.num_classes))
     preprocessing = Preprocessing(architecture.image_size, 0.9, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,7 +1,7 @@
-"""Run by msrun in tests/distributed/test_distributed.py: steps in float16, of which the second overflows on the last rank alone.
+"""Run by msrun in tests/distributed/test_distributed.py: steps in float16; the second overflows, on the last rank only.
 
-Arguments: a folder for what each rank saw, the device (infnan; saturation; unnoticed: it saturates and nobody reads its flag), and the
-number of steps.
+Arguments: a folder for the figures of each rank, the device (infnan; saturation; unnoticed: it saturates and its flag is not read),
+and the number of steps.
 """
 
 import dataclasses

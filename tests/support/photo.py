@@ -1,4 +1,4 @@
-"""Something like a photograph, and image files in memory."""
+"""A synthetic photograph, and image files in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Something like a photograph: smooth shapes, edges and some grain."""
+    """A synthetic photograph: smooth shapes, edges and some grain."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(width, height)
     values = 128 + sum(

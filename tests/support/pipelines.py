@@ -1,4 +1,4 @@
-"""Training and evaluation transforms with the report's recipe, changed where a test asks for it."""
+"""Training and evaluation transforms with the report's recipe, and changes by a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN = {
 
 
 def preprocessing(size: int, channels: int = 3, **changes) -> Preprocessing:
-    """ImageNet's usual one, without the checks of a configuration."""
+    """ImageNet's usual preprocessing, without the checks of a configuration."""
     return Preprocessing(
         size, **{"crop_ratio": 0.9, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "channels": channels, **changes}
     )

@@ -64,7 +64,7 @@ class SmallStage:
         ]  # fmt: skip
 
     def start(self, *arguments: str, within: tuple[str, ...] = ()) -> subprocess.Popen:
-        """The command under way, perhaps within another one; what it prints is in console.txt."""
+        """Start the command, optionally with the prefix `within`; its output is appended to console.txt."""
         with (self.folder / "console.txt").open("a") as output:
             return subprocess.Popen(
                 [*within, *map(str, self.command), *arguments], stdout=output, stderr=output, stdin=subprocess.DEVNULL,
@@ -72,7 +72,7 @@ class SmallStage:
             )  # fmt: skip
 
     def train(self, *arguments: str) -> SmallStage:
-        """The command, run to its good end."""
+        """Run the command; it must succeed."""
         assert self.start(*arguments).wait(timeout=600) == 0, self.console()
         return self
 
@@ -91,7 +91,7 @@ class SmallStage:
         return np.array([row["loss"] for row in self.rows("step")])
 
     def notes(self) -> dict[str, dict]:
-        """What the ranks of the newest launch left, by file name without its ending."""
+        """The notes of the ranks of the newest launch, by file name without suffix."""
         newest = sorted((self.folder / "logs/train.ranks").iterdir())[-1]
         return {file.stem: json.loads(file.read_text()) for file in newest.glob("*.json")}
 

@@ -1,4 +1,4 @@
-"""The one way in which a test comes to a recipe: a shipped configuration, changed key by key."""
+"""Recipes for tests: a shipped configuration with changes of single keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cswin.config.settings import Optimizer, Schedule
 
 CONFIG = Path(__file__).parents[2] / "config"
 DIGITS, REPORT = CONFIG / "config.yaml", CONFIG / "imagenet/report_small_224.yaml"
-CARRY = {"carry": "weights", "carry_weights": "raw"}  # what a stage after the first must say
+CARRY = {"carry": "weights", "carry_weights": "raw"}  # required in every stage after the first
 
 
 def recipe(file: Path = REPORT, **changes: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Loss, clipping, AdamW, moving average and learning rate in float64 NumPy, from their formulas; nothing from cswin.train.
+"""Loss, clipping, AdamW, moving average and learning rate in float64 NumPy, from their formulas, independent of cswin.train.
 
-The network alone is shared: a function that gives logits, and one that pulls a gradient of the logits back to the weights.
+Only the network is shared: a function that returns logits, and one that maps a gradient of the logits to gradients of the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Arrays = list[np.ndarray]
 
 @dataclass
 class ReferenceTraining:
-    """Training by the formulas of the papers; every sum and every update in float64.
+    """Training by the formulas of the papers; all sums and updates in float64.
 
     Attributes:
         logits: (weights, images, factors) -> (B, classes).
@@ -60,7 +60,7 @@ class ReferenceTraining:
         return self.min_lr + (self.base_lr - self.min_lr) * (1 + math.cos(math.pi * t)) / 2
 
     def step(self, images: np.ndarray, targets: np.ndarray, factors: np.ndarray) -> dict[str, float]:
-        """One update; the figures of the step before it."""
+        """One update. Returns the figures of the step."""
         logits = self.logits(self.weights, images, factors).astype(np.float64)
         targets = targets.astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A device that saturates, on the CPU: infinity becomes the largest float16, NaN becomes 0, and only a flag tells of an overflow."""
+"""A simulated device that saturates: infinity becomes the largest float16, NaN becomes 0, and only a flag shows an overflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LARGEST = 65504.0  # of float16
 
 
 class Flag(nn.Cell):
-    """The device's overflow register; it stays set until it is cleared. In place of `cswin.train.step.OverflowFlag`."""
+    """The device's overflow flag, which stays set until it is cleared. It replaces `cswin.train.step.OverflowFlag`."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Flag(nn.Cell):
 
 
 class SaturatingStep(TrainStep):
-    """The training step with the gradients and the loss of such a device."""
+    """The training step with gradients and loss as on such a device."""
 
     def differentiate(self, images, targets, drop_path):
         loss, gradients = self.value_and_grad(images, targets, drop_path, *self.network.cut(*self.weights))

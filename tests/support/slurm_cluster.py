@@ -1,4 +1,4 @@
-"""A real Slurm of one node that the tests start and end themselves, and snakemake on it."""
+"""A real Slurm of one node, which the tests start and stop themselves, and snakemake on it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from conftest import Workspace
 
 HERE = Path(__file__).parent
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-SITE = Path("/etc/slurm/slurm.conf")  # Snakemake's job step looks nowhere else
-PREFIX = "cswin-slurm-"  # of the folders in which the tests keep theirs
+SITE = Path("/etc/slurm/slurm.conf")  # the only place that Snakemake's job step reads
+PREFIX = "cswin-slurm-"  # of the folders with the tests' own Slurm
 TURN = Path(tempfile.gettempdir(), "cswin-slurm.lock")
 
 
 def install() -> str | None:
-    """Debian's packages, where they are missing and can be installed. Returns why there can be no Slurm here, or None."""
+    """Install Debian's packages if they are missing. Returns the reason why Slurm cannot run here, or None."""
     if os.geteuid() != 0:
         return "not root: slurmd cannot be started"
     if SITE.exists() and not SITE.resolve().parents[1].name.startswith(PREFIX):
@@ -56,8 +56,8 @@ class Cluster:
         self.folder = folder
 
     def start(self) -> None:
-        # One Slurm at a time on this machine, since all look in one place: another session's tests are waited for, and what a
-        # killed session has left is ended.
+        # Only one Slurm at a time on this machine, since all use the same configuration path: wait for the tests of other sessions,
+        # and stop what a killed session has left.
         self.turn = TURN.open("w")
         wait_for("the other session's Slurm tests", self._have_turn, 3600)
         if SITE.is_symlink():
@@ -85,7 +85,7 @@ class Cluster:
         subprocess.run(["timeout", "-k", "5", "150", HERE / "slurm/down.sh", folder], check=True)
 
     def ask(self, *command: str | Path, check: bool = True, **options) -> str:
-        """A command's answer: stdout and stderr together."""
+        """The output of a command: stdout and stderr together."""
         done = subprocess.run(
             ["timeout", "-k", "5", "120", *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
         )
@@ -93,7 +93,7 @@ class Cluster:
         return done.stdout.strip()
 
     def jobs(self) -> dict[str, str]:
-        """All jobs, ended ones too, with their states."""
+        """All jobs with their states, including ended ones."""
         return dict(line.split() for line in self.ask("squeue", "--noheader", "--states=all", "--format=%A %T").splitlines())
 
     def facts(self, job: str) -> dict[str, str]:
@@ -105,12 +105,12 @@ class Cluster:
         return datetime.fromisoformat(self.facts(job)["StartTime"]).timestamp()
 
     def delay_next_job(self, seconds: float) -> None:
-        """The next job to start loses so many seconds before its work begins."""
+        """Delay the work of the next job by a number of seconds."""
         (self.folder / "delay").write_text(f"{seconds:.0f}\n")
 
 
 class Run:
-    """A snakemake at work in the background, under a time limit; its output is in a file beside the workspace."""
+    """A snakemake in the background, with a time limit; its output is in a file beside the workspace."""
 
     def __init__(self, workspace: Workspace, *arguments: str, profile: str = "slurm", seconds: int = 2400):
         self.output = workspace.path.with_suffix(f".{time.time_ns()}.txt")
@@ -131,13 +131,13 @@ class Run:
         return self.output.read_text()
 
     def kill(self) -> None:
-        """SIGKILL to snakemake itself, as the kernel does it to a login node's processes."""
+        """SIGKILL to snakemake itself, as when a login node runs out of memory."""
         snakemake = Path(f"/proc/{self.timeout.pid}/task/{self.timeout.pid}/children").read_text().split()[0]
         os.kill(int(snakemake), signal.SIGKILL)
         self.timeout.wait()
 
     def end(self) -> None:
-        """Ctrl-C where a test has failed."""
+        """Ctrl-C, for cleanup after a failed test."""
         if self.timeout.poll() is None:
             self.timeout.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Stands in for `cswin` where Snakemake's planning is what is tested: writes each job's files from its command line, in milliseconds.
+"""A stub for `cswin` in tests of Snakemake's decisions: writes the files of each job from its command line, in milliseconds.
 
-Files depend on what the real ones depend on, by hashes. Training decides by content as `cswin.run.stage` does and notes in
-trained.txt what it trained. With STUB_STOP=stage2 in the environment the trainer of that stage stops as a time limit stops it.
+The content of the files is a hash of what the real files depend on. Training decides by content, as `cswin.run.decision` does, and
+appends the trained stage to trained.txt. With STUB_STOP=stage2 in the environment the trainer of stage2 stops as at a time limit.
 """
 
 import hashlib

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, Workspace, shorten
+from dry_runs import Snakemake
 from image_trees import small_files, write_tar, write_tree
-from plans import Snakemake
 
 from cswin.config.resolve import parse_settings
 from cswin.data.sources.registry import SOURCES

@@ -49,7 +49,7 @@ def test_after_a_kill_nothing_is_in_the_way(at_work, tmp_path):
     at_work.send_signal(signal.SIGKILL)
     at_work.wait()
     assert mine.other() is None
-    assert mine.advice() == "a snakemake that is gone has left its lock in this folder: `snakemake --unlock` removes it"
+    assert mine.advice() == "a snakemake that has ended has left its lock in this folder: `snakemake --unlock` removes it"
     (locks / "0.output.lock").unlink()
     assert mine.advice() is None
     mine.take()

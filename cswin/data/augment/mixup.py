@@ -1,6 +1,6 @@
-"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) as timm defines them, as a plan and its application.
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) as timm defines them: `draw_mixup`, then `apply_mixup`.
 
-Samples are mixed within groups of fixed size, each group with its own reverse. The plan is drawn per group of the *global*
+Samples are mixed within groups of fixed size, each group with its own reverse. The mixing is drawn per group of the *global*
 batch; `local_rows` distributes the pairs of partners to micro-batches. So a batch is the same for every split over devices and
 accumulation steps.
 """
@@ -23,7 +23,7 @@ MODES = ("batch", "pair", "elem")
 
 
 @dataclass(frozen=True)
-class MixPlan:
+class Mixing:
     """How each sample is mixed with its partner; arrays of one length.
 
     lam (float64): the sample's own share; with 1 it is not changed. For cutmix: the share of the area outside the clipped box.
@@ -38,9 +38,9 @@ class MixPlan:
     def __len__(self) -> int:
         return len(self.lam)
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> MixPlan:
-        """The plan of the samples at `indices`, in that order."""
-        return MixPlan(self.lam[indices], self.box[indices], self.is_cutmix[indices])
+    def rows(self, indices: Sequence[int] | np.ndarray) -> Mixing:
+        """The rows of the samples at `indices`, in that order."""
+        return Mixing(self.lam[indices], self.box[indices], self.is_cutmix[indices])
 
     @property
     def mixes(self) -> bool:
@@ -48,17 +48,17 @@ class MixPlan:
         return bool((self.lam != 1).any())
 
     @staticmethod
-    def identity(size: int) -> MixPlan:
-        """A plan that mixes nothing."""
-        return MixPlan(np.ones(size), np.zeros((size, 4), np.int32), np.zeros(size, bool))
+    def identity(size: int) -> Mixing:
+        """`size` rows that change no sample."""
+        return Mixing(np.ones(size), np.zeros((size, 4), np.int32), np.zeros(size, bool))
 
     @staticmethod
-    def concatenate(plans: Sequence[MixPlan]) -> MixPlan:
-        """The plan of a global batch from those of its groups, in their order."""
-        return MixPlan(*(np.concatenate([getattr(plan, name) for plan in plans]) for name in ("lam", "box", "is_cutmix")))
+    def concatenate(groups: Sequence[Mixing]) -> Mixing:
+        """The mixing of a global batch from those of its groups, in their order."""
+        return Mixing(*(np.concatenate([getattr(mixing, name) for mixing in groups]) for name in ("lam", "box", "is_cutmix")))
 
 
-def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
+def draw_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int], augment: Augment) -> Mixing:
     """Draws how a group of `group` samples is mixed; the partner of sample i is sample group - 1 - i.
 
     lam ~ Beta(alpha, alpha) with alpha `augment.mixup` or `cutmix`. If both are positive, cutmix is used with probability
@@ -77,20 +77,20 @@ def plan_mixup(rng: np.random.Generator, group: int, image_size: tuple[int, int]
         if (value := getattr(augment, name)) < 0:
             raise UserError(f"{name} is {value}: give the alpha of its Beta distribution, or 0 to turn it off")
     if augment.mixup_prob == 0 or augment.mixup == augment.cutmix == 0:
-        return MixPlan.identity(group)
+        return Mixing.identity(group)
     _require_even(group)
 
     draws = {"batch": 1, "pair": group // 2, "elem": group}[mode]
-    plan = _draw(rng, draws, image_size, augment)
+    mixing = _draw(rng, draws, image_size, augment)
     if mode == "batch":
-        return plan.rows(np.zeros(group, np.intp))
+        return mixing.rows(np.zeros(group, np.intp))
     if mode == "pair":
         first = np.arange(draws)
-        return plan.rows(np.concatenate([first, first[::-1]]))
-    return plan
+        return mixing.rows(np.concatenate([first, first[::-1]]))
+    return mixing
 
 
-def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], augment: Augment) -> MixPlan:
+def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], augment: Augment) -> Mixing:
     mixup, cutmix = augment.mixup, augment.cutmix
     is_cutmix = rng.random(count) < augment.switch_prob if mixup > 0 and cutmix > 0 else np.full(count, cutmix > 0)
     # Beta is undefined at 0: a disabled method takes the other's alpha; its numbers are not used.
@@ -103,7 +103,7 @@ def _draw(rng: np.random.Generator, count: int, image_size: tuple[int, int], aug
     boxes[~is_cutmix] = 0
     outside = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (image_size[0] * image_size[1])
     lam = np.where(is_cutmix, outside, np.where(is_mixed, blend, 1.0))
-    return MixPlan(lam, boxes, is_cutmix)
+    return Mixing(lam, boxes, is_cutmix)
 
 
 def _boxes(rng: np.random.Generator, lam: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -164,9 +164,9 @@ def one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarra
 
 
 def apply_mixup(
-    images: np.ndarray, labels: np.ndarray, plan: MixPlan, num_classes: int, smoothing: float
+    images: np.ndarray, labels: np.ndarray, mixing: Mixing, num_classes: int, smoothing: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,), plan of B rows.
+    """Mixes a micro-batch with its reverse: images (B, C, H, W) float32 or uint8 **in place**, labels (B,), mixing of B rows.
 
     The image of row j becomes lam * image_j + (1 - lam) * image_{B-1-j}, or takes its box from there; uint8 is computed in float32
     and rounded, halves to even (`np.rint`, as timm's collate function does). Its target is lam * y_j + (1 - lam) * y_{B-1-j} with
@@ -175,10 +175,10 @@ def apply_mixup(
     Raises UserError if lengths differ, or if the middle sample of an odd batch would be mixed.
     """
     size = len(images)
-    if not size == len(labels) == len(plan):
-        raise UserError(f"{size} images, {len(labels)} labels and a plan of {len(plan)} rows do not belong together")
+    if not size == len(labels) == len(mixing):
+        raise UserError(f"{size} images, {len(labels)} labels and a mixing of {len(mixing)} rows do not belong together")
     targets = one_hot(labels, num_classes, smoothing)
-    if not plan.mixes:
+    if not mixing.mixes:
         return images, targets
     if size % 2:
         raise UserError(f"a batch of {size} cannot be mixed: choose an even batch_size, or turn mixup and cutmix off")
@@ -186,19 +186,19 @@ def apply_mixup(
     for j in range(size // 2):
         k = size - 1 - j
         original[...] = images[j]
-        _mix(images[j], images[k], plan, j, weighted)
-        _mix(images[k], original, plan, k, weighted)
-    own = plan.lam.astype(np.float32)[:, None]
-    other = (1 - plan.lam).astype(np.float32)[:, None]
+        _mix(images[j], images[k], mixing, j, weighted)
+        _mix(images[k], original, mixing, k, weighted)
+    own = mixing.lam.astype(np.float32)[:, None]
+    other = (1 - mixing.lam).astype(np.float32)[:, None]
     return images, targets * own + targets[::-1] * other
 
 
-def _mix(image: np.ndarray, partner: np.ndarray, plan: MixPlan, row: int, weighted: np.ndarray) -> None:
-    if plan.is_cutmix[row]:
-        top, bottom, left, right = plan.box[row]
+def _mix(image: np.ndarray, partner: np.ndarray, mixing: Mixing, row: int, weighted: np.ndarray) -> None:
+    if mixing.is_cutmix[row]:
+        top, bottom, left, right = mixing.box[row]
         image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
-    elif plan.lam[row] != 1 and image.dtype == np.uint8:
-        mix_rounded(image, partner, plan.lam[row], 1 - plan.lam[row])
-    elif plan.lam[row] != 1:
-        image *= np.float32(plan.lam[row])
-        image += np.multiply(partner, np.float32(1 - plan.lam[row]), out=weighted)
+    elif mixing.lam[row] != 1 and image.dtype == np.uint8:
+        mix_rounded(image, partner, mixing.lam[row], 1 - mixing.lam[row])
+    elif mixing.lam[row] != 1:
+        image *= np.float32(mixing.lam[row])
+        image += np.multiply(partner, np.float32(1 - mixing.lam[row]), out=weighted)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cswin.config.resolve import StageConfig
 from cswin.config.runtime import Runtime
-from cswin.data.augment.mixup import MixPlan, apply_mixup, local_rows, one_hot, plan_mixup
+from cswin.data.augment.mixup import Mixing, apply_mixup, draw_mixup, local_rows, one_hot
 from cswin.data.augment.transforms import Drawn, TrainTransform
 from cswin.data.images.evaluation import EvalTransform
 from cswin.data.images.preprocessing import Preprocessing
@@ -116,20 +116,20 @@ class TrainLoader:
         if not self.mixes:
             return Batch(images, one_hot(labels, self.config.num_classes, augment.label_smoothing), rows)
         unmixed = np.stack([sample.pixels for sample in drawn]) if mixed_first else images
-        plan = self.mix_plan(epoch, step).rows(rows)
-        mixed, targets = apply_mixup(unmixed, labels, plan, self.config.num_classes, augment.label_smoothing)
+        mixing = self.mixing(epoch, step).rows(rows)
+        mixed, targets = apply_mixup(unmixed, labels, mixing, self.config.num_classes, augment.label_smoothing)
         for i, sample in enumerate(drawn):
             self.transform.finish(Drawn(mixed[i], sample.patches), images[i])
         return Batch(images, targets, rows)
 
-    def mix_plan(self, epoch: int, step: int) -> MixPlan:
+    def mixing(self, epoch: int, step: int) -> Mixing:
         """The draws of all groups of the global batch, one after the other."""
         augment, size = self.config.augment, self.config.image_size
-        plans = [
-            plan_mixup(batch_rng(self.config.seed, epoch, step, group), self.group, (size, size), augment)
+        groups = [
+            draw_mixup(batch_rng(self.config.seed, epoch, step, group), self.group, (size, size), augment)
             for group in range(self.global_batch // self.group)
         ]
-        return MixPlan.concatenate(plans)
+        return Mixing.concatenate(groups)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class _Damaged(Exception):
 
 def damage(path: Path, reason: str) -> str:
     """The message for a damaged or truncated archive."""
-    return f"{path}: is damaged or cut off ({reason}); compare its size and checksum with the source's and fetch it again"
+    return f"{path}: is damaged or cut off ({reason}); compare its size and checksum with the published ones, or copy it again"
 
 
 def files(path: Path, stream: _Stream, start: int = 0) -> Iterator[Member]:

@@ -89,8 +89,8 @@ def read_image(descriptor: int, shard: Path, offset: int, size: int) -> bytes:
 def damaged(shard: Path, reason: str) -> UserError:
     """The error for a damaged shard, with the remedy."""
     return UserError(
-        f"{shard}: {reason}; convert again this shard alone with `snakemake -f {shard}` (nothing is trained again for it), then "
-        "look at all of them with `cswin data verify`"
+        f"{shard}: {reason}; convert again only this shard with `snakemake -f {shard}` (this trains nothing), then check all shards "
+        "with `cswin data verify`"
     )
 
 

@@ -25,8 +25,8 @@ def draw_curves(
         stages: at least one, with a validated epoch in each.
         path: PNG to write.
         title: above the picture.
-        reported: top-1 in per cent that the source document gives, by stage; short lines in the stage.
-        paper: published or expected top-1; a line across.
+        reported: reported top-1 in per cent by stage; a line over the epochs of the stage.
+        paper: published or expected top-1; a line over all epochs.
     """
     spans = [(stage.name, stage.config.start_epoch, stage.config.epochs) for stage in stages]
     subtitle = "by epoch on the whole schedule; only the training loss includes mixing and label smoothing"

@@ -36,7 +36,7 @@ def draw_predictions(
     """
     labels = dataset.index("val").labels
     if not (np.array_equal(predictions.positions, np.arange(len(labels))) and np.array_equal(labels, predictions.labels)):
-        raise UserError(f"{dataset.path}: its validation images are not those that were predicted; evaluate the stage again")
+        raise UserError(f"{dataset.path}: the predictions are of other validation images; evaluate the stage again")
     chosen = choose(predictions, config.seed)
     blocks = [
         Block(f"Wrong: {_count(len(chosen['wrong']), int((~predictions.right1).sum()))}, least probable label first", []),

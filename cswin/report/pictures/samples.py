@@ -10,7 +10,7 @@ import numpy as np
 
 from cswin.config.resolve import StageConfig
 from cswin.config.runtime import Runtime
-from cswin.data.augment.mixup import MixPlan
+from cswin.data.augment.mixup import Mixing
 from cswin.data.images.evaluation import Normalise
 from cswin.data.loader.batches import Batch, TrainLoader
 from cswin.data.store.dataset import Dataset
@@ -27,12 +27,12 @@ def draw_samples(dataset: Dataset, config: StageConfig, path: Path, *, title: st
 
     Args:
         dataset: the images.
-        config: of the stage; the samples are the very ones that it trains on.
+        config: configuration of the stage; the samples are exactly those on which it trains.
         path: PNG to write.
         title: above the picture.
 
     Raises:
-        UserError: if there are fewer images than a batch takes.
+        UserError: if there are fewer images than one batch needs.
     """
     loader = sample_loader(dataset, config)
     if not loader.steps_per_epoch:
@@ -64,8 +64,8 @@ def first_steps(loader: TrainLoader) -> dict[str, int]:
         return {"not mixed": 0}
     found: dict[str, int] = {}
     for step in range(min(loader.steps_per_epoch, _SEARCHED)):
-        plan = loader.mix_plan(loader.config.start_epoch, step).rows(loader.micro_rows[0])
-        found.setdefault(_kind(plan), step)
+        mixing = loader.mixing(loader.config.start_epoch, step).rows(loader.micro_rows[0])
+        found.setdefault(_kind(mixing), step)
         if len(found) == 3:
             break
     return {kind: found[kind] for kind in ("not mixed", "mixup", "cutmix", "mixup and cutmix") if kind in found}
@@ -78,7 +78,7 @@ def denormalised(images: np.ndarray, normalise: Normalise) -> np.ndarray:
 
 
 def soft_label(target: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The largest share of a target with its class, and the second if it exceeds what label smoothing gives every class."""
+    """The largest share of a target with its class, and the second largest if it exceeds the share from label smoothing."""
     first, second = np.argsort(-target, kind="stable")[:2] if len(target) > 1 else (0, 0)
     lines = [f"{shortened(names[first], 8)}: {percent(target[first])}"]
     if target[second] > target.min() + 1e-6 and first != second:
@@ -95,10 +95,10 @@ def _tiles(loader: TrainLoader, step: int, names: tuple[str, ...]) -> list[Tile]
     return [Tile(pixels[row], soft_label(batch.targets[row], names)) for row in shown]
 
 
-def _kind(plan: MixPlan) -> str:
-    if not plan.mixes:
+def _kind(mixing: Mixing) -> str:
+    if not mixing.mixes:
         return "not mixed"
-    cut, blended = plan.is_cutmix.any(), ((plan.lam != 1) & ~plan.is_cutmix).any()
+    cut, blended = mixing.is_cutmix.any(), ((mixing.lam != 1) & ~mixing.is_cutmix).any()
     return "mixup and cutmix" if cut and blended else "cutmix" if cut else "mixup"
 
 

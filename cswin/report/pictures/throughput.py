@@ -12,7 +12,7 @@ from cswin.errors import UserError
 from cswin.report.pictures.style import EMA, FAINT, INK, RAW, mark_stages, picture
 from cswin.report.run import StageResult
 
-_SPANS = 200  # of the smoothed lines
+_SPANS = 200  # maximum number of points in a smoothed line
 
 
 def draw_throughput(stages: list[StageResult], path: Path, *, title: str) -> None:

@@ -58,8 +58,8 @@ CONF
 cat > "$S/etc/gres.conf" <<CONF
 NodeName=$H Name=npu File=$S/dev/npu[0-1]
 CONF
-# What a site with NPUs does: the allocated devices' numbers become the variable that CANN reads. A file `delay` makes the next
-# job lose so many seconds before its work begins.
+# As on a site with NPUs: the numbers of the allocated devices are passed in the variable that CANN reads. A file `delay` delays the
+# work of the next job by the number of seconds in it.
 cat > "$S/etc/taskprolog.sh" <<CONF
 #!/bin/sh
 i=\$(scontrol -o -d show job "\$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*GRES=npu[^ ]*(IDX:\([0-9,-]*\)).*/\1/p')

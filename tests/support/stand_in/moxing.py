@@ -1,7 +1,7 @@
-"""A stand-in for the platform's `moxing`: the calls that its documentation describes, on folders.
+"""A stand-in for the platform's `moxing`: its documented calls, on folders.
 
-`obs://bucket/key` is `$MOXING_BUCKETS/bucket/key`. As in object storage: an object is there when it is whole, folders need not be
-made before something is put into them, and a call may fail for no reason (`failures` of them do).
+`obs://bucket/key` is `$MOXING_BUCKETS/bucket/key`. As in object storage, an object appears only when it is complete, folders need not
+be created, and calls can fail temporarily (the next `failures` calls do).
 """
 
 import os
@@ -56,17 +56,17 @@ def get_size(url, recursive=False):
 
 
 def copy(src_url, dst_url):
-    source, target = _path(src_url), _path(dst_url)
-    if source.is_dir() or target.is_dir():
+    origin, target = _path(src_url), _path(dst_url)
+    if origin.is_dir() or target.is_dir():
         raise IsADirectoryError("mox.file.copy copies files")
-    _put(source, target)
+    _put(origin, target)
 
 
 def copy_parallel(src_url, dst_url):
-    source, target = _path(src_url), _path(dst_url)
-    for file in [source] if source.is_file() else source.rglob("*"):
+    origin, target = _path(src_url), _path(dst_url)
+    for file in [origin] if origin.is_file() else origin.rglob("*"):
         if file.is_file():
-            _put(file, target / file.relative_to(source) if source.is_dir() else target)
+            _put(file, target / file.relative_to(origin) if origin.is_dir() else target)
 
 
 def remove(url, recursive=False):

@@ -1,7 +1,7 @@
-"""What a configuration costs before it is run: steps, files, memory, hours; needs no MindSpore.
+"""Estimates the cost of a configuration: steps, files, memory, hours. It needs no MindSpore.
 
-Sizes follow from the number of parameters P, at 4 bytes each. A checkpoint holds the weights and their moving average; a state
-holds the weights, AdamW's two moments and the moving average, and weights and moving average of the best epoch so far. Memory per
+Sizes follow from the number of parameters, at 4 bytes each. A checkpoint contains the weights and their moving average. A state
+contains the weights, AdamW's two moments, the moving average, and weights and moving average of the best epoch. The memory per
 device is that of `cswin.profile`, a lower bound.
 """
 
@@ -26,13 +26,13 @@ from cswin.report.tables import text_table
 CHECKPOINT_COPIES = 2  # weights, EMA
 STATE_COPIES = 6  # weights, two moments, EMA; weights and EMA of the best epoch
 HISTORY_ROW = 211  # bytes per step, mean of a run on the digits
-BLOCK = 4096  # bytes of a file system's block; half of one is lost per file
-IMAGENET_BYTES = 154e9 / 1_331_167  # per image, where nothing tells
+BLOCK = 4096  # bytes of a file system's block; half a block is lost per file
+IMAGENET_BYTES = 154e9 / 1_331_167  # per image, if the size is unknown
 
 
 @dataclass(frozen=True)
 class Images:
-    """How many images there are, of how many bytes together, and what says so."""
+    """Number of images and their total size, with the origins of these figures."""
 
     train: int
     val: int
@@ -42,8 +42,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """What a stage costs.
+class StageEstimate:
+    """The cost of a stage.
 
     Attributes:
         name: of the stage.
@@ -70,19 +70,19 @@ class StagePlan:
 
     @property
     def gflop(self) -> float:
-        """10^9 floating-point operations of training and validation; a training step costs three forward passes."""
+        """Floating-point operations of training and validation, in 10^9; a training step costs three forward passes."""
         return 2e-9 * self.macs * (3 * self.trained + self.validated)
 
     def hours(self, images_per_s: float) -> float:
-        """Hours of training at so many images/s over all devices, without validation."""
+        """Hours of training at a rate over all devices, without validation."""
         return self.trained / images_per_s / 3600
 
 
 def count_images(data: Data) -> Images:
-    """The images of a configuration: what its manifest has counted, else what the configuration promises.
+    """The number of images according to the manifest or, if there is none, the configuration.
 
     Raises:
-        UserError: if neither is there.
+        UserError: if both are missing.
     """
     manifest = data.layout.manifest
     if manifest.is_file():
@@ -91,14 +91,14 @@ def count_images(data: Data) -> Images:
         return Images(splits["train"].images, splits["val"].images, size, str(manifest), str(manifest))
     if data.expect_train is None or data.expect_val is None:
         raise UserError(
-            f"data.expect_train, data.expect_val: how many images there are is not known before {manifest} is made; set both, "
-            f"or make it: snakemake --until manifest"
+            f"data.expect_train, data.expect_val: the number of images is unknown until {manifest} exists; set both keys, or make "
+            "the manifest: snakemake --until manifest"
         )
     size, weighed_by = _archives_size(data, data.expect_train + data.expect_val)
     return Images(data.expect_train, data.expect_val, size, "data.expect_train, data.expect_val", weighed_by)
 
 
-def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePlan:
+def estimate_stage(config: StageConfig, runtime: Runtime, images: Images) -> StageEstimate:
     """The costs of one stage."""
     arch, batch = config.architecture, config.optimizer.global_batch
     trained_on, held_out = training_positions(images.train, config)
@@ -115,7 +115,7 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
     copies = sum(COPIES_OF_WEIGHTS.values()) + (runtime.accumulation > 1)
     activations = runtime.batch_size * sum(part.activations for part in parts)
     steps, checkpoint, state = epochs * per_epoch, CHECKPOINT_COPIES * weights, STATE_COPIES * weights
-    return StagePlan(
+    return StageEstimate(
         name=config.stage,
         first_epoch=config.start_epoch,
         end_epoch=config.epochs,
@@ -130,11 +130,11 @@ def plan_stage(config: StageConfig, runtime: Runtime, images: Images) -> StagePl
     )
 
 
-def plan_report(settings: Settings, images_per_s: float | None) -> str:
+def estimate_text(settings: Settings, images_per_s: float | None) -> str:
     """The text that `cswin plan` prints."""
     images = count_images(settings.data)
     runtime = settings.runtime
-    stages = [plan_stage(resolve_stage(settings, name), runtime, images) for name in settings.stages]
+    stages = [estimate_stage(resolve_stage(settings, name), runtime, images) for name in settings.stages]
     rows = [
         ("epochs", [f"{s.first_epoch} to {s.end_epoch}" for s in stages], f"{stages[-1].end_epoch}"),
         ("steps", [f"{s.steps:,}" for s in stages], f"{sum(s.steps for s in stages):,}"),
@@ -160,23 +160,23 @@ def plan_report(settings: Settings, images_per_s: float | None) -> str:
         *_data_disk(settings.data, images),
         "",
         f"results on disk: {runtime.keep_states} states and a checkpoint per stage, one state more while a state is written.",
-        "memory: weights, gradients, moments, EMA and what the backward pass reads; a runtime needs more (cswin profile).",
+        "memory: weights, gradients, moments, EMA and activations for the backward pass; a runtime needs more (cswin profile).",
     ]
     if not images_per_s:
         return "\n".join([*lines, "hours: give --images-per-s, over all devices (benchmarks/, or a stage's history)."])
-    return "\n".join([*lines, "hours: training alone; validation, saving and compiling come on top."])
+    return "\n".join([*lines, "hours: training only, without validation, saving and compilation."])
 
 
 def _validates(config: StageConfig, epoch: int) -> bool:
     return (epoch + 1) % config.evaluation.every == 0 or epoch + 1 == config.epochs
 
 
-def _results_disk(stages: list[StagePlan]) -> int:
+def _results_disk(stages: list[StageEstimate]) -> int:
     return sum(s.disk for s in stages) + max(s.state for s in stages)
 
 
 def _data_disk(data: Data, images: Images) -> list[str]:
-    """Disk of archive, images and shards."""
+    """The disk space of archive, images and shards, as a line."""
     count, size = images.train + images.val, images.bytes
     extracted = size + count * BLOCK / 2 if SOURCES[data.source].extracts else 0
     shards = size + count * 80
@@ -195,10 +195,10 @@ def _archives_size(data: Data, count: int) -> tuple[float, str]:
 
 
 def positive(value: float, name: str) -> float:
-    """A rate that makes sense.
+    """The value, checked.
 
     Raises:
-        UserError: if it is not a positive number.
+        UserError: if it is not a finite positive number.
     """
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{name}: {value} must be positive")

@@ -12,7 +12,7 @@ from recipes import recipe
 from cswin.cli import main
 from cswin.config.resolve import load_settings, parse_settings, resolve_stage
 from cswin.errors import UserError
-from cswin.plan import count_images, plan_report, plan_stage
+from cswin.estimate import count_images, estimate_stage, estimate_text
 from cswin.run.history import read_history
 
 REPORT = "config/imagenet/report_small_224.yaml"
@@ -21,7 +21,7 @@ REPORT = "config/imagenet/report_small_224.yaml"
 def test_report_on_paper():
     settings = load_settings(REPORT)
     images = count_images(settings.data)
-    stages = [plan_stage(resolve_stage(settings, name), settings.runtime, images) for name in settings.stages]
+    stages = [estimate_stage(resolve_stage(settings, name), settings.runtime, images) for name in settings.stages]
     assert [s.steps for s in stages] == [320 * 1251, 60 * 1251, 120 * 1251]  # 1,281,167 // 1024
     assert [s.trained for s in stages] == [n * 1251 * 1024 for n in (320, 60, 120)]
     assert [s.validated for s in stages] == [n * 2 * 50_000 for n in (320, 60, 120)]
@@ -33,7 +33,7 @@ def test_report_on_paper():
 
 def test_validation_is_counted_as_it_is_done():
     settings = parse_settings(recipe(evaluation={"every": 7, "select_on": "minival", "minival_images": 5000}))
-    stage = plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
+    stage = estimate_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
     assert stage.validated == (45 + 1) * 2 * 5000  # after epochs 7, 14, …, 315 and after the last, 320
     assert stage.steps == 320 * (1_276_167 // 1024)
 
@@ -41,7 +41,7 @@ def test_validation_is_counted_as_it_is_done():
 def test_accumulation_and_batch_change_memory():
     def memory(**runtime):
         settings = parse_settings(recipe(runtime=runtime))
-        return plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data)).memory
+        return estimate_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data)).memory
 
     whole, half = memory(), memory(batch_size=64, accumulation=2)
     weights = 4 * 34_643_304
@@ -55,18 +55,18 @@ def test_files_of_a_real_run(finished_run, monkeypatch):
     images = count_images(settings.data)
     assert (images.train, images.val, images.counted_by) == (1437, 360, "data/digits/manifest.json")
     for name in settings.stages:
-        plan = plan_stage(resolve_stage(settings, name), settings.runtime, images)
+        estimate = estimate_stage(resolve_stage(settings, name), settings.runtime, images)
         folder = finished_run.path / "results" / "digits" / name
-        assert plan.checkpoint == pytest.approx((folder / "checkpoint.safetensors").stat().st_size, rel=0.02)
+        assert estimate.checkpoint == pytest.approx((folder / "checkpoint.safetensors").stat().st_size, rel=0.02)
         states = sorted((folder / "state").glob("state-*.safetensors"))
-        assert plan.state == pytest.approx(states[-1].stat().st_size, rel=0.02)
+        assert estimate.state == pytest.approx(states[-1].stat().st_size, rel=0.02)
         rows = read_history(folder / "history.jsonl")
-        assert plan.steps == sum(row["kind"] == "step" for row in rows)
-        history = plan.disk - plan.checkpoint - settings.runtime.keep_states * plan.state
+        assert estimate.steps == sum(row["kind"] == "step" for row in rows)
+        history = estimate.disk - estimate.checkpoint - settings.runtime.keep_states * estimate.state
         assert history == pytest.approx((folder / "history.jsonl").stat().st_size, rel=0.25)
         # A stage as short as these keeps its first state, which holds no best epoch yet, and perhaps no third one.
         whole = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        assert plan.checkpoint + 1.5 * plan.state < whole < 1.02 * plan.disk
+        assert estimate.checkpoint + 1.5 * estimate.state < whole < 1.02 * estimate.disk
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_archive_tells_the_size(tmp_path):
     with archive.open("wb") as file:
         os.truncate(file.fileno(), 150 * 10**9)  # sparse
     settings = parse_settings(recipe(data={"archive": str(archive)}))
-    assert f"images 150.0 GB (size of {archive})" in plan_report(settings, None)
+    assert f"images 150.0 GB (size of {archive})" in estimate_text(settings, None)
 
 
 def test_unknown_number_of_images_is_refused(tmp_path, capsys):
@@ -105,9 +105,9 @@ def test_bad_rate_is_refused(rate, capsys):
 def test_too_few_images_are_refused():
     settings = parse_settings(recipe(data={"expect_train": 1000}))
     with pytest.raises(UserError, match="global_batch: 1024 is more than the 1000"):
-        plan_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
+        estimate_stage(resolve_stage(settings, "stage1"), settings.runtime, count_images(settings.data))
 
 
 def test_no_mindspore_needed():
-    code = "import sys, cswin.plan; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, cswin.estimate; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

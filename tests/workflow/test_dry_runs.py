@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Workspace, shorten
-from plans import Snakemake, all_keys, changed, copy_tree, jobs, reasons
+from dry_runs import Snakemake, all_keys, changed, copy_tree, jobs, reasons
 from stub_cswin import digest
 
 from cswin.config.resolve import dump, parse_settings, resolve_stage
@@ -106,19 +106,19 @@ def edit(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("situation", ["finished", "interrupted"])
 def test_every_key(situation, request, snakemake, tmp_path):
-    """Each key is planned. Of those with the same plan, reasons included, one is run: what Snakemake does follows from its plan."""
+    """A dry run for each key. Of the keys with the same listed jobs and reasons only one is run, since these determine what runs."""
     base, seen = request.getfixturevalue(situation), {}
-    planning = copy_tree(base, tmp_path / "planning")
+    trial = copy_tree(base, tmp_path / "trial")
     original = (base / "config/config.yaml").read_text()
     for key in all_keys():
-        (planning / "config/config.yaml").write_text(original)
-        edit(planning, lambda values, key=key: changed(values, key))
-        code, said = snakemake(planning, "-n")
+        (trial / "config/config.yaml").write_text(original)
+        edit(trial, lambda values, key=key: changed(values, key))
+        code, said = snakemake(trial, "-n")
         assert code == 0, f"{key}: {said}"
-        plan = reasons(said)
-        if plan in seen:
+        listed = reasons(said)
+        if listed in seen:
             continue
-        seen[plan] = key
+        seen[listed] = key
         folder = copy_tree(base, tmp_path / f"run{len(seen)}")
         edit(folder, lambda values, key=key: changed(values, key))
         try:
@@ -130,7 +130,7 @@ def test_every_key(situation, request, snakemake, tmp_path):
 
 
 def test_no_job_depends_on_another_only_through_ancient(snakemake, tmp_path):
-    """Snakemake drops such a job from its plan when the other one has to run (rules/common.smk)."""
+    """Snakemake skips such a job when the other one has to run (rules/common.smk)."""
     workspace = Workspace.create(tmp_path / "run")
     (workspace.path / "check.smk").write_text(CHECK)
     _, output = snakemake(workspace.path, "all", "--cores", "4", "-s", "check.smk")
@@ -141,7 +141,7 @@ def test_no_job_depends_on_another_only_through_ancient(snakemake, tmp_path):
 
 
 def test_a_missing_picture_is_made_whatever_else_has_to_run(finished, snakemake, tmp_path):
-    """A file that is asked for is there after exit code 0, also where another job hides the reason to make it."""
+    """After exit code 0 a requested file exists, even if another job hides the reason to make it."""
     folder = copy_tree(finished, tmp_path / "run")
     (folder / "results/digits/throughput.png").unlink()
     edit(folder, lambda values: values | {"paper_top1": 98.0})
@@ -210,7 +210,7 @@ def test_a_lost_checkpoint_is_restored_whatever_asks_for_it(finished, snakemake,
 
 @pytest.fixture(scope="module")
 def made(snakemake, tmp_path_factory):
-    """A finished run on a folder of one's own."""
+    """A finished run on a user's own folder of images."""
     folder = make_run(tmp_path_factory.mktemp("own") / "run", snakemake)[1]
     edit(folder, lambda values: changed(values, "data.folder"))
     check_promise(folder, snakemake)

@@ -1,4 +1,4 @@
-"""For tests of Snakemake's plans: every key of the configuration with another value, and many runs of snakemake in a short time."""
+"""For tests of dry runs: another value for every key of the configuration, and many runs of snakemake in a short time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATER = {
     "stages.stage2.start_epoch": 3, "stages.stage2.epochs": 4, "stages.stage2.schedule.cool_length": 2,
     "stages.stage3.start_epoch": 4, "stages.stage3.epochs": 5, "stages.stage3.schedule.cool_length": 2,
 }  # fmt: skip
-# Keys that no value of can be changed alone: what is changed with them.
+# Keys that cannot be changed alone, with the changes that belong to them.
 TOGETHER: dict[str, dict[str, Any]] = {
     "data.source": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
     "data.archive": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
@@ -68,7 +68,7 @@ def all_keys(kind: type[Section] = Settings, prefix: str = "") -> list[str]:
 
 
 def changed(values: dict, key: str) -> dict:
-    """The configuration with another value of this key; the first candidate that the configuration's own rules accept."""
+    """The configuration with another value of this key: the first candidate that is valid."""
     for change in [TOGETHER[key]] if key in TOGETHER else ({key: value} for value in _candidates(values, key)):
         result = copy.deepcopy(values)
         for name, value in change.items():
@@ -82,7 +82,7 @@ def changed(values: dict, key: str) -> dict:
                 return result
         except UserError:
             continue
-    raise AssertionError(f"{key}: none of the values that were tried is accepted; say in TOGETHER what changes with it")
+    raise AssertionError(f"{key}: no candidate value is valid; add the key to TOGETHER with the other keys that must change")
 
 
 def _candidates(values: dict, key: str) -> list:
@@ -114,7 +114,7 @@ def _parts(annotation) -> list:
 
 
 class Snakemake:
-    """Runs snakemake with the stub of `cswin`, forked from one process that has imported everything."""
+    """Runs snakemake with a stub for `cswin`. Each run is forked from a process that has already imported everything."""
 
     def __init__(self, folder: Path):
         self.output = folder / "output.txt"
@@ -132,7 +132,7 @@ class Snakemake:
         )
 
     def __call__(self, folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Exit code and what was printed."""
+        """Exit code and output."""
         order = {"folder": str(folder), "output": str(self.output), "arguments": arguments, "environment": environment}
         print(json.dumps(order), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline()), self.output.read_text()
@@ -143,20 +143,20 @@ class Snakemake:
 
 
 def jobs(output: str) -> Counter:
-    """The jobs in what snakemake printed, planned or started: rule and output files."""
+    """The jobs in the output of snakemake, of a dry run or a real one: rule and output files."""
     pattern = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*?(?:    output: (.*)\n)?(?:    .*\n)*"
     return Counter((match[1], match[2]) for match in re.finditer(pattern, output, re.MULTILINE))
 
 
 def reasons(output: str) -> tuple[str, ...]:
-    """The planned jobs with all that is said of them, their reasons among it, without times, numbers and order."""
-    plan = re.sub(r"^\[.*\]$|^    jobid: .*$", "", "".join(output.split("Job stats:")[1:2]), flags=re.MULTILINE)
-    return tuple(sorted(" ".join(sorted(re.split(r"[\s,;]+", job))) for job in plan.split("\n\n")))
+    """The jobs of a dry run with all their details, including the reasons, but without times, numbers and order."""
+    listed = re.sub(r"^\[.*\]$|^    jobid: .*$", "", "".join(output.split("Job stats:")[1:2]), flags=re.MULTILINE)
+    return tuple(sorted(" ".join(sorted(re.split(r"[\s,;]+", job))) for job in listed.split("\n\n")))
 
 
-def copy_tree(source: Path, target: Path) -> Path:
+def copy_tree(folder: Path, target: Path) -> Path:
     """An independent copy with the same dates."""
-    shutil.copytree(source, target, symlinks=True)
+    shutil.copytree(folder, target, symlinks=True)
     return target
 
 
