@@ -11,7 +11,8 @@ from recipes import optimizer
 
 from cswin.config.settings import Optimizer
 from cswin.model.weights import Layout, Piece
-from cswin.train.step import AdamW, TrainStep
+from cswin.train.adamw import AdamW
+from cswin.train.step import TrainStep
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "adamw_clip_ema.npz")
 SHAPES = [tuple(shape) for shape in json.loads(str(GOLDEN["shapes"]))]
