@@ -12,7 +12,7 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord
-from cswin.class_names import imagenet_words, numbers
+from cswin.class_names import imagenet_words, numbers, words
 from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.names import parameters, summary
 from cswin.convert.pickle_reader import TensorReference
@@ -83,6 +83,25 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
     checkpoint = _complete(read_source(source, options.which), options, source)
     ckpt.save_checkpoint(target, checkpoint)
     return checkpoint
+
+
+def described(converted: Checkpoint, path: Path) -> list[str]:
+    """What a converted file holds, and what was left out, as lines for a person."""
+    arch, names = converted.record.architecture, converted.record.class_names
+    numbers = sum(v.size for v in converted.weights.values())
+    sets = "weights and their moving average" if converted.ema is not None else "one set of weights"
+    first, last = (name if words(name) == name else f"{name} ({words(name)})" for name in (names[0], names[-1]))
+    lines = [
+        f"{path}: {sets}, {numbers:,} parameters, {arch.num_classes} classes",
+        "  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()),
+        f"  classes {first} to {last}",
+    ]
+    conversion = converted.record.provenance["conversions"][-1]
+    if conversion.get("weights"):
+        lines.append(f"  from {conversion['weights']} of {conversion['file']}")
+    if conversion.get("left_out"):
+        lines.append(f"  left out: {', '.join(conversion['left_out'])}")
+    return lines
 
 
 def read_source(path: Path, which: str) -> Source:
