@@ -49,12 +49,14 @@ def _list(args: argparse.Namespace) -> None:
         size = size_text(path.stat().st_size if path.exists() else 4 * sum(map(Layout.of(arch).size, GROUPS)))
         size = size if path.exists() or published.classes else f"over {size}"  # its head is not documented
         measured = [f"{value:.2f}" for value in published.measured or ()] or ["-", "-"]
-        here = path if path.exists() else "no"
+        here = "yes" if path.exists() else "no"
         rows.append([name, published.trained_on, arch.image_size, size, published.top1 or "-", *measured, here])
     head = ("weights", "ImageNet", "pixels", "size", "top-1", "top-1 *", "top-5 *", "here")
     print(text_table(head, rows, "simple", "right"))
-    print("size: of the converted file. top-1: the authors' README, %. *: the converted weights, as PaddleClas evaluated them, %\n"
-          "get them: cswin weights get NAME")  # fmt: skip
+    print(
+        "size: of the converted file. top-1: the authors' README, %. *: the converted weights, as PaddleClas evaluated them, %\n"
+        f"here: in {layout.folder}. Get them: cswin weights get NAME"
+    )
 
 
 def _get(args: argparse.Namespace) -> None:

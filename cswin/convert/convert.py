@@ -73,30 +73,35 @@ def convert_weights(source: str | Path, target: str | Path, options: Options = O
         UserError: if anything does not fit; then nothing is written.
     """
     source, target = Path(source), Path(target)
-    known_suffix(source, PYTORCH_SUFFIXES + SUFFIXES)
     if target.suffix.lower() in PYTORCH_SUFFIXES:
         raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
                         "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
     known_suffix(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the input file itself; give another name")
-    checkpoint = _complete(read_source(source, options.which), options, source)
+    checkpoint = converted(source, options)
     ckpt.save_checkpoint(target, checkpoint)
     return checkpoint
 
 
-def described(converted: Checkpoint, path: Path) -> list[str]:
+def converted(source: Path, options: Options) -> Checkpoint:
+    """The weights in a file as a checkpoint; errors as `convert_weights`."""
+    known_suffix(source, PYTORCH_SUFFIXES + SUFFIXES)
+    return _complete(read_source(source, options.which), options, source)
+
+
+def described(checkpoint: Checkpoint, path: Path) -> list[str]:
     """What a converted file holds, and what was left out, as lines for a person."""
-    arch, names = converted.record.architecture, converted.record.class_names
-    numbers = sum(v.size for v in converted.weights.values())
-    sets = "weights and their moving average" if converted.ema is not None else "one set of weights"
+    arch, names = checkpoint.record.architecture, checkpoint.record.class_names
+    numbers = sum(v.size for v in checkpoint.weights.values())
+    sets = "weights and their moving average" if checkpoint.ema is not None else "one set of weights"
     first, last = (name if words(name) == name else f"{name} ({words(name)})" for name in (names[0], names[-1]))
     lines = [
         f"{path}: {sets}, {numbers:,} parameters, {arch.num_classes} classes",
         "  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()),
         f"  classes {first} to {last}",
     ]
-    conversion = converted.record.provenance["conversions"][-1]
+    conversion = checkpoint.record.provenance["conversions"][-1]
     if conversion.get("weights"):
         lines.append(f"  from {conversion['weights']} of {conversion['file']}")
     if conversion.get("left_out"):

@@ -12,9 +12,9 @@ import urllib3
 from requests import codes
 
 from cswin.atomic import atomic_path
-from cswin.checkpoint import Checkpoint, file_sha256, load_checkpoint
+from cswin.checkpoint import Checkpoint, file_sha256, load_checkpoint, save_checkpoint
 from cswin.convert.architecture import Choice
-from cswin.convert.convert import Options, convert_weights
+from cswin.convert.convert import Options, converted
 from cswin.convert.published import MIRROR_VARIABLE, RELEASE, Published
 from cswin.data.disk import check_space, exclusive, write_error
 from cswin.errors import UserError
@@ -26,6 +26,10 @@ RETRIES = 4
 CHUNK = 1 << 16  # as much is fetched again after an interruption
 FINAL = set(range(400, 500)) - {codes.request_timeout, codes.range_not_satisfiable, codes.too_many_requests}
 REMEDY = f"without a network: --from FILE, a copy of the file; another address: --mirror URL or {MIRROR_VARIABLE}"
+
+
+class WrongFile(UserError):
+    """A file is not the published one; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,12 @@ def get_weights(
         if layout.checkpoint(published.name).exists():
             return _present(published, layout)
         if given is not None:
-            return _converted(published, layout, given, str(given))
+            return _put(published, layout, given, str(given))
         address = f"{(mirror or RELEASE).rstrip('/')}/{published.file}"
         original = _fetch(published.file, address, folder, console)
         try:
-            obtained = _converted(published, layout, original, address)
-        except UserError:
+            obtained = _put(published, layout, original, address)
+        except WrongFile:
             original.unlink()
             raise
         original.unlink()
@@ -92,24 +96,29 @@ def _present(published: Published, layout: WeightsLayout) -> Obtained:
     return Obtained(path, checkpoint, sha256, None)
 
 
-def _converted(published: Published, layout: WeightsLayout, original: Path, origin: str) -> Obtained:
+def _put(published: Published, layout: WeightsLayout, original: Path, origin: str) -> Obtained:
     """Check the published file, convert it, note its checksum, and put the result to its place."""
-    converted = layout.transfer(published.name) / layout.checkpoint(published.name).name
+    path = layout.checkpoint(published.name)
     if not original.is_file():
         raise UserError(f"{original}: is not a file; give a copy of {published.file}")
     sha256, known = file_sha256(original), _known(published, layout)
     try:
         _compare(published, layout, sha256, origin)
-        checkpoint = convert_weights(original, converted, Options(choice=Choice(arch=published.arch)))
+        checkpoint = converted(original, Options(choice=Choice(arch=published.arch)))
         _require(published, checkpoint, origin)
     except UserError as error:
-        converted.unlink(missing_ok=True)
+        if isinstance(error.__cause__, OSError):  # it cannot be read
+            raise
         reason = str(error).replace(str(original), origin)
-        raise UserError(f"{reason}\nit is not used; take {published.file} from another place; {REMEDY}") from error
+        raise WrongFile(f"{reason}\nit is not used; take {published.file} from another place; {REMEDY}") from error
+    # The same file gives the same bytes, wherever and with whatever it is converted: a stage that has begun with them goes on.
+    [conversion] = checkpoint.record.provenance["conversions"]
+    conversion["file"] = published.file
+    del conversion["git"], conversion["versions"]
     if known is None:
         with atomic_path(layout.checksum(published.name)) as temporary:
             temporary.write_text(f"{sha256}  {published.file}\n", encoding="utf-8")
-    path = converted.replace(layout.checkpoint(published.name))
+    save_checkpoint(path, checkpoint)
     how = f"noted at this first use in {layout.checksum(published.name)}" if known is None else "as known"
     return Obtained(path, checkpoint, sha256, f"{origin}, SHA-256 {sha256} ({how})")
 
@@ -117,7 +126,7 @@ def _converted(published: Published, layout: WeightsLayout, original: Path, orig
 def _known(published: Published, layout: WeightsLayout) -> str | None:
     """The SHA-256 that the published file must have: the published one, else the one noted at the first use."""
     note = layout.checksum(published.name)
-    return published.sha256 or (note.read_text(encoding="utf-8").split()[0] if note.exists() else None)
+    return published.sha256 or (note.read_text(encoding="utf-8").partition(" ")[0] if note.exists() else None)
 
 
 def _compare(published: Published, layout: WeightsLayout, sha256: str, what: str) -> None:
@@ -192,7 +201,7 @@ class Transfer:
             if answer.status_code == codes.range_not_satisfiable and whole == have:
                 return  # a process was ended after the last byte
             if (wrong := start not in (0, have)) or answer.status_code == codes.range_not_satisfiable:
-                self.path.unlink()
+                self.path.unlink(missing_ok=True)
             answer.raise_for_status()
             if wrong:
                 raise requests.ConnectionError(f"the server sends bytes from {start:,} on, not from {have:,}")
@@ -232,5 +241,7 @@ def _reason(error: requests.RequestException) -> str:
         return f"the server answers {error.response.status_code} {error.response.reason}"
     while isinstance(cause, Exception) and cause.args and isinstance(cause.args[-1], Exception):
         cause = cause.args[-1]
+    if isinstance(cause, urllib3.exceptions.IncompleteRead):
+        return f"the connection ended {size_text(cause.expected)} before the end"
     text = str(cause).rpartition(": ")[2]
     return f"the proxy: {text}" if isinstance(error, requests.exceptions.ProxyError) else text

@@ -1,24 +1,28 @@
 """Published weights from a server that truncates, stalls, lies about lengths, serves a wrong file, and supports ranges."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pooch
 import pytest
+import safetensors.numpy
 import torch_files
 from torch_files import Tensor, save
 from weights_server import serve
 
 from cswin.checkpoint import load_checkpoint
 from cswin.cli import main
-from cswin.convert import download
+from cswin.convert import convert, download
 from cswin.convert.published import PUBLISHED, RELEASE, Published, weights_layout
 from cswin.model.variants import variant
 from cswin.model.weights import initial_weights
@@ -104,7 +108,8 @@ def test_the_list(published, files, capsys, monkeypatch):
         assert rows["cswin_large_22k_224"].endswith("no") and rows[NAME].endswith("no")
         assert get(capsys)[0] == 0
         assert main(["weights"]) == 0
-        assert f"shared/place/{NAME}.safetensors\n" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert re.search(rf"^{NAME} .* yes$", out, re.MULTILINE) and "here: in shared/place." in out
     assert not published.exists()
 
 
@@ -115,6 +120,15 @@ def test_the_seven_published_files():
     ]  # fmt: skip
     assert all(weights.architecture(7).image_size == int(name[-3:]) for name, weights in PUBLISHED.items() if name != NAME)
     assert RELEASE == "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0"
+
+
+def test_the_document_gives_the_same_figures():
+    text = (Path(__file__).parents[2] / "docs/weights.md").read_text()
+    rows = dict(re.findall(r"^\| `(cswin_\w+)` \| .* \| (\d+ \| \S+ \| .*) \|$", text, re.MULTILINE))
+    assert rows == {
+        name: f"{w.architecture(1000).image_size} | {w.top1 or '-'} | {', '.join(f'{x:.2f}' for x in w.measured or ()) or '-'}"
+        for name, w in PUBLISHED.items() if name != NAME
+    }  # fmt: skip
 
 
 def continued(half):
@@ -166,7 +180,7 @@ def test_a_process_that_was_ended_after_the_last_byte(published, files, capsys, 
 def test_truncated_every_time(published, files, capsys):
     with serve(files["right"], "truncate") as server:
         said = refused(capsys, "--mirror", server.url)
-    assert f"{NAME}.pth: cannot be fetched" in said and len(server.requests) == 5
+    assert f"{NAME}.pth: cannot be fetched: the connection ended " in said and len(server.requests) == 5
     assert here(published) == [f".transfer/{NAME}/{NAME}.pth.part"]
 
 
@@ -240,6 +254,19 @@ def test_the_file_that_is_here_is_checked(published, files, capsys):
     assert f"weights/{KEPT[0]}: is damaged" in refused(capsys)
 
 
+def test_the_same_file_gives_the_same_bytes(published, files, capsys, monkeypatch):
+    """Also under another name, with other versions: otherwise a stage that has begun with the weights would begin anew."""
+    found = set()
+    for name, version in (("a.pth", "1"), ("b.pt", "2")):
+        (published.parent / name).write_bytes(files["right"])
+        monkeypatch.setattr(convert, "versions", lambda version=version: {"cswin": version})
+        monkeypatch.setattr(convert, "git_commit", lambda version=version: {"commit": version})
+        assert get(capsys, "--from", name)[0] == 0
+        found.add(sha256((published / KEPT[0]).read_bytes()))
+        shutil.rmtree(published)
+    assert len(found) == 1
+
+
 def test_from_a_file(published, files, capsys):
     copy = published.parent / "copy of it.pth"
     copy.write_bytes(files["right"])
@@ -295,6 +322,22 @@ def test_a_full_disk(published, files, capsys, monkeypatch):
         said = refused(capsys, "--mirror", server.url)
         assert f"{NAME}.pth with its conversion needs" in said and "free are 1.0 kB" in said
     assert not set(here(published)) & set(KEPT)
+
+
+def test_a_disk_that_is_full_at_the_conversion(published, files, capsys, monkeypatch):
+    """What was fetched is kept."""
+    with serve(files["right"]) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(safetensors.numpy, "save_file", full)
+            said = refused(capsys, "--mirror", server.url)
+        assert f"{KEPT[0]}: cannot be written (No space left on device)" in said
+        assert KEPT[0] not in here(published)
+        assert get(capsys, "--mirror", server.url)[0] == 0
+    assert len(server.requests) == 1 and here(published) == sorted(KEPT)
+
+
+def full(*arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_folder_that_cannot_be_written(published, files, capsys, tmp_path):
