@@ -51,6 +51,7 @@ rule all:
 
 include: f"rules/sources/{SETTINGS.data.source}.smk"
 include: "rules/data.smk"
+include: "rules/weights.smk"
 include: "rules/train.smk"
 include: "rules/results.smk"
 include: "rules/pictures.smk"

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "classify images",
     "export": "export a checkpoint to ONNX or MINDIR",
     "average": "average checkpoints: several seeds, or several epochs",
+    "weights": "list the weights that the authors have published; fetch and convert them",
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "print parameters, MACs and memory of an architecture",
     "plan": "estimate steps, files, memory and hours of a configuration",

@@ -1,4 +1,4 @@
-"""The paths of all files of a run and of a dataset, for the rules and the package.
+"""The paths of all files of a run, of a dataset and of published weights, for the rules and the package.
 
 Nothing is read or written here. The name of a stage or a shard may be one of Snakemake's wildcards (`{stage}`).
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path("results")  # of all runs, in the workflow's folder
+WEIGHTS = Path("weights")  # published weights, shared by all runs in the workflow's folder
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 AT_WORK = Path(".snakemake/at_work.json")  # locked while a snakemake runs jobs in the folder; names its process
 IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # reserved: no stage can have these names
@@ -64,6 +65,7 @@ class RunLayout:
     runtime = _named("config/runtime.yaml")
     expectations = _named("config/expectations.yaml")
     stages = _named("config/stages.yaml")
+    weights = _named("config/weights.json")  # which published weights the first stage starts from
 
     def stage(self, name: str) -> StageLayout:
         """A stage's files."""
@@ -122,3 +124,26 @@ class DataLayout:
     def log(self, job: str) -> Path:
         """The log of a job."""
         return self.folder / "logs" / f"{job}.log"
+
+
+@dataclass(frozen=True)
+class WeightsLayout:
+    """Published weights.
+
+    Attributes:
+        folder: `weights`, or another one of the user's choice.
+    """
+
+    folder: Path
+
+    def checkpoint(self, name: str) -> Path:
+        """The converted weights."""
+        return self.folder / f"{name}.safetensors"
+
+    def checksum(self, name: str) -> Path:
+        """The SHA-256 of the published file, as `sha256sum` writes it."""
+        return self.folder / f"{name}.pth.sha256"
+
+    def transfer(self, name: str) -> Path:
+        """Folder of a file that is being fetched and converted."""
+        return self.folder / ".transfer" / name

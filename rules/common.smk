@@ -3,6 +3,7 @@
 from snakemake.exceptions import WorkflowError
 
 from cswin.config.resolve import dump, expectations, resolve_stage
+from cswin.convert.published import weights_layout
 from cswin.errors import UserError
 from cswin.layout import LAST, PLAN
 from cswin.workflow.job_lines import shorten_output

@@ -49,7 +49,7 @@ for stage in SETTINGS.stages:
             dataset=ancient(DATA.dataset),
             converted=DATA.converted,
             record=SESSION.record_before(stage),
-            previous=ancient(SESSION.start_of(stage)),
+            previous=ancient(SESSION.checkpoint_before(stage)),
         output:
             record=RUN.stage(stage).record,
             checkpoint=RUN.stage(stage).checkpoint,
@@ -63,7 +63,7 @@ for stage in SETTINGS.stages:
             limit=time_limit,
             folder=subpath(output.record, parent=True),
             runtime=RUNTIME,
-            previous=options(previous=next(iter(SESSION.start_of(stage)), None)),
+            previous=options(previous=SESSION.start_of(stage)),
         shell:
             "exec {params.launcher} cswin train --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
             "--output {params.folder:q} --log {log:q} {params.previous} {params.limit}"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from cswin.layout import LAST, DataLayout, RunLayout
+from cswin.layout import LAST, DataLayout, RunLayout, WeightsLayout
 
-RUN, DATA = RunLayout(Path("results/a")), DataLayout(Path("data/b"))
+RUN, DATA, WEIGHTS = RunLayout(Path("results/a")), DataLayout(Path("data/b")), WeightsLayout(Path("weights"))
 PLACES = {
     "results/final_acc.csv": LAST.table_csv,
     "results/a/README.md": RUN.card,
@@ -34,6 +34,9 @@ PLACES = {
     "data/b/extracted.json": DATA.extracted,
     "data/b/folder.json": DATA.fingerprint,
     "data/b/shards/1024MiB": DATA.shards(1024),
+    "results/a/config/weights.json": RUN.weights,
+    "weights/cswin_tiny_224.safetensors": WEIGHTS.checkpoint("cswin_tiny_224"),
+    "weights/cswin_tiny_224.pth.sha256": WEIGHTS.checksum("cswin_tiny_224"),
 }
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cswin.class_names import read_class_names, words
+from cswin.class_names import read_class_names
 from cswin.convert.architecture import Choice
-from cswin.convert.convert import WHICH, Options, convert_weights
+from cswin.convert.convert import WHICH, Options, convert_weights, described
 from cswin.model.variants import VARIANTS
 
 
@@ -54,16 +54,4 @@ def run(args: argparse.Namespace) -> None:
         preprocessing={k: v for k, v in given.items() if v is not None},
     )
     written = convert_weights(args.input, args.output, options)
-    arch = written.record.architecture
-    numbers = sum(v.size for v in written.weights.values())
-    sets = "weights and their moving average" if written.ema is not None else "one set of weights"
-    print(f"{args.output}: {sets}, {numbers:,} parameters, {arch.num_classes} classes")
-    print("  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()))
-    names = written.record.class_names
-    first, last = (name if words(name) == name else f"{name} ({words(name)})" for name in (names[0], names[-1]))
-    print(f"  classes {first} to {last}")
-    conversion = written.record.provenance["conversions"][-1]
-    if conversion.get("weights"):
-        print(f"  from {conversion['weights']} of {args.input}")
-    if conversion.get("left_out"):
-        print(f"  left out: {', '.join(conversion['left_out'])}")
+    print("\n".join(described(written, args.output)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cswin.config.runtime import Runtime
 from cswin.config.settings import Augment, Settings, Stage
+from cswin.convert.published import PREFIX, PUBLISHED
 from cswin.data.sources.registry import INPUTS, SOURCES
 from cswin.errors import UserError
 from cswin.layout import IN_RUN
@@ -23,7 +24,12 @@ def rule_problems(settings: Settings, stages: list[StageConfig]) -> list[str]:
         stages: the same stages, resolved.
     """
     problems = _check_order(settings) + _check_schedules(stages) + _check_selection(settings, stages)
-    problems += _check_data(settings) + _check_batch(settings.runtime, stages) + _check_nodes(settings.runtime)
+    problems += (
+        _check_published(settings.published)
+        + _check_data(settings)
+        + _check_batch(settings.runtime, stages)
+        + _check_nodes(settings.runtime)
+    )
     for stage in stages:
         problems += _check_stage(stage)
     return list(dict.fromkeys(problems))
@@ -91,6 +97,14 @@ def _check_selection(settings: Settings, stages: list[StageConfig]) -> list[str]
             "(data.expect_train), of which they are held out"
         )
     return problems
+
+
+def _check_published(name: str | None) -> list[str]:
+    if name is None or name in PUBLISHED:
+        return []
+    return [
+        f"pretrained: {PREFIX}{name}: no such weights are published; one of: {', '.join(PREFIX + known for known in PUBLISHED)}"
+    ]
 
 
 def _check_data(settings: Settings) -> list[str]:

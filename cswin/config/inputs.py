@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from cswin.config.settings import Settings
+from cswin.convert.published import weights_layout
 from cswin.data.sources.registry import SOURCES
+
+
+def pretrained_file(settings: Settings) -> str | None:
+    """The checkpoint from which the first stage starts; published weights have theirs in a folder of their own."""
+    return str(weights_layout().checkpoint(settings.published)) if settings.published else settings.pretrained
 
 
 def named_paths(settings: Settings) -> dict[str, str]:
     """The paths that jobs read or write, by key."""
     data = {key: getattr(settings.data, key) for key in ("directory", *SOURCES[settings.data.source].inputs)}
-    named = {f"data.{key}": path for key, path in data.items()} | {"pretrained": settings.pretrained}
+    named = {f"data.{key}": path for key, path in data.items()} | {"pretrained": pretrained_file(settings)}
     return {key: path for key, path in named.items() if path}
 
 
@@ -29,9 +35,10 @@ def missing_inputs(settings: Settings) -> list[str]:
                     f"data.{key}: {path} is missing: {what}; put it there, or name its place: --config 'data={{{key}: /path}}'"
                 )
     first = next(iter(settings.stages))
-    if settings.pretrained and not (Path(settings.pretrained).exists() or settings.layout.stage(first).record.exists()):
+    file = None if settings.published else settings.pretrained
+    if file and not (Path(file).exists() or settings.layout.stage(first).record.exists()):
         lines.append(
-            f"pretrained: {settings.pretrained} is missing: a checkpoint of this project; convert the authors' weights (cswin "
-            "convert-weights), or name its place: --config pretrained=/path"
+            f"pretrained: {file} is missing: a checkpoint of this project; convert weights (cswin convert-weights), name its place: "
+            "--config pretrained=/path, or take published ones (cswin weights): --config pretrained=weights:NAME"
         )
     return lines

@@ -28,6 +28,7 @@ from cswin.config.fields import (
     usual,
 )
 from cswin.config.runtime import Runtime
+from cswin.convert.published import PREFIX
 from cswin.data.sources.registry import SOURCES
 from cswin.layout import RESULTS, DataLayout, RunLayout
 
@@ -245,8 +246,8 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = usual(42, description="Seed of all random numbers except data.seed.")
     pretrained: FilePath | None = Field(
         None,
-        description="Checkpoint from which the first stage starts (fine-tuning). The head is replaced if the number of classes "
-        "differs.",
+        description="Checkpoint from which the first stage starts (fine-tuning): a path; or `weights:NAME`, published weights "
+        "(`cswin weights` lists them), which the workflow fetches and converts. The head is replaced if the classes differ.",
     )
     paper_top1: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None, description="Published top-1 in per cent, for comparison in tables and pictures."
@@ -261,6 +262,11 @@ class Settings(Section):
         description="The training stages by name, in the order of start_epoch."
     )
     runtime: Runtime = Field(Runtime(), description=Runtime.__doc__)
+
+    @property
+    def published(self) -> str | None:
+        """The name of the published weights from which the first stage starts."""
+        return self.pretrained.removeprefix(PREFIX) if self.pretrained and self.pretrained.startswith(PREFIX) else None
 
     @property
     def layout(self) -> RunLayout:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cswin import checkpoint as ckpt
 from cswin.checkpoint import Checkpoint, CheckpointRecord
-from cswin.class_names import imagenet_words, numbers
+from cswin.class_names import imagenet_words, numbers, words
 from cswin.convert.architecture import Choice, infer_architecture
 from cswin.convert.names import parameters, summary
 from cswin.convert.pickle_reader import TensorReference
@@ -73,16 +73,40 @@ def convert_weights(file: str | Path, target: str | Path, options: Options = Opt
         UserError: if anything does not fit; then nothing is written.
     """
     file, target = Path(file), Path(target)
-    known_suffix(file, PYTORCH_SUFFIXES + SUFFIXES)
     if target.suffix.lower() in PYTORCH_SUFFIXES:
         raise UserError(f"{target}: PyTorch's own format is not written; write .safetensors, which PyTorch reads: "
                         "safetensors.torch.load_file(path) (--which ema or raw gives the authors' names alone)")  # fmt: skip
     known_suffix(target)
     if target.exists() and file.exists() and target.samefile(file):
         raise UserError(f"{target}: is the input file itself; give another name")
-    checkpoint = _complete(read_weights(file, options.which), options, file)
+    checkpoint = converted(file, options)
     ckpt.save_checkpoint(target, checkpoint)
     return checkpoint
+
+
+def converted(file: Path, options: Options) -> Checkpoint:
+    """The weights in a file as a checkpoint; errors as `convert_weights`."""
+    known_suffix(file, PYTORCH_SUFFIXES + SUFFIXES)
+    return _complete(read_weights(file, options.which), options, file)
+
+
+def described(checkpoint: Checkpoint, path: Path) -> list[str]:
+    """What a converted file holds, and what was left out, as lines for a person."""
+    arch, names = checkpoint.record.architecture, checkpoint.record.class_names
+    numbers = sum(v.size for v in checkpoint.weights.values())
+    sets = "weights and their moving average" if checkpoint.ema is not None else "one set of weights"
+    first, last = (name if words(name) == name else f"{name} ({words(name)})" for name in (names[0], names[-1]))
+    lines = [
+        f"{path}: {sets}, {numbers:,} parameters, {arch.num_classes} classes",
+        "  " + ", ".join(f"{key} {value}" for key, value in arch.to_dict().items()),
+        f"  classes {first} to {last}",
+    ]
+    conversion = checkpoint.record.provenance["conversions"][-1]
+    if conversion.get("weights"):
+        lines.append(f"  from {conversion['weights']} of {conversion['file']}")
+    if conversion.get("left_out"):
+        lines.append(f"  left out: {', '.join(conversion['left_out'])}")
+    return lines
 
 
 def read_weights(path: Path, which: str) -> FileContent:

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cswin.errors import UserError
@@ -19,8 +19,12 @@ _MARGIN = 1.05  # beside the bytes of the images: partly filled blocks and folde
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Make a folder, and keep a second process out of it; a killed process keeps nobody out.
+
+    Args:
+        folder: the folder.
+        wait: called before waiting for another process that is in there; None: not to wait.
 
     Raises:
         UserError: if another process is in there, or the folder cannot be made.
@@ -34,7 +38,10 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from error
+            if wait is None:
+                raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from error
+            wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             # Some cluster file systems have no locks; there it is up to Snakemake alone.
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):

@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from cswin.config.resolve import parse_settings
+from cswin.convert.published import PREFIX
 from cswin.data.sources.registry import INPUTS
 from cswin.distributed.group import ProcessGroup
 from cswin.distributed.stopping import EXIT_INTERRUPTED, EXIT_USER
@@ -111,7 +112,7 @@ class Job:
         places = given.models or (given.data if given.pretrained else [])
         if pretrained := bring_checkpoint(given.pretrained, places, self.work, say):
             values["pretrained"] = pretrained
-        elif values.get("pretrained"):
+        elif not (values.get("pretrained") or PREFIX).startswith(PREFIX):
             raise UserError(
                 f"pretrained: this configuration starts from {values['pretrained']}; give --pretrained, a checkpoint's name or URL"
             )

@@ -64,6 +64,11 @@ class Stage:
             raise UserError(
                 f"stage {config.stage} starts from {config.previous or config.pretrained}: give its checkpoint (--previous)"
             )
+        if files.previous is not None and not files.previous.exists():
+            raise UserError(
+                f"{files.previous}: is missing, and stage {config.stage} starts from {config.previous or config.pretrained}; put it "
+                "there (published weights: cswin weights get NAME)"
+            )
         return cls(files, config, runtime, dataset)
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import Any
 
 from cswin.atomic import atomic_path
 from cswin.config.files import read_yaml
-from cswin.config.inputs import missing_inputs, named_paths
+from cswin.config.inputs import missing_inputs, named_paths, pretrained_file
 from cswin.config.overrides import typed_overrides
 from cswin.config.resolve import dump, parse_settings, resolve_stage
 from cswin.data.sources.fingerprint import folder_changed
@@ -62,16 +62,30 @@ class Session:
         for line in notes:
             print(line, file=sys.stderr)
 
-    def start_of(self, stage: str) -> list[str]:
-        """The checkpoint from which a stage starts, as a list; empty if there is none."""
+    def start_of(self, stage: str) -> str | None:
+        """The checkpoint that a stage starts from, if it starts from one."""
         before = resolve_stage(self.settings, stage).previous
-        checkpoint = self.run.stage(before).checkpoint if before else self.settings.pretrained
-        return [str(checkpoint)] if checkpoint else []
+        return str(self.run.stage(before).checkpoint) if before else pretrained_file(self.settings)
 
-    def record_before(self, stage: str) -> list[str]:
-        """The record of the previous stage. It is small, so Snakemake compares its content."""
-        before = resolve_stage(self.settings, stage).previous
-        return [str(self.run.stage(before).record)] if before else []
+    def checkpoint_before(self, stage: str) -> list[str]:
+        """The same as an input, but for published weights: Snakemake would remove them before it fetches them again."""
+        is_first = resolve_stage(self.settings, stage).previous is None
+        checkpoint = self.start_of(stage)
+        return [] if checkpoint is None or (is_first and self.settings.published) else [checkpoint]
+
+    def record_before(self, stage: str) -> list[str] | Callable[..., str]:
+        """The record of what a stage starts from: small, so Snakemake compares its content."""
+        if before := resolve_stage(self.settings, stage).previous:
+            return [str(self.run.stage(before).record)]
+        return self._weights_receipt if self.settings.published else []
+
+    def _weights_receipt(self, wildcards: Any) -> str:
+        """The receipt of published weights, as an input function that also forces the job if they are needed and missing."""
+        first = next(iter(self.settings.stages))
+        files, weights = self.run.stage(first), Path(pretrained_file(self.settings))
+        if self.snakemake.schedules and not weights.exists() and (not files.record.exists() or is_damaged(files.folder)):
+            self.snakemake.force(self.run.weights)
+        return str(self.run.weights)
 
     def configuration(self, stage: str) -> Callable[..., str]:
         """A stage's configuration file, as an input function that also forces the job if the stage's checkpoint is damaged."""

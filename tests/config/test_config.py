@@ -11,6 +11,7 @@ import yaml
 from recipes import DIGITS, recipe
 
 from cswin.cli import main
+from cswin.config.inputs import pretrained_file
 from cswin.config.overrides import typed_overrides
 from cswin.config.reference import json_schema, reference_text, schema_text
 from cswin.config.resolve import dump, load_settings, load_stage, parse_settings, resolve_stage
@@ -371,6 +372,21 @@ def test_a_tilde_is_the_home_directory_in_every_path(key, monkeypatch):
         UserError, match=rf"^{key}: '~no-such-user/x' is refused: .*home directory for ~no-such-user; write the path"
     ):
         parse_settings(changed(key, "~no-such-user/x", values))
+
+
+def test_published_weights(monkeypatch):
+    """Their name is checked; they lie in a folder of the workflow, or where the environment says."""
+    settings = parse_settings(changed("pretrained", "weights:cswin_tiny_224"))
+    monkeypatch.delenv("CSWIN_WEIGHTS", raising=False)
+    assert pretrained_file(settings) == "weights/cswin_tiny_224.safetensors"
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("CSWIN_WEIGHTS", "~/cache")
+    assert pretrained_file(settings) == "/somewhere/cache/cswin_tiny_224.safetensors"
+    assert pretrained_file(parse_settings(changed("pretrained", "a/b.ckpt"))) == "a/b.ckpt"
+    with pytest.raises(
+        UserError, match="^pretrained: weights:cswin_tny: no such weights are published; one of: weights:cswin_tiny_224, "
+    ):
+        parse_settings(changed("pretrained", "weights:cswin_tny"))
 
 
 @pytest.mark.parametrize("source", ["archive", "ilsvrc2012"])

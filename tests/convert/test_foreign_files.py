@@ -227,6 +227,17 @@ def test_bfloat16_and_float16_safetensors(tmp_path, weights):
     assert_same(written.weights, exact | {"head.bias": half.astype(np.float32)})
 
 
+@pytest.mark.parametrize("write", [save, save_old])
+def test_bfloat16_and_float16_of_torch(tmp_path, torch, weights, write):
+    """The numbers are exact in bfloat16; the stand-ins write its bits as 16-bit integers."""
+    exact = {name: (value.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, value in weights.items()}
+    half = weights["head.bias"].astype(np.float16)
+    state = {name: Tensor((value.view(np.uint32) >> 16).astype(np.uint16)) for name, value in exact.items()}
+    write(tmp_path / "a.pth", {"model_ema": state | {"head.bias": Tensor(half)}})
+    written, _ = converted(tmp_path / "a.pth")
+    assert_same(written.weights, exact | {"head.bias": half.astype(np.float32)})
+
+
 def test_only_other_things(tmp_path):
     save_file({"moment1.a": np.zeros(1, np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"a.safetensors: holds no weights, only moment1\.\*"):

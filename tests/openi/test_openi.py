@@ -439,7 +439,9 @@ def test_missing_inputs_are_named_with_key_and_remedy(workspace):
         "devkit": "c.tar.gz",
         "classes": 10,
     }
-    (workspace.path / "own.yaml").write_text(yaml.safe_dump(values | {"data": official}))
+    (workspace.path / "own.yaml").write_text(
+        yaml.safe_dump(values | {"data": official, "pretrained": "weights/cswin_tiny_224.safetensors"})
+    )
     output = workspace.snakemake("-n", "--configfile", "own.yaml", check=False).stdout
     assert all(word in output for word in ("data.train_archive: a.tar", "data.val_archive: b.tar", "data.devkit: c.tar.gz"))
     assert "pretrained: weights/cswin_tiny_224.safetensors is missing" in output and "convert-weights" in output

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+from converted import converted
+from photo import encode, photo
 from recipes import DIGITS, stage
 
 from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
 from cswin.class_names import imagenet_words
+from cswin.config.resolve import dump
 from cswin.data.images.preprocessing import Preprocessing
+from cswin.errors import UserError
 from cswin.model.weights import initial_weights
 from cswin.run.handover import prepare_start
+from cswin.run.stage import Stage, StageFiles
 
 HEAD = {"head.weight", "head.bias"}
 DIGIT_NAMES = tuple("0123456789")
@@ -72,3 +77,21 @@ def test_the_set_that_selected_the_epoch_is_taken(start, select_by):
     begun, weights, ema = start(DIGIT_NAMES, DIGIT_NAMES, {"config": {"evaluation": {"select_by": select_by}}})
     assert begun.record["which"] == select_by
     np.testing.assert_array_equal(begun.weights["norm.bias"], {"raw": weights, "ema": ema}[select_by]["norm.bias"])
+
+
+def test_weights_that_are_gone_are_named_with_the_remedy(tmp_path):
+    """Published weights can be removed after the first stage; a later change of its settings needs them again."""
+    images = {f"{split}/{name}/1.png": encode(photo(32, 32, 0), "PNG") for split in ("train", "val") for name in "ab"}
+    dataset = converted(tmp_path, images)
+    config, runtime = stage(DIGITS, pretrained="weights:cswin_tiny_224", data={"source": "folder", "folder": "x", "classes": 2})
+    for name, section in {"stage.yaml": config, "runtime.yaml": runtime}.items():
+        (tmp_path / name).write_text(dump(section))
+    weights = tmp_path / "weights/cswin_tiny_224.safetensors"
+    files = StageFiles(tmp_path / "stage.yaml", tmp_path / "runtime.yaml", dataset.path, tmp_path, weights)
+    with pytest.raises(
+        UserError, match=f"^{weights}: is missing, .* starts from weights:cswin_tiny_224; .*cswin weights get NAME"
+    ):
+        Stage.read(files)
+    weights.parent.mkdir()
+    weights.touch()
+    assert Stage.read(files).config == config

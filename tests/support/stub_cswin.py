@@ -81,8 +81,19 @@ def train(given):
     write(folder / "record.json", facts)
 
 
+def weights(name, given):
+    path = Path(given["folder"][0], f"{name}.safetensors")
+    if not path.exists():
+        with Path("fetched.txt").open("a") as file:
+            file.write(f"{name}\n")
+        write(path, name * SIZE)
+    write(given["receipt"][0], {"weights": name})
+
+
 def main():
     command, *words = sys.argv[1:]
+    if command == "weights":
+        return weights(words[1], options(words[2:]))
     if command == "data":
         return data(words[0], options(words[1:]))
     given = options(words)

@@ -129,6 +129,88 @@ def test_every_key(situation, request, snakemake, tmp_path):
     assert len(seen) > 10
 
 
+def published(values: dict) -> dict:
+    return values | {"pretrained": "weights:cswin_tiny_224"}
+
+
+class TestPublishedWeights:
+    """`pretrained: weights:NAME`: fetched once, by a job before the first stage, and never removed by Snakemake."""
+
+    @pytest.fixture
+    def run(self, finished, snakemake, tmp_path):
+        folder = copy_tree(finished, tmp_path / "run")
+        edit(folder, published)
+        return folder
+
+    def trained_with_them(self, folder: Path, snakemake, *arguments: str) -> dict:
+        done = check_promise(folder, snakemake, *arguments)
+        identity = json.loads((folder / "results/digits/stage1/record.json").read_text())["identity"]
+        settings = parse_settings(yaml.safe_load((folder / "config/config.yaml").read_text()))
+        data = json.loads((folder / "data/digits/manifest.json").read_text())["manifest_hash"]
+        assert identity == digest(
+            dump(resolve_stage(settings, "stage1")), data, sha256(folder / "weights/cswin_tiny_224.safetensors")
+        )
+        return done
+
+    def test_they_are_fetched_before_the_first_stage(self, run, snakemake):
+        done = self.trained_with_them(run, snakemake)
+        assert done["published_weights", "results/digits/config/weights.json"] == 1
+        assert (run / "fetched.txt").read_text() == "cswin_tiny_224\n"
+        edit(run, lambda values: values | {"seed": 7})
+        assert "published_weights" not in {rule for rule, _ in self.trained_with_them(run, snakemake)}
+
+    def test_those_that_are_there_are_used(self, run, snakemake):
+        """As `cswin weights get --from FILE` leaves them, on a machine without a network; even where all jobs run again."""
+        (run / "weights").mkdir()
+        (run / "weights/cswin_tiny_224.safetensors").write_text("by hand")
+        self.trained_with_them(run, snakemake)
+        code, done = snakemake(run, "--cores", "4", "--forceall")
+        assert code == 0, done[-3000:]
+        assert not (run / "fetched.txt").exists() and (run / "weights/cswin_tiny_224.safetensors").read_text() == "by hand"
+
+    def test_without_them_a_finished_run_is_finished(self, run, snakemake):
+        self.trained_with_them(run, snakemake)
+        shutil.rmtree(run / "weights")
+        assert "Nothing to be done" in snakemake(run, "-n")[1]
+        assert not (run / "weights").exists()
+
+    def test_an_interrupted_run_fetches_them_again(self, interrupted, snakemake, tmp_path):
+        folder = copy_tree(interrupted, tmp_path / "run")
+        edit(folder, published)
+        code, done = snakemake(folder, "--cores", "4", STUB_STOP="stage1")
+        assert code == 1 and (folder / "fetched.txt").exists(), done
+        (folder / "results/digits/stage1/record.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "weights")
+        assert ("published_weights", "results/digits/config/weights.json") in self.trained_with_them(folder, snakemake)
+
+    def test_a_damaged_checkpoint_needs_them(self, run, snakemake):
+        self.trained_with_them(run, snakemake)
+        shutil.rmtree(run / "weights")
+        checkpoint = run / "results/digits/stage1/checkpoint.safetensors"
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(b"x" + whole[1:])
+        code, done = snakemake(run, "--cores", "4")
+        assert code == 0, done[-3000:]
+        assert checkpoint.read_bytes() == whole and (run / "weights/cswin_tiny_224.safetensors").exists()
+        assert "Nothing to be done" in snakemake(run, "-n")[1]
+
+    def test_a_folder_of_one_s_own(self, run, snakemake, tmp_path):
+        place = tmp_path / "shared place"
+        for _ in range(2):
+            code, done = snakemake(run, "--cores", "4", CSWIN_WEIGHTS=str(place))
+            assert code == 0, done[-3000:]
+        assert "Nothing to be done" in done
+        assert (place / "cswin_tiny_224.safetensors").exists() and not (run / "weights").exists()
+
+    def test_a_name_that_is_not_published(self, run, snakemake):
+        code, said = snakemake(run, "-n", "--config", "pretrained=weights:cswin_tny")
+        assert (
+            code == 1
+            and "pretrained: weights:cswin_tny: no such weights are published; one of: weights:cswin_tiny_224," in said
+        )
+        assert "Traceback" not in said
+
+
 def test_no_job_depends_on_another_only_through_ancient(snakemake, tmp_path):
     """Snakemake skips such a job when the other one has to run (rules/common.smk)."""
     workspace = Workspace.create(tmp_path / "run")
