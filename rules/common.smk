@@ -3,6 +3,7 @@
 from snakemake.exceptions import WorkflowError
 
 from cswin.config.resolve import dump, expectations, resolve_stage
+from cswin.data.sources.registry import SOURCES
 from cswin.errors import UserError
 from cswin.layout import LAST, PLAN
 from cswin.workflow.job_lines import shorten_output

@@ -20,7 +20,7 @@ rule manifest:
             report=DATA.bad_images,
             seed=SETTINGS.data.seed,
             fingerprint=(
-                DATA.fingerprint if SETTINGS.data.source == "folder" else None
+                None if SETTINGS.data.own_images is None else DATA.fingerprint
             ),
         ),
     shell:

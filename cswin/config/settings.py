@@ -28,6 +28,8 @@ from cswin.config.fields import (
     usual,
 )
 from cswin.config.runtime import Runtime
+from cswin.data.sources.members import anchor
+from cswin.data.sources.recognise import recognised
 from cswin.data.sources.registry import SOURCES
 from cswin.layout import RESULTS, DataLayout, RunLayout
 
@@ -42,8 +44,15 @@ class Data(Section):
     source: Source = usual(
         "archive",
         description="`digits`: the handwritten digits of scikit-learn. `archive`: one tar or tar.gz with train/ and val/, one "
-        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: a "
-        "folder with train/ and val/, one folder per class.",
+        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `kaggle`: Kaggle's zip, tar.gz or "
+        "folder. `huggingface`: parquet or tar.gz files of the Hugging Face Hub. `webdataset`: tar shards. `wnid_tars`: one tar or "
+        "folder per WNID (ImageNet-22K). `folder`: a folder with train/ and val/, one folder per class. `auto`: the one of these that "
+        "lies at `path`. docs/data.md describes them.",
+    )
+    path: FilePath | None = Field(
+        None,
+        description="Path of the file or folder, or a pattern of files (`/data/*.tar`), for sources `kaggle`, `huggingface`, "
+        "`webdataset`, `wnid_tars` and `auto`.",
     )
     archive: FilePath | None = Field(None, description="Path of the archive, for source `archive`.")
     train_archive: FilePath | None = Field(None, description="Path of ILSVRC2012_img_train.tar, for source `ilsvrc2012`.")
@@ -68,9 +77,27 @@ class Data(Section):
         return DataLayout(Path(self.directory, self.name))
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """By key, the files and folders that must exist before the images are listed."""
+        paths = {key: getattr(self, key) for key in SOURCES[self.source].inputs}
+        return {key: anchor(path) if key == "path" else path for key, path in paths.items()}
+
+    @property
+    def own_images(self) -> Path | None:
+        """A folder of one's own, whose images stay where they are; None: the images are extracted."""
+        if self.source == "folder":
+            return Path(self.folder)
+        if self.source != "auto":
+            return None
+        path = Path(self.path)
+        source = recognised(path)  # of a folder that is gone, its fingerprint tells that it was used in place
+        in_place = not source.extracts if source else not path.exists() and self.layout.fingerprint.exists()
+        return path if in_place else None
+
+    @property
     def images(self) -> Path:
         """The folder with the images, train/ and val/ by class."""
-        return Path(self.folder) if self.source == "folder" else self.layout.images
+        return self.own_images or self.layout.images
 
 
 class Model(Section):

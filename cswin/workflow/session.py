@@ -91,7 +91,7 @@ class Session:
         A folder of one's own has none: the manifest is made again when names, sizes or dates of its files have changed since.
         """
         data = self.settings.data
-        if data.source != "folder":
+        if data.own_images is None:
             return [str(self.data.extracted)]
         if self.snakemake.plans and folder_changed(data.images, self.data.fingerprint):
             self.snakemake.force(self.data.manifest)

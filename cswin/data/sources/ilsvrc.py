@@ -99,10 +99,18 @@ class Ilsvrc2012(Source):
 
     kind = "ilsvrc2012"
     inputs = {key: f"the official {name}" for name, key in OFFICIAL.items()}
+    called = "one of the official ILSVRC2012 files"
+    in_archive = re.compile(r"n\d{8}\.tar|(.*/)?ILSVRC2012_val_\d{8}\.JPEG")
+    in_folder = re.compile("|".join(map(re.escape, OFFICIAL)))
     title = "ILSVRC2012"
 
     def __init__(self, train: Path, val: Path, devkit: Path):
         self.train, self.val, self.devkit = train, val, devkit
+
+    @classmethod
+    def at(cls, path: Path) -> Ilsvrc2012:
+        folder = path if path.is_dir() else path.parent
+        return cls(*(folder / name for name in OFFICIAL))
 
     @cached_property
     def truth(self) -> Devkit:

@@ -1,1 +1,0 @@
-# A folder of one's own with train/ and val/ by class: nothing to extract.
