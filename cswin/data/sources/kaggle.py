@@ -20,7 +20,7 @@ from cswin.errors import UserError
 
 SOLUTION = "LOC_val_solution.csv"
 _TOPS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
-_IMAGE = re.compile(rf"(?:(?:{'|'.join(_TOPS)})/)?(train|val)/(?:(n\d{{8}})/)?([^/.][^/]*)")
+_IMAGE = re.compile(r"(?:(?:.*/)?Data/CLS-LOC/|CLS-LOC/)?(train|val)/(?:(n\d{8})/)?([^/.][^/]*)")
 _ROW = re.compile(r"(n\d{8})( .*)?")
 
 
@@ -69,6 +69,10 @@ class Kaggle(Source):
             _ = self.solution  # before 150 GB are read
         root, folders = (self.root, SPLITS) if self.path.is_dir() else (self.path, ())
         for member in members(root, cursor, lambda name: _IMAGE.fullmatch(name) is not None, folders):
+            if member.name.endswith(".tar.gz"):
+                raise UserError(
+                    f"{member.place}: is an archive in an archive; unpack {self.path.name}, and set data.path to this file"
+                )
             match = _IMAGE.fullmatch(member.name)
             if match and match[1] in splits:
                 class_name = match[2] or self._class_of(match[1], match[3], member.place)
