@@ -45,6 +45,9 @@ def _configure_manifest(steps) -> None:
     parser.add_argument("--expect-val", type=_count, metavar="N", help="expected number of validation images")
     parser.add_argument("--expect-classes", type=_count, metavar="N", help="expected number of classes")
     parser.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="default: %(default)s")
+    parser.add_argument(
+        "--on-duplicate", choices=("report", "fail"), default="report", help="images with equal bytes (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="list of images that cannot be decoded, with reasons (CSV)")
     parser.add_argument(
         "--shard-mb", type=_count, default=1024, metavar="N", help="target size of a shard in MiB (default: %(default)s)"
@@ -150,6 +153,7 @@ def _manifest(args, console) -> None:
         args.shard_mb,
         args.seed,
         args.workers or usable_cores(),
+        args.on_duplicate,
     )
     summary = write_manifest(args.images, args.output, args.summary, console, options)
     if args.fingerprint:

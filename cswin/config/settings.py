@@ -69,6 +69,11 @@ class Data(Section):
         description="Treatment of files that cannot be decoded: `fail` lists them and stops, `skip` lists them and leaves them "
         "out.",
     )
+    on_duplicate: Literal["report", "fail"] = Field(
+        "report",
+        description="Treatment of images with equal bytes, within train or val or in both: `report` counts them, in manifest.json and "
+        "on the data page; `fail` lists them and stops.",
+    )
     keep_images: bool = Field(True, description="Keep the extracted images after the conversion.")
 
     @property
