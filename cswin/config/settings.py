@@ -95,8 +95,11 @@ class Data(Section):
         if self.source != "auto":
             return None
         path = Path(self.path)
-        source = recognised(path)  # of a folder that is gone, its fingerprint tells that it was used in place
-        in_place = not source.extracts if source else not path.exists() and self.layout.fingerprint.exists()
+        if path.is_dir():
+            source = recognised(path)
+            in_place = source is not None and not source.extracts
+        else:  # of a folder that is gone, its fingerprint tells that it was used in place
+            in_place = not path.exists() and self.layout.fingerprint.exists()
         return path if in_place else None
 
     @property

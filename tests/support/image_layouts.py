@@ -131,14 +131,14 @@ def shards(folder: Path) -> Layout:
 
 def wnid_tars(folder: Path) -> Layout:
     """A tar for each class but the last, which is a folder; 400 small images, a few of them held out."""
-    from cswin.data.sources.wnid_tars import _held_out
+    from cswin.data.sources.wnid_tars import is_held_out
 
     tree, kept = {}, image_bytes(1, size=(8, 8))
     for number, wnid in enumerate(CLASSES):
         names = [f"{wnid}_{n}.JPEG" for n in range(50 if number else 300)]
         files = {name: kept + f"{number} {name}".encode() for name in names}
         for name, data in files.items():
-            tree[f"{'val' if _held_out(wnid, name) and name != names[0] else 'train'}/{wnid}/{name}"] = data
+            tree[f"{'val' if is_held_out(wnid, name) and name != names[0] else 'train'}/{wnid}/{name}"] = data
         if number < 2:
             write_tar(folder / f"fall11/{wnid}.tar", files)
         else:

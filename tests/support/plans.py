@@ -28,6 +28,7 @@ LATER = {
 # Keys that no value of can be changed alone: what is changed with them.
 TOGETHER: dict[str, dict[str, Any]] = {
     "data.source": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
+    "data.path": {"data.source": "kaggle", "data.path": "given/a.tar.gz"},
     "data.archive": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
     "data.train_archive": {"data.source": "ilsvrc2012"},
     "data.val_archive": {"data.source": "ilsvrc2012"},

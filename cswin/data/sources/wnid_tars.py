@@ -54,7 +54,7 @@ class WnidTars(Source):
                 name = member.name.rpartition("/")[2]
                 if name.startswith("."):
                     continue
-                split = "val" if images and _held_out(wnid, name) else "train"
+                split = "val" if images and is_held_out(wnid, name) else "train"
                 images, position = True, member.after["position"]
                 if split in splits:
                     after = {"class": number, "before": before, "inner": member.after, "position": before + position}
@@ -72,5 +72,5 @@ class WnidTars(Source):
         return {"held_out": held_out}
 
 
-def _held_out(wnid: str, name: str) -> bool:
+def is_held_out(wnid: str, name: str) -> bool:
     return int.from_bytes(hashlib.sha256(f"{wnid}/{name}".encode("utf-8", "surrogateescape")).digest()[:8]) % HELD_OUT == 0
