@@ -191,8 +191,9 @@ class TestHuggingFace:
             ([(b"x", None, 2)], ["cat", "dog"], {}, "0000.parquet: row 0: the label 2 is out of range (0 to 1)"),
             ([(b"x", "ILSVRC2012_val_00000001.JPEG", 1000)], None, {}, "the label 1000 is out of range (0 to 999)"),
             ([(b"x", None, -1)], None, {}, "the label -1 is out of range"),
-            ([(None, "a.jpg", 1)], None, {}, "row 0: holds no image bytes and label"),
-            ([(b"x", None, None)], None, {}, "row 0: holds no image bytes and label"),
+            ([(None, "a.jpg", 1)], None, {}, "row 0: holds no image bytes"),
+            ([(b"x", None, None)], None, {}, "row 0: holds no image bytes and no number as label"),
+            ([(b"x", None, "../../x")], None, {}, "row 0: holds no image bytes and no number as label"),
             ([(b"x", None, 1)], None, {"columns": ("img", "label")}, "has no column image (it has img, label)"),
             ([], None, {}, "0 of 0 rows can be read"),
         ],
@@ -206,6 +207,14 @@ class TestHuggingFace:
         file = tmp_path / "hub/data/train-00001-of-00002.parquet"
         file.write_bytes(file.read_bytes()[:-100])
         assert "train-00001-of-00002.parquet: is damaged or cut off" in refused(tmp_path, "huggingface", "hub")
+
+    def test_pointers_of_git_lfs(self, tmp_path):
+        layouts.parquet(tmp_path)
+        file = tmp_path / "hub/data/train-00001-of-00002.parquet"
+        file.write_bytes(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n"
+        )
+        assert "train-00001-of-00002.parquet: is a pointer of Git LFS" in refused(tmp_path, "huggingface", "hub")
 
     def test_damaged_column(self, tmp_path):
         layouts.parquet(tmp_path)

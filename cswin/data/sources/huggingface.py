@@ -41,6 +41,8 @@ class HuggingFace(Sharded):
 def _tar_images(path: Path, cursor: dict[str, Any] | None) -> Iterator[Image]:
     member = None
     for member in members(path, cursor):
+        if member.name.rpartition("/")[2].startswith("."):
+            continue
         stem, _, suffix = member.name.rpartition("/")[2].rpartition(".")
         name, wnid = official_name(stem) or (None, None)
         if wnid is None or suffix.lower() not in ("jpeg", "jpg"):
@@ -107,8 +109,8 @@ def _image(path: Path, row: int, item: dict[str, Any], names: tuple[str, ...] | 
     """Class, file name, place and bytes of a row."""
     image, label, place = item["image"], item["label"], f"{path}: row {row}"
     data, source = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
-    if not isinstance(data, bytes) or not isinstance(label, int | str):
-        raise UserError(f"{place}: holds no image bytes and label; use files in which images are embedded")
+    if not isinstance(data, bytes) or not isinstance(label, int):
+        raise UserError(f"{place}: holds no image bytes and no number as label; use files in which images are embedded")
     class_name, name = place_image(Path(source or "").stem, label, names, place)
     if name is None:
         name = f"{path.stem}_{row:07d}.{next((suffix for magic, suffix in _KINDS if data.startswith(magic)), 'jpg')}"

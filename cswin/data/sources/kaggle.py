@@ -107,4 +107,6 @@ class Kaggle(Source):
         for file in (folder / SOLUTION for folder in folders):
             if file.is_file():
                 return str(file), file.read_text(encoding="utf-8-sig", errors="replace")
-        raise UserError(f"{self.path}: {SOLUTION} is missing, which names the classes of the validation images; put it beside")
+        raise UserError(
+            f"{self.path}: {SOLUTION} is missing, which names the classes of the validation images; put it beside, unpacked"
+        )

@@ -11,6 +11,8 @@ from cswin.data.sources.members import anchor, matching_files
 from cswin.data.sources.source import SPLITS, Entry, Source, identify
 from cswin.errors import UserError
 
+_LFS = b"version https://git-lfs"
+
 
 class Image(NamedTuple):
     """An image of one file: class, name, place for messages, bytes, and the cursor in the file."""
@@ -45,7 +47,7 @@ class Sharded(Source):
         return self.path.name
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        return {os.path.relpath(file.absolute(), self.root): identify(file) for _, file in self.files}
+        return {os.path.relpath(file.absolute(), self.root): _identify(file) for _, file in self.files}
 
     def entries(self, cursor: dict[str, Any] | None = None, splits: Sequence[str] = SPLITS) -> Iterator[Entry]:
         first, before = (cursor["file"], cursor["before"]) if cursor else (0, 0)
@@ -64,6 +66,17 @@ class Sharded(Source):
             UserError: damaged files, another layout, classes that are unknown.
         """
         raise NotImplementedError
+
+
+def _identify(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_LFS))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    if head == _LFS:
+        raise UserError(f"{file}: is a pointer of Git LFS, not the file itself; fetch it: git lfs pull")
+    return identify(file)
 
 
 def _split_of(path: Path, root: Path) -> str | None:
