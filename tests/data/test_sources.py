@@ -81,6 +81,14 @@ def test_auto_takes_the_folder_of_the_official_files(tmp_path):
     assert {f"{e.split}/{e.class_name}/{e.name}": e.data for e in found.entries()} == expected
 
 
+def test_other_files_beside_those_of_the_source(tmp_path):
+    """What is set counts; auto prefers images that need no extraction."""
+    layouts.shards(tmp_path)
+    write_tree(tmp_path / "wds", {"train/cat/1.JPEG": b"x", "val/cat/1.JPEG": b"x"})
+    assert recognised(tmp_path / "wds").kind == "folder"
+    assert opened(tmp_path, {"source": "webdataset", "path": "wds"}).kind == "webdataset"
+
+
 def test_auto_does_not_guess(tmp_path):
     write_tree(tmp_path / "notes", {"a.txt": b"x", "b/c.txt": b"y"})
     assert "the layout is not known (found: a.txt, b/c.txt); set data.source" in refused(tmp_path, "auto", "notes")

@@ -20,16 +20,16 @@ def recognised(path: Path) -> type[Source] | None:
     place = Path(anchor(str(path)))
     if not place.exists():
         return None
-    return _layout(look(place), place.is_dir())[0]
+    return _layout(look(place), place.is_dir(), list(SOURCES.values()))[0]
 
 
-def _layout(names: Iterable[str], folder: bool) -> tuple[type[Source] | None, str]:
-    """The first source, in the registry's order, with a name of its own; and that name. An archive is read no further than to it."""
+def _layout(names: Iterable[str], folder: bool, sources: list[type[Source]]) -> tuple[type[Source] | None, str]:
+    """The first source with a name of its own, and that name. An archive is read no further than to that name."""
     if folder:
         names = list(names)
-        pairs = ((source, name) for source in SOURCES.values() for name in names)
+        pairs = ((source, name) for source in sources for name in names)
     else:
-        pairs = ((source, name) for name in names for source in SOURCES.values())
+        pairs = ((source, name) for name in names for source in sources)
     for source, name in pairs:
         pattern = source.in_folder if folder else source.in_archive
         if pattern is not None and pattern.fullmatch(name):
@@ -44,7 +44,8 @@ def open_source(kind: str, paths: Sequence[Path]) -> Source:
         UserError: if the first files have the layout of another source, which the message names; for `auto`, if it is not known.
     """
     cls, path = SOURCES[kind], Path(anchor(str(paths[0])))
-    found, name = _layout(look(path), path.is_dir()) if path.exists() else (None, "")
+    sources = [cls, *SOURCES.values()]
+    found, name = _layout(look(path), path.is_dir(), sources) if path.exists() else (None, "")
     if kind == "auto":
         if found is None:
             there = listed(list(look(path, 20))) if path.exists() else "nothing"

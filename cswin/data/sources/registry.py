@@ -13,6 +13,6 @@ from cswin.data.sources.source import Source
 from cswin.data.sources.webdataset import WebDataset
 from cswin.data.sources.wnid_tars import WnidTars
 
-_ALL = (Digits, Archive, Ilsvrc2012, Kaggle, HuggingFace, WebDataset, WnidTars, Folder, Auto)
+_ALL = (Digits, Archive, Kaggle, Folder, Ilsvrc2012, HuggingFace, WebDataset, WnidTars, Auto)
 SOURCES: dict[str, type[Source]] = {source.kind: source for source in _ALL}
 INPUTS = tuple(dict.fromkeys(key for source in SOURCES.values() for key in source.inputs))
