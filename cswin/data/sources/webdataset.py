@@ -26,7 +26,7 @@ class WebDataset(Sharded):
     inputs = {"path": "a folder or pattern of tar shards (/data/*.tar) with .jpg, .jpeg or .png and .cls or .json"}
     called = "the layout of WebDataset shards"
     in_archive = re.compile(r"(.*/)?[^/.]+\.cls|(.*/)?(n\d{8}_|ILSVRC2012_val_)?\d+\.json")
-    in_folder = re.compile(r".*(train|val).*\d\.tar(\.gz)?")
+    in_folder = re.compile(r"(?!.*(train|val)_images).*(train|val).*\d\.tar(\.gz)?")  # not the Hub's archives
 
     def __init__(self, path: Path):
         super().__init__(path, (".tar", ".tar.gz", ".tgz"))
