@@ -49,7 +49,7 @@ rule all:
         PAGES,
 
 
-include: f"rules/sources/{SETTINGS.data.source}.smk"
+include: f"rules/sources/{'digits' if SETTINGS.data.source == 'digits' else 'files'}.smk"
 include: "rules/data.smk"
 include: "rules/weights.smk"
 include: "rules/train.smk"

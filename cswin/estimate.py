@@ -15,7 +15,6 @@ from cswin.config.resolve import StageConfig, resolve_stage
 from cswin.config.runtime import Runtime
 from cswin.config.settings import Data, Settings
 from cswin.data.loader.batches import training_positions
-from cswin.data.sources.registry import SOURCES
 from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError
 from cswin.predictions import WEIGHT_SETS
@@ -178,7 +177,7 @@ def _results_disk(stages: list[StageEstimate]) -> int:
 def _data_disk(data: Data, images: Images) -> list[str]:
     """The disk space of archive, images and shards, as a line."""
     count, size = images.train + images.val, images.bytes
-    extracted = size + count * BLOCK / 2 if SOURCES[data.source].extracts else 0
+    extracted = size + count * BLOCK / 2 if data.own_images is None else 0
     shards = size + count * 80
     most = f"{size_text(size + extracted + shards)} together" if extracted else f"{size_text(shards)} beside the images"
     kept = "" if not extracted or data.keep_images else f", {size_text(size + shards)} after conversion"
@@ -188,7 +187,7 @@ def _data_disk(data: Data, images: Images) -> list[str]:
 
 
 def _archives_size(data: Data, count: int) -> tuple[float, str]:
-    files = [Path(path) for path in (data.archive, data.train_archive, data.val_archive) if path]
+    files = [Path(path) for path in (data.archive, data.train_archive, data.val_archive, data.path) if path]
     if files and all(file.is_file() for file in files) and (size := sum(file.stat().st_size for file in files)):
         return size, "size of " + ", ".join(map(str, files))
     return count * IMAGENET_BYTES, f"assumed: {IMAGENET_BYTES / 1000:.0f} kB an image, as in ImageNet"

@@ -4,6 +4,7 @@ from snakemake.exceptions import WorkflowError
 
 from cswin.config.resolve import dump, expectations, resolve_stage
 from cswin.convert.published import weights_layout
+from cswin.data.sources.registry import SOURCES
 from cswin.errors import UserError
 from cswin.layout import LAST, PLAN
 from cswin.workflow.job_lines import shorten_output

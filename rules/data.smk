@@ -17,10 +17,15 @@ rule manifest:
             expect_val=SETTINGS.data.expect_val,
             expect_classes=SETTINGS.data.classes,
             on_bad_image=SETTINGS.data.on_bad_image,
+            on_duplicate=(
+                None
+                if SETTINGS.data.on_duplicate == "report"
+                else SETTINGS.data.on_duplicate
+            ),
             report=DATA.bad_images,
             seed=SETTINGS.data.seed,
             fingerprint=(
-                DATA.fingerprint if SETTINGS.data.source == "folder" else None
+                None if SETTINGS.data.own_images is None else DATA.fingerprint
             ),
         ),
     shell:

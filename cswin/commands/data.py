@@ -25,20 +25,15 @@ def _configure_sources(steps) -> None:
     digits = _step(steps, "digits", _digits, "write the handwritten digits as a tar.gz in the layout of ImageNet")
     digits.add_argument("--output", type=Path, required=True, metavar="FILE")
 
-    extract = _step(steps, "extract", _extract, "extract a tar or tar.gz with train/ and val/, one folder per class")
-    extract.add_argument("--archive", type=Path, required=True, metavar="FILE")
-    _extraction_outputs(extract)
+    from cswin.data.sources.registry import INPUTS, SOURCES
 
-    ilsvrc = _step(steps, "extract-ilsvrc", _extract_ilsvrc, "extract the official files of ILSVRC2012")
-    ilsvrc.add_argument("--train-archive", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_train.tar")
-    ilsvrc.add_argument("--val-archive", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_val.tar")
-    ilsvrc.add_argument("--devkit", type=Path, required=True, metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz")
-    _extraction_outputs(ilsvrc)
-
-
-def _extraction_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for train/ and val/")
-    parser.add_argument("--receipt", type=Path, required=True, metavar="FILE", help="JSON file, written at the end")
+    extract = _step(steps, "extract", _extract, "extract the images of a source to train/ and val/, one folder per class")
+    extract.add_argument("--source", choices=SOURCES, default="archive", help="layout of the files (default: %(default)s)")
+    for key in INPUTS:
+        kinds = ", ".join(kind for kind, source in SOURCES.items() if key in source.inputs)
+        extract.add_argument(f"--{key.replace('_', '-')}", type=Path, metavar="PATH", help=f"for {kinds}")
+    extract.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for train/ and val/")
+    extract.add_argument("--receipt", type=Path, required=True, metavar="FILE", help="JSON file, written at the end")
 
 
 def _configure_manifest(steps) -> None:
@@ -50,6 +45,9 @@ def _configure_manifest(steps) -> None:
     parser.add_argument("--expect-val", type=_count, metavar="N", help="expected number of validation images")
     parser.add_argument("--expect-classes", type=_count, metavar="N", help="expected number of classes")
     parser.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="default: %(default)s")
+    parser.add_argument(
+        "--on-duplicate", choices=("report", "fail"), default="report", help="images with equal bytes (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="list of images that cannot be decoded, with reasons (CSV)")
     parser.add_argument(
         "--shard-mb", type=_count, default=1024, metavar="N", help="target size of a shard in MiB (default: %(default)s)"
@@ -123,17 +121,18 @@ def _digits(args, console) -> None:
 
 
 def _extract(args, console) -> None:
-    from cswin.data.sources.archive import Archive
     from cswin.data.sources.extraction import extract
+    from cswin.data.sources.recognise import open_source
+    from cswin.data.sources.registry import SOURCES
+    from cswin.errors import UserError
 
-    extract(Archive(args.archive), args.output, args.receipt, console)
-
-
-def _extract_ilsvrc(args, console) -> None:
-    from cswin.data.sources.extraction import extract
-    from cswin.data.sources.ilsvrc import Ilsvrc2012
-
-    extract(Ilsvrc2012(args.train_archive, args.val_archive, args.devkit), args.output, args.receipt, console)
+    keys = list(SOURCES[args.source].inputs) or ["archive"]  # the digits are packed in an archive
+    if missing := [f"--{key.replace('_', '-')}" for key in keys if getattr(args, key) is None]:
+        raise UserError(f"{' and '.join(missing)}: missing; source {args.source!r} needs the path")
+    source = open_source(args.source, [getattr(args, key) for key in keys])
+    if not source.extracts:
+        raise UserError(f"{source.title}: the images are used where they are; there is nothing to extract")
+    extract(source, args.output, args.receipt, console)
 
 
 def _manifest(args, console) -> None:
@@ -154,6 +153,7 @@ def _manifest(args, console) -> None:
         args.shard_mb,
         args.seed,
         args.workers or usable_cores(),
+        args.on_duplicate,
     )
     summary = write_manifest(args.images, args.output, args.summary, console, options)
     if args.fingerprint:

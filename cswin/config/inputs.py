@@ -28,9 +28,9 @@ def missing_inputs(settings: Settings) -> list[str]:
     """
     data, lines = settings.data, []
     if not data.layout.manifest.exists():
-        for key, what in SOURCES[data.source].inputs.items():
-            path = getattr(data, key)
+        for key, path in data.inputs.items():
             if not Path(path).exists():
+                what = SOURCES[data.source].inputs[key]
                 lines.append(
                     f"data.{key}: {path} is missing: {what}; put it there, or name its place: --config 'data={{{key}: /path}}'"
                 )

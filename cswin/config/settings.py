@@ -29,6 +29,8 @@ from cswin.config.fields import (
 )
 from cswin.config.runtime import Runtime
 from cswin.convert.published import PREFIX
+from cswin.data.sources.members import anchor
+from cswin.data.sources.recognise import recognised
 from cswin.data.sources.registry import SOURCES
 from cswin.layout import RESULTS, DataLayout, RunLayout
 
@@ -43,8 +45,15 @@ class Data(Section):
     source: Source = usual(
         "archive",
         description="`digits`: the handwritten digits of scikit-learn. `archive`: one tar or tar.gz with train/ and val/, one "
-        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `folder`: a "
-        "folder with train/ and val/, one folder per class.",
+        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `kaggle`: Kaggle's zip, tar.gz or "
+        "folder. `huggingface`: parquet or tar.gz files of the Hugging Face Hub. `webdataset`: tar shards. `wnid_tars`: one tar or "
+        "folder per WNID (ImageNet-22K). `folder`: a folder with train/ and val/, one folder per class. `auto`: the one of these that "
+        "lies at `path`. docs/data.md describes them.",
+    )
+    path: FilePath | None = Field(
+        None,
+        description="Path of the file or folder, or a pattern of files (`/data/*.tar`), for sources `kaggle`, `huggingface`, "
+        "`webdataset`, `wnid_tars` and `auto`.",
     )
     archive: FilePath | None = Field(None, description="Path of the archive, for source `archive`.")
     train_archive: FilePath | None = Field(None, description="Path of ILSVRC2012_img_train.tar, for source `ilsvrc2012`.")
@@ -61,6 +70,11 @@ class Data(Section):
         description="Treatment of files that cannot be decoded: `fail` lists them and stops, `skip` lists them and leaves them "
         "out.",
     )
+    on_duplicate: Literal["report", "fail"] = Field(
+        "report",
+        description="Treatment of images with equal bytes, within train or val or in both: `report` counts them, in manifest.json and "
+        "on the data page; `fail` lists them and stops.",
+    )
     keep_images: bool = Field(True, description="Keep the extracted images after the conversion.")
 
     @property
@@ -69,9 +83,30 @@ class Data(Section):
         return DataLayout(Path(self.directory, self.name))
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """By key, the files and folders that must exist before the images are listed."""
+        paths = {key: getattr(self, key) for key in SOURCES[self.source].inputs}
+        return {key: anchor(path) if key == "path" else path for key, path in paths.items()}
+
+    @property
+    def own_images(self) -> Path | None:
+        """A folder of one's own, whose images stay where they are; None: the images are extracted."""
+        if self.source == "folder":
+            return Path(self.folder)
+        if self.source != "auto":
+            return None
+        path = Path(self.path)
+        if path.is_dir():
+            source = recognised(path)
+            in_place = source is not None and not source.extracts
+        else:  # of a folder that is gone, its fingerprint tells that it was used in place
+            in_place = not path.exists() and self.layout.fingerprint.exists()
+        return path if in_place else None
+
+    @property
     def images(self) -> Path:
         """The folder with the images, train/ and val/ by class."""
-        return Path(self.folder) if self.source == "folder" else self.layout.images
+        return self.own_images or self.layout.images
 
 
 class Model(Section):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cswin.config.compare import flat
 from cswin.config.fields import Section
+from cswin.data.store.duplicates import sentence
 from cswin.progress import size_text
 from cswin.report import headline
 from cswin.report.render import render
@@ -72,6 +73,7 @@ def data_page(summary: dict[str, Any], shards: dict[str, int]) -> str:
     return render(
         "data.html",
         title="Data",
+        duplicates=sentence(summary["duplicates"]) if summary.get("duplicates") else None,
         splits=rows,
         identity=[["manifest_hash", summary["manifest_hash"]], ["seed of the order", summary.get("seed")]],
         names=list(splits),

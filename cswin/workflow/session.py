@@ -104,7 +104,7 @@ class Session:
         With data.source: folder there is none; the manifest is made again if names, sizes or dates of the files have changed.
         """
         data = self.settings.data
-        if data.source != "folder":
+        if data.own_images is None:
             return [str(self.data.extracted)]
         if self.snakemake.schedules and folder_changed(data.images, self.data.fingerprint):
             self.snakemake.force(self.data.manifest)

@@ -12,4 +12,4 @@ rule extract:
         images=IMAGES,
     shell:
         "cswin data digits --output {output.archive:q} && "
-        "cswin data extract --archive {output.archive:q} --output {params.images:q} --receipt {output.receipt:q} --log {log:q}"
+        "cswin data extract --source digits --archive {output.archive:q} --output {params.images:q} --receipt {output.receipt:q} --log {log:q}"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from image_trees import read_tree, small_files, tar_bytes, write_tar, write_tree
 
-import cswin.data.sources.archive as archive_module
+import cswin.data.sources.members as archive_module
 from cswin.data.sources.archive import Archive
 from cswin.data.sources.extraction import extract as extract_source
+from cswin.data.sources.recognise import open_source
 from cswin.data.sources.tree_writer import remove_tree
 from cswin.errors import UserError
 from cswin.progress import Console
@@ -143,7 +144,8 @@ def test_gzip_with_a_wrong_checksum(tmp_path):
 
 KILLED = """
 import os, signal, sys
-import cswin.data.sources.archive as archive
+import cswin.data.sources.members as archive
+from cswin.data.sources.archive import Archive
 from cswin.data.sources.extraction import extract
 from cswin.progress import Console
 from pathlib import Path
@@ -156,7 +158,7 @@ def read_data(*args):
     return read(*args)
 archive.read_data = read_data
 folder = Path(sys.argv[2])
-extract(archive.Archive(Path(sys.argv[1])), folder / "images", folder / "receipt.json", Console(), journal_seconds=0)
+extract(Archive(Path(sys.argv[1])), folder / "images", folder / "receipt.json", Console(), journal_seconds=0)
 """
 
 
@@ -293,7 +295,9 @@ def test_other_layouts_are_recognised_at_their_first_member(tmp_path, monkeypatc
     monkeypatch.setattr(
         archive_module, "files", lambda *args: (seen.append(member.name) or member for member in members(*args))
     )
-    message = refused(write_tar(tmp_path / f"a.{suffix}", files), tmp_path)
+    with pytest.raises(UserError) as caught:
+        open_source("archive", [write_tar(tmp_path / f"a.{suffix}", files)])
+    message = str(caught.value)
     assert words in message and seen == [next(iter(files))]
 
 

@@ -3,9 +3,11 @@
 import io
 import json
 
+import image_layouts as layouts
 import numpy as np
 import pytest
-from image_trees import WNIDS, small_files, write_ilsvrc, write_tar, write_tree
+from conftest import shorten
+from image_trees import small_files, write_ilsvrc, write_tar, write_tree
 from PIL import Image
 
 from cswin.cli import main
@@ -116,21 +118,55 @@ def folder_source(folder):
     return {"source": "folder", "folder": "mine"}, FILES
 
 
+def auto_folder(folder):
+    data, expected = layouts.own_folder(folder)
+    return {"source": "auto", "path": data["folder"]}, expected
+
+
+def auto_parquet(folder):
+    data, expected = layouts.parquet(folder)
+    return data | {"source": "auto"}, expected
+
+
+SOURCES = [archive_source, ilsvrc_source, folder_source, *layouts.NEW, auto_folder, auto_parquet]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [archive_source, ilsvrc_source, folder_source])
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_source_goes_through_the_rules(workspace, source):
     """From the source to dataset.json by Snakemake: every image once, in its class; then there is nothing left to do."""
     settings, expected = source(workspace.path)
-    settings |= {"name": "flowers", "classes": 3, "expect_train": 15, "expect_val": 6}
+    counts = {f"expect_{split}": sum(name.startswith(split) for name in expected) for split in ("train", "val")}
+    settings |= {"name": "flowers", "classes": 3, **counts}
     workspace.edit("config/config.yaml", lambda config: config.update(data=settings))
     target = "data/flowers/dataset.json"
     workspace.snakemake("--cores", "2", target)
     dataset = Dataset.load(workspace.path / target)
-    assert dataset.class_names == WNIDS
+    assert dataset.class_names == tuple(sorted({name.split("/")[1] for name in expected}))
     for split in ("train", "val"):
         rows = list(read_rows(dataset, split, np.arange(dataset.images(split))))
         found = sorted((dataset.class_names[label], image) for _, label, image in rows)
         assert found == sorted((name.split("/")[1], image) for name, image in expected.items() if name.startswith(split))
-    kept = settings["source"] == "folder" or settings["keep_images"]
-    assert (workspace.path / ("mine" if settings["source"] == "folder" else "data/flowers/images")).exists() == kept
+    in_place = "mine" in (settings.get("folder"), settings.get("path"))
+    kept = in_place or settings.get("keep_images", True)
+    assert (workspace.path / ("mine" if in_place else "data/flowers/images")).exists() == kept
+    assert (workspace.path / "data/flowers/images").exists() == (kept and not in_place)
     assert workspace.planned(target) == {}
+
+
+@pytest.mark.slow
+def test_from_a_source_without_a_validation_set_to_the_table(workspace):
+    """ImageNet-22K's layout, one image of 100 held out; every other source gives a tree of the same form."""
+    settings, expected = layouts.wnid_tars(workspace.path)
+
+    def edit(values):
+        shorten(values)
+        values |= {"data": {"name": "fall11", "classes": 3, **settings}, "stages": {"only": {"start_epoch": 0, "epochs": 2}}}
+
+    workspace.edit("config/config.yaml", edit)
+    workspace.snakemake("--cores", "2")
+    table = (workspace.path / "results/final_acc.csv").read_text().splitlines()
+    assert len(table) == 2 and "only" in table[1]
+    summary = json.loads((workspace.path / "data/fall11/manifest.json").read_text())
+    assert summary["splits"]["val"]["images"] == sum(name.startswith("val/") for name in expected) > 0
+    assert workspace.planned() == {}

@@ -1,5 +1,9 @@
 """The official ILSVRC2012 files in small: labels through the devkit, counts promised by it, going on after a kill."""
 
+import gzip
+import hashlib
+import itertools
+
 import numpy as np
 import pytest
 from image_trees import ILSVRC_IDS, WNIDS, meta_mat, read_tree, small_files, tar_bytes, write_ilsvrc, write_tar
@@ -11,6 +15,7 @@ from cswin.errors import UserError
 from cswin.progress import Console
 
 FILES = small_files(5, 3)
+KEYS = ("train", "val", "devkit")
 
 
 def extract(train, val, devkit, folder, **options):
@@ -128,3 +133,53 @@ def test_meta_mat_that_is_none(tmp_path):
     kit = {"a/meta.mat": bytes(np.arange(200, dtype=np.uint8)), "a/ILSVRC2012_validation_ground_truth.txt": b"1\n"}
     with pytest.raises(UserError, match=r"meta\.mat cannot be read"):
         read_devkit(write_tar(tmp_path / "kit.tar.gz", kit))
+
+
+def publish(monkeypatch, *paths):
+    """As if these were the published files."""
+    facts = {
+        key: (path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest()) for key, path in zip(KEYS, paths, strict=True)
+    }
+    monkeypatch.setattr(ilsvrc, "PUBLISHED", facts)
+
+
+def test_published_files_are_checked_while_they_are_read(tmp_path, monkeypatch):
+    *paths, expected = write_ilsvrc(tmp_path, FILES)
+    publish(monkeypatch, *paths)
+    assert extract(*paths, tmp_path)["md5_as_published"] == list(KEYS)
+    assert read_tree(tmp_path / "images") == expected
+
+
+def test_files_of_another_size_are_not_compared(tmp_path):
+    *paths, _ = write_ilsvrc(tmp_path, FILES)
+    assert extract(*paths, tmp_path)["md5_as_published"] == []
+
+
+def damage(path):
+    """Change a byte in the middle of an image, where nothing else sees it; pack the devkit again."""
+    data = bytearray(path.read_bytes())
+    if path.name.endswith("gz"):
+        data = gzip.compress(gzip.decompress(data), 1)
+    else:
+        data[2000] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", range(3))
+def test_changed_bytes_in_a_published_file(tmp_path, monkeypatch, damaged):
+    *paths, _ = write_ilsvrc(tmp_path, FILES)
+    publish(monkeypatch, *paths)
+    damage(paths[damaged])
+    message = refused(*paths, tmp_path)
+    assert f"{paths[damaged]}: its MD5 is" in message and "that of the published file is" in message
+
+
+@pytest.mark.parametrize(("damaged", "read"), [(0, 4), (1, 18)])
+def test_changed_bytes_before_an_interruption(tmp_path, monkeypatch, damaged, read):
+    """The part that was extracted before is read again for the MD5."""
+    *paths, _ = write_ilsvrc(tmp_path, FILES)
+    publish(monkeypatch, *paths)
+    damage(paths[damaged])
+    cursor = [entry.cursor for entry in itertools.islice(Ilsvrc2012(*paths).entries(), read)][-1]
+    with pytest.raises(UserError, match=r"its MD5 is \w+, that of the published file is \w+; fetch it again"):
+        list(Ilsvrc2012(*paths).entries(cursor))

@@ -11,7 +11,8 @@ import pytest
 from image_trees import WNIDS, image_bytes, small_files, write_tree
 from PIL import Image
 
-from cswin.data.store.manifest import load_summary, read_manifest, shard_rows, storage_order
+from cswin.data.store.duplicates import find_duplicates
+from cswin.data.store.manifest import Row, SplitRows, load_summary, read_manifest, shard_rows, storage_order
 from cswin.data.store.scan import Expected, ManifestOptions, check_image, write_manifest
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
@@ -361,3 +362,51 @@ def test_summary_that_was_edited(tmp_path):
         load_summary(tmp_path / "manifest.json")
     with pytest.raises(UserError, match="cannot be read"):
         load_summary(tmp_path / "nothing.json")
+
+
+def doubled(folder):
+    """One image of train is in val as well, under two names; two of train are equal."""
+    files = small_files(4, 2)
+    names = list(files)
+    files[f"val/{WNIDS[0]}/leak.JPEG"] = files[f"val/{WNIDS[1]}/leak.JPEG"] = files[names[0]]
+    files[f"train/{WNIDS[2]}/again,\r.JPEG"] = files[names[5]]
+    write_tree(folder / "images", files)
+    return names
+
+
+def test_duplicates_are_counted(tmp_path, capsys):
+    names = doubled(tmp_path)
+    assert manifest(tmp_path).duplicates == {"train": 1, "val": 1, "train_in_val": 1}
+    assert load_summary(tmp_path / "manifest.json").duplicates == {"train": 1, "val": 1, "train_in_val": 1}
+    said = capsys.readouterr().err
+    assert "1 images of train are also in val; 1 repeat another image of train, 1 of val" in said
+    assert f"{names[0]} = val/{WNIDS[0]}/leak.JPEG = val/{WNIDS[1]}/leak.JPEG" in said
+
+
+def test_duplicates_can_be_refused(tmp_path):
+    doubled(tmp_path)
+    assert "Remove them, or keep them with on_duplicate: report" in refused(tmp_path, on_duplicate="fail")
+
+
+def test_no_duplicates(tmp_path, capsys):
+    write_tree(tmp_path / "images", small_files(4, 2))
+    assert manifest(tmp_path, on_duplicate="fail").duplicates == {"train": 0, "val": 0, "train_in_val": 0}
+    assert "also in val" not in capsys.readouterr().err
+
+
+def test_equal_parts_of_hashes_are_no_duplicates():
+    rows = {split: SplitRows() for split in ("train", "val")}
+    for split, sha in (("train", "a" * 64), ("val", "a" * 63 + "b"), ("train", "a" * 64)):
+        rows[split].add(Row(f"{split}/x", "x", 0, 1, 1, 1, sha))
+    assert find_duplicates(rows).counts == {"train": 1, "val": 0, "train_in_val": 0}
+    assert find_duplicates({split: SplitRows() for split in ("train", "val")}).first == []
+
+
+def test_a_summary_from_before_duplicates_were_counted(tmp_path):
+    """It is read as it was, with the same hash."""
+    write_tree(tmp_path / "images", small_files(4, 2))
+    before, file = manifest(tmp_path), tmp_path / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["duplicates"]
+    file.write_text(json.dumps(content))
+    assert load_summary(file).duplicates is None and load_summary(file).manifest_hash == before.manifest_hash

@@ -128,6 +128,8 @@ def test_data_page_counts_and_escapes(dataset):
     summary["class_names"][3] = "<script>alert(3)</script>"
     page = data_page(summary, {"train": 1, "val": 1})
     assert "<script>" not in page
+    assert "0 images of train are also in val; 0 repeat another image of train, 0 of val." in page
+    assert "also in val" not in data_page(summary | {"duplicates": None}, {"train": 1, "val": 1})
     counts, _, by_class = Tables(page).tables
     assert counts[1][:2] == ["train", "1,437"] and counts[2][:2] == ["val", "360"]
     labels = np.bincount(dataset.index("train").labels)

@@ -28,6 +28,7 @@ LATER = {
 # Keys that cannot be changed alone, with the changes that belong to them.
 TOGETHER: dict[str, dict[str, Any]] = {
     "data.source": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
+    "data.path": {"data.source": "kaggle", "data.path": "given/a.tar.gz"},
     "data.archive": {"data.source": "archive", "data.archive": "given/a.tar.gz"},
     "data.train_archive": {"data.source": "ilsvrc2012"},
     "data.val_archive": {"data.source": "ilsvrc2012"},

@@ -24,7 +24,15 @@ SHELL = r'    shell:\n((?: *".*"\n)+)'
 
 def test_every_value_in_every_shell_command_is_quoted():
     """`:q` is Snakemake's quoting; a number of threads needs none, nor does what is quoted already."""
-    quoted = {"threads", "params.promised", "params.cleanup", "params.previous", "params.launcher", "params.limit"}
+    quoted = {
+        "threads",
+        "params.paths",
+        "params.promised",
+        "params.cleanup",
+        "params.previous",
+        "params.launcher",
+        "params.limit",
+    }
     rules = commands = 0
     for file in [ROOT / "Snakefile", *ROOT.glob("rules/**/*.smk")]:
         text = file.read_text()
@@ -59,7 +67,7 @@ def odd_workspace(folder: Path, data: dict, odd: str = ODD, **values) -> Workspa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["archive", "ilsvrc2012", "folder"])
+@pytest.mark.parametrize("source", ["archive", "ilsvrc2012", "folder", "kaggle", "auto"])
 def test_whole_workflow_with_odd_names(snakemake, tmp_path, source):
     """With a stub in the place of `cswin`, which writes its files where the command line says."""
     given = tmp_path / f"given {ODD}"
@@ -70,6 +78,8 @@ def test_whole_workflow_with_odd_names(snakemake, tmp_path, source):
         Path(data[key]).write_text(key)
     if source == "folder":
         data["folder"] = str(given / "images")
+    if source == "auto":  # used in place
+        data["path"] = str(given / "images")
     (given / f"weights {ODD}").write_text("weights")
     workspace = odd_workspace(tmp_path, data, pretrained=str(given / f"weights {ODD}"))
     code, said = snakemake(workspace.path, "--cores", "4")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cswin.class_names import match_classes, read_class_names
-from cswin.data.sources.archive import Archive
 from cswin.data.sources.folder import class_folders, class_images, read_file
+from cswin.data.sources.recognise import open_source
 from cswin.data.store.dataset import Dataset, read_rows
 from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
@@ -130,7 +130,7 @@ def _archive_rows(path: Path, split: str, class_names: Sequence[str]) -> Iterato
     """Its classes are only seen while it is read: none that is strange can be left out."""
     labels: dict[str, int] = {}
     position = None
-    for position, entry in enumerate(Archive(path).entries(splits=[split])):
+    for position, entry in enumerate(open_source("archive", [path]).entries(splits=[split])):
         if entry.class_name not in labels:
             labels |= match_classes([entry.class_name], class_names, path)[0]
         yield position, labels[entry.class_name], entry.data, entry.place

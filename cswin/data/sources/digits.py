@@ -33,6 +33,7 @@ class Digits(Archive):
 
     kind = "digits"
     inputs = {}
+    in_archive = None
     classes = 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ class Folder(Source):
 
     kind = "folder"
     inputs = {"folder": "a folder with train/<class>/ and val/<class>/"}
+    called = "a folder with train/<class>/ and val/<class>/"
+    in_folder = re.compile(r"(train|val)/[^/]+/[^/]+")
     extracts = False
 
     def __init__(self, folder: Path):

@@ -8,6 +8,8 @@ sorted order.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import re
 from collections import Counter
@@ -17,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cswin.data.sources.checksum import Hashed
 from cswin.data.sources.source import LISTED, SPLITS, Entry, Source, identify
 from cswin.data.sources.tar_reader import Member, damage, files, is_gzip, open_archive, read_data
 from cswin.distributed.cores import usable_cores
@@ -26,6 +29,11 @@ OFFICIAL = {  # name of a file -> its key in the configuration
     "ILSVRC2012_img_train.tar": "train_archive",
     "ILSVRC2012_img_val.tar": "val_archive",
     "ILSVRC2012_devkit_t12.tar.gz": "devkit",
+}
+PUBLISHED = {  # bytes and MD5 of the files; the size of the devkit is not checked
+    "train": (147_897_477_120, "1d675b47d978889d74fa0da5fadfb00e"),
+    "val": (6_744_924_160, "29b22e2961454d5413ddabcf34fc5622"),
+    "devkit": (None, "fa75699e90414af021442c21a62c3abf"),
 }
 _META = "meta.mat"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -95,18 +103,33 @@ def _read_synsets(path: Path, data: bytes) -> tuple[dict[int, str], dict[str, in
 
 
 class Ilsvrc2012(Source):
-    """The three official files. The inner tars are read in place, so nothing is written twice."""
+    """The three official files. The inner tars are read in place, so nothing is written twice.
+
+    An archive of the published size must have the published MD5, which is computed while it is read. Where one of the archives has
+    that size, the devkit must have its MD5 as well.
+    """
 
     kind = "ilsvrc2012"
     inputs = {key: f"the official {name}" for name, key in OFFICIAL.items()}
+    called = "one of the official ILSVRC2012 files"
+    in_archive = re.compile(r"n\d{8}\.tar|(.*/)?ILSVRC2012_val_\d{8}\.JPEG")
+    in_folder = re.compile("|".join(map(re.escape, OFFICIAL)))
     title = "ILSVRC2012"
 
     def __init__(self, train: Path, val: Path, devkit: Path):
         self.train, self.val, self.devkit = train, val, devkit
 
+    @classmethod
+    def at(cls, path: Path) -> Ilsvrc2012:
+        folder = path if path.is_dir() else path.parent
+        return cls(*(folder / name for name in OFFICIAL))
+
     @cached_property
     def truth(self) -> Devkit:
         """The content of the devkit; read once."""
+        if self._published():
+            with self.devkit.open("rb") as file:
+                _check_md5("devkit", self.devkit, hashlib.file_digest(file, "md5").hexdigest())
         return read_devkit(self.devkit)
 
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -124,12 +147,27 @@ class Ilsvrc2012(Source):
 
     def complete(self, counts: dict[str, int]) -> dict[str, Any]:
         _check_counts(self.train, self.val, self.truth, counts)
-        return {}
+        return {"md5_as_published": self._published()}
+
+    def _published(self) -> list[str]:
+        """The archives of the published size; with one of them the devkit."""
+        archives = {"train": self.train, "val": self.val}
+        found = [key for key, path in archives.items() if path.stat().st_size == PUBLISHED[key][0]]
+        return [*found, "devkit"] if found else []
+
+    @contextlib.contextmanager
+    def _checked(self, key: str, path: Path) -> Iterator[Any]:
+        """An archive; at its end its MD5 is compared."""
+        with open_archive(path, usable_cores()) as stream:
+            hashed = Hashed(stream) if key in self._published() else None
+            yield hashed or stream
+            if hashed:
+                _check_md5(key, path, hashed.hexdigest())
 
     def _train_images(self, cursor: dict[str, Any]) -> Iterator[Entry]:
         train, classes = self.train, self.truth.train_images
         header, resume = cursor["outer"], cursor["inner"]
-        with open_archive(train, usable_cores()) as stream:
+        with self._checked("train", train) as stream:
             for class_tar in files(train, stream, header):
                 match = _CLASS_TAR.fullmatch(class_tar.parts[-1])
                 if match is None or match[1] not in classes:
@@ -149,10 +187,15 @@ class Ilsvrc2012(Source):
 
     def _val_images(self, start: int) -> Iterator[Entry]:
         before = self.train.stat().st_size
-        with open_archive(self.val, usable_cores()) as stream:
+        with self._checked("val", self.val) as stream:
             for member in files(self.val, stream, start):
                 after = {"part": "val", "next": member.next, "position": before + member.next}
                 yield _entry("val", _val_wnid(self.val, member, self.truth), self.val, stream, member, after)
+
+
+def _check_md5(key: str, path: Path, found: str) -> None:
+    if found != PUBLISHED[key][1]:
+        raise UserError(f"{path}: its MD5 is {found}, that of the published file is {PUBLISHED[key][1]}; fetch it again")
 
 
 def _entry(split: str, class_name: str, path: Path, stream, member: Member, cursor: dict[str, Any]) -> Entry:

@@ -14,8 +14,8 @@ LISTED = 10  # names in one message
 LAYOUT = "the layout is train/<class>/<image> and val/<class>/<image>"
 FLAT_VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 SORT_VALIDATION = (
-    "the validation images have no class folders, as in Kaggle's layout and in the official archive: move each into a folder named "
-    "after its class (Kaggle's LOC_val_solution.csv names it), or use the official files with data.source: ilsvrc2012"
+    "the validation images have no class folders, as in Kaggle's layout and in the official archive: set data.source: kaggle (with "
+    "LOC_val_solution.csv, which names their classes), or use the official files with data.source: ilsvrc2012"
 )
 
 
@@ -46,12 +46,23 @@ class Source:
         inputs: the required keys of the data section, and what their paths contain. The constructor takes the paths in this order.
         extracts: whether the images must be copied to a folder before the conversion.
         classes: their number, if the source determines it.
+        called: its layout, in messages.
+        in_archive, in_folder: match names of files, with `/`, that occur in no other layout in an archive or a folder; None: the
+            layout cannot be in one.
     """
 
     kind: ClassVar[str]
     inputs: ClassVar[dict[str, str]]
     extracts: ClassVar[bool] = True
     classes: ClassVar[int | None] = None
+    called: ClassVar[str] = ""
+    in_archive: ClassVar[re.Pattern | None] = None
+    in_folder: ClassVar[re.Pattern | None] = None
+
+    @classmethod
+    def at(cls, path: Path) -> Source:
+        """The source whose files are at `path`, where its layout was recognised."""
+        return cls(path)
 
     @property
     def title(self) -> str:

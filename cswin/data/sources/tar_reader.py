@@ -105,8 +105,19 @@ def is_gzip(path: Path) -> bool:
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC or (len(head) == 512 and not any(head)):
         return False
     if head.startswith(_ZIP_MAGIC):
-        raise UserError(f"{path}: is a zip file; unpack it, and set data.source: folder")
+        raise UserError(
+            f"{path}: is a zip file; unpack it, and set data.source: folder; Kaggle's is read with data.source: kaggle"
+        )
     raise UserError(f"{path}: is neither a tar nor a tar.gz file; is the download complete, is it the right file?")
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip does; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -91,6 +91,9 @@ class Summary:
         splits: train and val.
         formats: number of files of each kind ("JPEG RGB", "PNG RGBA", …).
         skipped: number of images that could not be decoded and were left out.
+        duplicates: see `duplicates.Duplicates`; None in files that were written before they were counted.
+
+    The hash does not cover `formats`, `skipped` and `duplicates`: they follow from the rows.
     """
 
     rows_file: str
@@ -101,6 +104,7 @@ class Summary:
     splits: dict[str, Split]
     formats: dict[str, int]
     skipped: int
+    duplicates: dict[str, int] | None = None
 
     @property
     def manifest_hash(self) -> str:
@@ -140,7 +144,7 @@ def load_summary(path: Path) -> Summary:
     if "manifest" in content:
         return _planned(path, content)
     splits = {name: Split(**{**facts, "counts": tuple(facts["counts"])}) for name, facts in content["splits"].items()}
-    fields = {key: content[key] for key in Summary.__dataclass_fields__}
+    fields = {key: content[key] for key in Summary.__dataclass_fields__ if key in content or key != "duplicates"}
     summary = Summary(**{**fields, "splits": splits, "class_names": tuple(content["class_names"])})
     if summary.manifest_hash != content["manifest_hash"]:
         raise UserError(f"{path}: was edited, its hash does not match; run `cswin data manifest` again")
@@ -174,9 +178,14 @@ def storage_order(seed: int, split: str, images: int) -> np.ndarray:
 
 
 class SplitRows:
-    """The rows of a split as text, sorted by class and name; about 200 bytes of memory each."""
+    """The rows of a split as text, sorted by class and name; about 200 bytes of memory each.
+
+    Attributes:
+        keys: the first 64 bits of each hash.
+    """
 
     def __init__(self):
+        self.keys = array("Q")
         self._text, self._ends = bytearray(), array("q", [0])
         self._buffer = io.StringIO(newline="")
         self._csv = csv.writer(self._buffer, lineterminator="\n")
@@ -188,8 +197,15 @@ class SplitRows:
         (self._quoting if "\r" in row.path else self._csv).writerow(row)
         self._text += self._buffer.getvalue().encode("utf-8", "surrogateescape")
         self._ends.append(len(self._text))
+        self.keys.append(int(row.sha256[:16], 16))
         self._buffer.seek(0)
         self._buffer.truncate()
+
+    def row(self, number: int) -> Row:
+        """A row, in the order in which they were added."""
+        text = self._text[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogateescape")
+        path, class_name, label, size, width, height, sha = next(csv.reader(io.StringIO(text, newline="")))
+        return Row(path, class_name, int(label), int(size), int(width), int(height), sha)
 
     def stored(self, split: str, seed: int) -> Iterator[memoryview]:
         """The text of the rows in storage order."""

@@ -22,6 +22,7 @@ from cswin.atomic import atomic_path
 from cswin.data.images.decode import decode_rgb
 from cswin.data.sources.folder import check_class_folders, class_folders, image_names
 from cswin.data.sources.source import LISTED, listed
+from cswin.data.store.duplicates import find_duplicates, judge
 from cswin.data.store.manifest import SPLITS, Row, Split, SplitRows, Summary, shard_count, write_rows
 from cswin.errors import BadImage, UserError
 from cswin.progress import Console
@@ -48,6 +49,7 @@ class ManifestOptions:
         shard_mb: target size of a shard, MiB.
         seed: of the order in which rows are stored.
         workers: threads.
+        on_duplicate: "report" says how many images are there more than once, "fail" stops.
     """
 
     expected: Expected = Expected()
@@ -56,6 +58,7 @@ class ManifestOptions:
     shard_mb: int = 1024
     seed: int = 0
     workers: int = 1
+    on_duplicate: str = "report"
 
 
 USUAL = ManifestOptions()
@@ -146,11 +149,24 @@ def write_manifest(
             with ThreadPoolExecutor(options.workers, thread_name_prefix="manifest") as pool:
                 for files in _scan_images(images, scan, pool, 2 * options.workers):
                     progress.update(files)
-            rows_sha256 = write_rows(raw, {split: tally.rows for split, tally in scan.tallies.items()}, options.seed)
+            rows = {split: tally.rows for split, tally in scan.tallies.items()}
+            rows_sha256 = write_rows(raw, rows, options.seed)
         _judge_bad_images(images, scan, options, console)
+        duplicates = find_duplicates(rows)
+        judge(duplicates, images, options.on_duplicate, console)
     splits = {name: _split(tally, options.shard_mb) for name, tally in scan.tallies.items()}
     kinds = dict(sorted(scan.kinds.items()))
-    summary = Summary(output.name, rows_sha256, options.seed, options.shard_mb, tuple(classes), splits, kinds, len(scan.bad))
+    summary = Summary(
+        output.name,
+        rows_sha256,
+        options.seed,
+        options.shard_mb,
+        tuple(classes),
+        splits,
+        kinds,
+        len(scan.bad),
+        duplicates.counts,
+    )
     summary.save(summary_path)
     return summary
 
