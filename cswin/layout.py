@@ -10,6 +10,7 @@ from pathlib import Path
 
 RESULTS = Path("results")  # of all runs, in the workflow's folder
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+SUITE = Path("suite.yaml")  # which test sets are there; in the workflow's folder
 AT_WORK = Path(".snakemake/at_work.json")  # locked, and names the process, as long as a snakemake runs jobs in the folder
 IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # no stage can have one of these names
 CHECKPOINT, RECORD, STATE = "checkpoint.safetensors", "record.json", "state"  # in a stage's folder
@@ -64,6 +65,7 @@ class RunLayout:
     runtime = _named("config/runtime.yaml")
     expectations = _named("config/expectations.yaml")
     stages = _named("config/stages.yaml")
+    suite = _named("suite.csv")
 
     def stage(self, name: str) -> StageLayout:
         """A stage's files."""
