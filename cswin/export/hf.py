@@ -1,4 +1,4 @@
-"""`cswin export hf`: a folder as it lies on Hugging Face's hub, with the files that timm and others read."""
+"""`cswin export hf`: a folder for Hugging Face's hub, with the files that timm and others read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Source:
 
     @classmethod
     def find(cls, path: Path) -> Source:
-        """What lies around a checkpoint: card and evaluation, if it is a stage's.
+        """A checkpoint's file with the card and the evaluation beside it, if it is a stage's.
 
         Raises:
             UserError: if the evaluation is of another checkpoint.

@@ -59,7 +59,7 @@ def open_suite(file: Path, class_names: tuple[str, ...]) -> dict[str, Labelled]:
         UserError: one line for each dataset that is missing, another one, or not complete; if the checkpoint has other classes.
     """
     if class_names != tuple(imagenet_words()):
-        raise UserError(f"{file}: judges checkpoints with the 1,000 classes of ImageNet-1K in their order (n01440764, n01443537, …), "
+        raise UserError(f"{file}: a suite judges checkpoints with the 1,000 classes of ImageNet-1K in their order (n01440764, n01443537, …), "
                         f"this one has {len(class_names):,}: {listed(list(class_names))}")  # fmt: skip
     suite: Suite = validated(Suite, read_yaml(file) or {}, f"{file}: ")
     sources, problems = {}, []
@@ -87,7 +87,7 @@ def judge_suite(sources: Mapping[str, Labelled], evaluator: Evaluator, which: st
     scores = []
     for key, source in sources.items():
         sets = [one for one in SETS if one.data == key and (source.names or not one.real)]
-        subsets = {one.classes for one in sets}
+        subsets = dict.fromkeys(one.classes for one in sets)  # in the same order on all ranks, which gather them one by one
         found = evaluator(source, {str(s): View(which, class_indices(s) if s else None) for s in subsets})
         for one in sets:
             predictions = found[str(one.classes)]
@@ -136,5 +136,5 @@ def _require_numbers(path: Path, source: Labelled) -> None:
             raise UserError("it does not know them")
         validation_numbers(source.names())
     except UserError as error:
-        raise UserError(f"{path}: ReaL's labels go by the names of the image files, and {error}; give the folder, or a dataset.json "
+        raise UserError(f"{path}: ReaL's labels belong to names of image files, and {error}; give the folder, or a dataset.json "
                         "with its manifest, or set real: false") from error  # fmt: skip

@@ -146,7 +146,7 @@ def test_names_that_are_not_those_of_imagenet(tmp_path):
     for number, name in enumerate(("photo.jpg", "ILSVRC2012_val_00050001.JPEG")):
         folder = tree(tmp_path / f"val{number}", {WNIDS[0]: [name]})
         found = refusal(suite_file(tmp_path, validation=folder, partial=True))
-        assert f"{folder}: ReaL's labels go by the names of the image files, and {name!r} is not the name" in found
+        assert f"{folder}: ReaL's labels belong to names of image files, and {name!r} is not the name" in found
         assert "set real: false" in found
         assert open_suite(suite_file(tmp_path, validation=folder, partial=True, real=False), WNIDS)["validation"].images == 1
 
