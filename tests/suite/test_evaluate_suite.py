@@ -1,5 +1,8 @@
 """`cswin evaluate --suite` on files: figures counted by hand, from a network that always says the same; datasets that are refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,8 @@ from image_trees import image_bytes, write_tar, write_tree
 from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
 from cswin.class_names import imagenet_words
 from cswin.cli import main
+from cswin.config.resolve import dump
+from cswin.config.runtime import Runtime
 from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.errors import UserError
 from cswin.model.variants import Architecture
@@ -192,3 +197,24 @@ def test_the_shipped_example_names_every_key():
         line[2:].split(":")[0] for line in text.splitlines() if line.startswith(("# classes_from:", "# real:", "# partial:"))
     }
     Suite.model_validate(given)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path, checkpoint):
+    """Also where one of them has no image of a set's classes."""
+    val = tree(tmp_path / "val", {WNIDS[970]: [validation(2), validation(3)], WNIDS[6]: [validation(1)]})
+    file = suite_file(tmp_path, validation=val, imagenet_r=tree(tmp_path / "r", {WNIDS[1]: ["a.jpg"]}), partial=True)
+    texts = []
+    for devices in (1, 2):
+        runtime, output = tmp_path / f"{devices}.yaml", tmp_path / f"{devices}.csv"
+        runtime.write_text(
+            dump(
+                Runtime(device_target="CPU", devices=devices, batch_size=1, eval_batch_size=2, workers=1, worker_kind="thread")
+            )
+        )
+        arguments = ["--checkpoint", checkpoint, "--suite", file, "--runtime", runtime, "--output", output]
+        command = [sys.executable, "-m", "cswin", "evaluate", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        texts.append(output.read_text())
+    assert texts[0] == texts[1] and texts[0].count("\n") == 1 + 5
