@@ -46,6 +46,7 @@ class Source:
         Raises:
             UserError: if the evaluation is of another checkpoint.
         """
+        path = path.absolute()
         stage, run = StageLayout(path.parent), RunLayout(path.parent.parent)
         if path != stage.checkpoint or not stage.record.is_file():
             return cls(path, None, None)

@@ -121,6 +121,14 @@ def test_the_card_of_the_run_with_its_figures(run, tmp_path, capsys):
     assert f"README.md from {run / 'README.md'}, with the figures of its evaluation" in capsys.readouterr().out
 
 
+def test_the_card_is_found_from_the_stage_s_folder(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run / "one")
+    assert main(["export", "hf", str(tmp_path / "hub"), "--checkpoint", "checkpoint.safetensors"]) == 0
+    assert (
+        f"README.md from {run / 'README.md'}, with the figures" in capsys.readouterr().out and CARD in read(tmp_path / "hub")[1]
+    )
+
+
 def test_figures_of_another_checkpoint_are_refused(run, tmp_path, capsys):
     save(run / "one/checkpoint.safetensors", trained="again")
     assert main(["export", "hf", str(tmp_path / "hub"), "--checkpoint", str(run / "one/checkpoint.safetensors")]) == 2
