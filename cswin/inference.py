@@ -52,7 +52,7 @@ class Predictor:
 
         @ms.jit(**backend.jit_options)
         def forward(images, matrices, vectors):
-            return network(images, network.cut(matrices, vectors))
+            return network.outputs(images, network.cut(matrices, vectors))
 
         self._forward = forward
 
@@ -68,10 +68,15 @@ class Predictor:
 
     def logits(self, weights: tuple[Tensor, Tensor], images: np.ndarray) -> np.ndarray:
         """(n, C, H, W) float32, n up to the batch size -> (n, classes) float32."""
+        return self.outputs(weights, images)[1]
+
+    def outputs(self, weights: tuple[Tensor, Tensor], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same, but first the pooled features, which the head classifies: (n, channels of the last stage) float32."""
         n = len(images)
         if n < self.batch_size:
             images = np.concatenate([images, np.zeros((self.batch_size - n, *self.image_shape), images.dtype)])
-        return self._forward(Tensor(images), *weights).asnumpy()[:n]
+        pooled, logits = self._forward(Tensor(images), *weights)
+        return pooled.asnumpy()[:n], logits.asnumpy()[:n]
 
     def compile(self) -> None:
         """Compile the graph before the first call of `logits`."""
@@ -88,15 +93,30 @@ class Predictor:
 class WeightedCSWin(nn.Cell):
     """The network with weights as its own parameters, for export: images (B, C, H, W) -> logits.
 
-    It uses the formulation with plain operations, which every runtime has.
+    Args:
+        arch: the architecture.
+        weights: float32, by parameter name.
+        formulation: as for `CSWin`; by default the one with plain operations, which every runtime has.
+
+    Raises:
+        UserError: if names or shapes differ from those of the network.
     """
 
-    def __init__(self, arch: Architecture, weights: Mapping[str, np.ndarray]):
+    def __init__(self, arch: Architecture, weights: Mapping[str, np.ndarray], formulation: str | None = "Ascend"):
         super().__init__()
-        self.network = CSWin(arch, formulation="Ascend")
+        self.network = CSWin(arch, formulation=formulation)
         check_parameters({name: value.shape for name, value in weights.items()}, self.network.layout.shapes)
         buffers = self.network.layout.pack(weights)
         self.matrices, self.vectors = (Parameter(Tensor(buffers[group]), name=group) for group in GROUPS)
 
     def construct(self, images):
         return self.network(images, self.network.cut(self.matrices, self.vectors))
+
+
+class FeatureMaps(WeightedCSWin):
+    """A backbone for detection and segmentation, as timm's `features_only`: images (B, C, H, W) -> four maps, see
+    `CSWin.feature_maps`. Its weights are parameters, so they can be trained further.
+    """
+
+    def construct(self, images):
+        return self.network.feature_maps(images, self.network.cut(self.matrices, self.vectors))

@@ -11,6 +11,7 @@ from pathlib import Path
 RESULTS = Path("results")  # of all runs, in the workflow's folder
 WEIGHTS = Path("weights")  # published weights, shared by all runs in the workflow's folder
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+SUITE = Path("suite.yaml")  # which test sets are available; in the workflow's folder
 AT_WORK = Path(".snakemake/at_work.json")  # locked while a snakemake runs jobs in the folder; names its process
 IN_RUN = ("config", "expectations", "logs", "runtime", "stages")  # reserved: no stage can have these names
 CHECKPOINT, RECORD, STATE = "checkpoint.safetensors", "record.json", "state"  # in a stage's folder
@@ -66,6 +67,7 @@ class RunLayout:
     expectations = _named("config/expectations.yaml")
     stages = _named("config/stages.yaml")
     weights = _named("config/weights.json")  # which published weights the first stage starts from
+    suite = _named("suite.csv")
 
     def stage(self, name: str) -> StageLayout:
         """A stage's files."""

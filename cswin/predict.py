@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from scipy.special import softmax
 
+from cswin.atomic import atomic_path
 from cswin.checkpoint import Checkpoint
 from cswin.class_names import words
 from cswin.data.images.decode import as_frame, decode_rgb
@@ -38,10 +39,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The result for a file: the best classes, most probable first, or `error` with the reason why there are none."""
+    """The result for a file: the best classes, most probable first, and the pooled features (C,) float32, which the head classifies;
+    or `error` with the reason why there are none."""
 
     path: Path
     guesses: tuple[Guess, ...] = ()
+    features: np.ndarray | None = None
     error: str | None = None
 
 
@@ -110,21 +113,21 @@ class Classifier:
         self.weights = self.predictor.on_device(weights)
         self.batch_size, self.class_names = batch_size, checkpoint.record.class_names
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(n, C, H, W) float32, n up to the batch size -> (n, classes) float64.
+    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, C, H, W) float32, n up to the batch size -> pooled features (n, channels) float32, probabilities (n, classes) float64.
 
         Raises:
             UserError: if they are not finite.
         """
-        logits = self.predictor.logits(self.weights, images).astype(np.float64)
+        features, logits = self.predictor.outputs(self.weights, images)
+        logits = logits.astype(np.float64)
         if not np.isfinite(logits).all():
             raise UserError(f"the network's outputs are not finite with the {self.which} weights: its training has diverged, take an "
                             "earlier checkpoint")  # fmt: skip
-        return softmax(logits, axis=1)
+        return features, softmax(logits, axis=1)
 
-    def guesses(self, images: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
+    def guesses(self, probabilities: np.ndarray, top_k: int) -> list[tuple[Guess, ...]]:
         """The best classes of each image; classes with equal probability are in the order of their numbers."""
-        probabilities = self.probabilities(images)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             tuple(Guess(int(i), self.class_names[i], words(self.class_names[i]), float(row[i])) for i in labels)
@@ -215,5 +218,19 @@ def _predict_batch(batch: list[tuple[Path, Future]], classifier: Classifier, top
             results.append(Prediction(path, error=str(error)))
         except Exception as error:  # an unexpected error in one file must not stop the others
             results.append(Prediction(path, error=f"cannot be decoded: {type(error).__name__}: {error}"))
-    guesses = iter(classifier.guesses(np.stack(images), top_k)) if images else iter(())
-    return [result if result.error else Prediction(result.path, next(guesses)) for result in results]
+    found = iter(())
+    if images:
+        features, probabilities = classifier.outputs(np.stack(images))
+        found = zip(classifier.guesses(probabilities, top_k), features, strict=True)
+    return [result if result.error else Prediction(result.path, *next(found)) for result in results]
+
+
+def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
+    """Write an NPZ file: `files` (n,) text, `features` (n, channels) float32.
+
+    Args:
+        path: the file.
+        features: pooled features (channels,) by the name of the image's file.
+    """
+    with atomic_path(path) as temporary:
+        np.savez(temporary, files=np.array([*features], np.str_), features=np.array([*features.values()], np.float32))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,18 @@ class Predictions:
             "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN
             "top1_whole_batches": 100 * int(self.right1[:whole].sum()) / whole if whole else None,
         }
+
+
+class View(NamedTuple):
+    """What is judged: a set of weights, on all images, or on those of some classes, which alone compete then.
+
+    Attributes:
+        weights: name of the set.
+        classes: (k,) int64, ascending; None: all.
+    """
+
+    weights: str
+    classes: np.ndarray | None = None
 
 
 def save_predictions(path: Path, results: Mapping[str, Predictions], class_names: Sequence[str]) -> None:

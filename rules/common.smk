@@ -6,7 +6,8 @@ from cswin.config.resolve import dump, expectations, resolve_stage
 from cswin.convert.published import weights_layout
 from cswin.data.sources.registry import SOURCES
 from cswin.errors import UserError
-from cswin.layout import LAST, PLAN
+from cswin.layout import LAST, PLAN, SUITE
+from cswin.suite.sets import IMAGES as TEST_IMAGES
 from cswin.workflow.job_lines import shorten_output
 from cswin.workflow.resources import launcher, options, time_limit
 from cswin.workflow.session import Session
@@ -45,5 +46,6 @@ PAGES = [RUN.page(name) for name in ("table", "configuration", "data", "provenan
 
 CONVERSIONS = 8  # shards that one job converts at the same time
 VAL = SETTINGS.data.expect_val or 50_000  # for time limits; else ImageNet's
+SUITE_IMAGES = sum(TEST_IMAGES.values())
 ALL = VAL + (SETTINGS.data.expect_train or 1_281_167)
 CLEANUP = options(remove_images=None if SETTINGS.data.keep_images else DATA.images)

@@ -25,6 +25,27 @@ rule evaluate:
         "--per-class {output.per_class:q} --confusions {output.confusions:q} > {log:q} 2>&1"
 
 
+# On request: the last stage's checkpoint on further test sets, as far as suite.yaml (like docs/suite.yaml) says where they are.
+rule suite:
+    input:
+        record=STAGES[-1].record,
+        checkpoint=ancient(STAGES[-1].checkpoint),
+        datasets=SUITE,
+    output:
+        RUN.suite,
+    log:
+        RUN.log("suite"),
+    threads: JOBS.cores
+    resources:
+        **JOBS.on_devices(),
+        runtime=JOBS.minutes(SUITE_IMAGES, 25),
+    params:
+        runtime=RUNTIME,
+    shell:
+        "cswin evaluate --checkpoint {input.checkpoint:q} --suite {input.datasets:q} --runtime {params.runtime:q} "
+        "--output {output:q} > {log:q} 2>&1"
+
+
 rule table:
     input:
         evaluations=[stage.evaluation for stage in STAGES],

@@ -11,7 +11,7 @@ from cswin.data.loader.labelled import open_labelled
 from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
-from cswin.evaluate import evaluate_checkpoint
+from cswin.evaluate import Evaluator
 from cswin.predictions import Predictions
 
 pytestmark = pytest.mark.slow
@@ -32,9 +32,8 @@ def test_every_source_gives_the_workflow_s_figures(finished_run, stage, place):
     source = open_labelled(data / place, "val", checkpoint.record.class_names, classes_from)
     assert source.note is None
     runtime = Runtime(eval_batch_size=77, workers=1, worker_kind="thread")  # 360 is no multiple of it
-    figures = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])[
-        "ema"
-    ].figures()
+    evaluator = Evaluator(checkpoint, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])
+    figures = evaluator(source)["ema"].figures()
     wanted = json.loads((stage / "evaluation.json").read_text())["ema"]
     for key in ("n", "right1", "right5"):
         assert figures[key] == wanted[key]
@@ -46,15 +45,10 @@ def test_an_image_that_was_not_judged_is_noticed(finished_run, stage, monkeypatc
     source = open_labelled(finished_run.path / "data/digits/dataset.json", "val", checkpoint.record.class_names)
     three = Predictions(np.zeros(3, np.int32), np.zeros((3, 5), np.int32), np.zeros(3), np.arange(3))
     monkeypatch.setattr("cswin.evaluate.judge", lambda *_: {"raw": three, "ema": three})  # as if a device had lost its share
+    runtime = Runtime(workers=1, worker_kind="thread")
+    evaluator = Evaluator(checkpoint, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])
     with pytest.raises(RuntimeError, match="3 of 360 images were judged"):
-        evaluate_checkpoint(
-            checkpoint,
-            source,
-            checkpoint.record.preprocessing,
-            Runtime(workers=1, worker_kind="thread"),
-            ALONE,
-            BACKENDS["CPU"],
-        )
+        evaluator(source)
 
 
 def test_strange_classes_are_named(tmp_path):

@@ -17,6 +17,7 @@ PLACES = {
     "results/a/config/s.yaml": RUN.config("s"),
     "results/a/config/runtime.yaml": RUN.runtime,
     "results/a/config/expectations.yaml": RUN.expectations,
+    "results/a/suite.csv": RUN.suite,
     "results/a/logs/train_s.log": RUN.log("train_s"),
     "results/a/s/checkpoint.safetensors": RUN.stage("s").checkpoint,
     "results/a/s/record.json": RUN.stage("s").record,

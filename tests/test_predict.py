@@ -58,19 +58,23 @@ def test_probabilities_are_the_softmax_of_the_averaged_network(checkpoint, class
     images = np.random.default_rng(1).normal(size=(2, 3, 32, 32)).astype(np.float32)
     logits = network(ms.Tensor(images), cut(network, checkpoint.ema)).asnumpy().astype(np.float64)
     wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier.probabilities(images), wanted, rtol=1e-5)
-    for guesses, row in zip(classifier.guesses(images, 3), wanted, strict=True):
+    np.testing.assert_allclose(classifier.outputs(images)[1], wanted, rtol=1e-5)
+    for guesses, row in zip(classified(classifier, images, 3), wanted, strict=True):
         assert [g.label for g in guesses] == sorted(range(7), key=lambda i: -row[i])[:3]
         assert [g.name for g in guesses] == [NAMES[g.label] for g in guesses]
         np.testing.assert_allclose([g.probability for g in guesses], np.sort(row)[::-1][:3], rtol=1e-5)
-    assert len(classifier.guesses(images, 100)[0]) == 7
+    assert len(classified(classifier, images, 100)[0]) == 7
+
+
+def classified(classifier, images, top_k):
+    return classifier.guesses(classifier.outputs(images)[1], top_k)
 
 
 def test_a_network_that_has_diverged_is_refused(checkpoint, classifier, monkeypatch):
     broken = dict(checkpoint.ema) | {"norm.bias": np.full(64, np.nan, np.float32)}
     monkeypatch.setattr(classifier, "weights", classifier.predictor.on_device(broken))
     with pytest.raises(UserError, match="outputs are not finite with the ema weights"):
-        classifier.guesses(np.zeros((1, 3, 32, 32), np.float32), 1)
+        classifier.outputs(np.zeros((1, 3, 32, 32), np.float32))
 
 
 def save_all(folder):
@@ -157,7 +161,7 @@ def test_broken_files_stop_nothing(tmp_path, classifier):
         if i % 2:
             assert prediction.error and not prediction.guesses, prediction.path
         else:
-            alone = classifier.guesses(normalised(picture(i // 2))[None].astype(np.float32), 2)[0]
+            alone = classified(classifier, normalised(picture(i // 2))[None].astype(np.float32), 2)[0]
             assert prediction.error is None and [g.label for g in prediction.guesses] == [g.label for g in alone]
             np.testing.assert_allclose([g.probability for g in prediction.guesses], [g.probability for g in alone], rtol=1e-4)
     assert list(predict([tmp_path / "text.jpg"], classifier, reader, 2, 1))[0].error
@@ -219,7 +223,7 @@ def test_command(tmp_path, checkpoint, classifier, capsys, monkeypatch):
     picture(0).save(images / "a.png")
     picture(1).save(os.fsdecode(os.fsencode(images) + b"/b\xff.png"))
     (images / "c.jpg").write_text("not an image")
-    wanted = [classifier.guesses(normalised(picture(i))[None].astype(np.float32), 7)[0] for i in range(2)]
+    wanted = [classified(classifier, normalised(picture(i))[None].astype(np.float32), 7)[0] for i in range(2)]
 
     assert run(images / "a.png", "--checkpoint", path, "--top-k", 7) == 0
     out = capsys.readouterr().out.splitlines()
@@ -227,11 +231,18 @@ def test_command(tmp_path, checkpoint, classifier, capsys, monkeypatch):
     assert out == [str(images / "a.png"), *(f"  {100 * g.probability:6.2f} %  {WORDS.get(g.name, g.name)}" for g in wanted[0])]
 
     monkeypatch.setattr("cswin.predict.Classifier", lambda *_: classifier)  # is compiled already
-    assert run(images, "--checkpoint", path, "--top-k", 2, "--output", tmp_path / "p.csv") == 1
+    features = ["--features", tmp_path / "f.npz"]
+    assert run(images, "--checkpoint", path, "--top-k", 2, "--output", tmp_path / "p.csv", *features) == 1
     with (tmp_path / "p.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(r["file"].rsplit("/")[-1], r["rank"]) for r in rows] == [
         ("a.png", "1"), ("a.png", "2"), ("b\\xff.png", "1"), ("b\\xff.png", "2"), ("c.jpg", "")]  # fmt: skip
+    with np.load(tmp_path / "f.npz") as saved:
+        assert [name.rsplit("/")[-1] for name in saved["files"]] == ["a.png", "b\\xff.png"]
+        assert saved["features"].dtype == np.float32 and saved["features"].shape == (2, ARCH.dims[3])
+        logits = saved["features"] @ checkpoint.ema["head.weight"].T + checkpoint.ema["head.bias"]
+        assert [g.label for g in wanted[0]] == np.argsort(-logits[0]).tolist()
+        np.testing.assert_allclose(np.exp(logits[1]).max() / np.exp(logits[1]).sum(), wanted[1][0].probability, rtol=1e-4)
     best = [g.name for guesses in wanted for g in guesses[:2]]
     assert [(r["name"], r["words"]) for r in rows[:4]] == [(name, WORDS.get(name, name)) for name in best]
     assert rows[4]["error"] and not rows[0]["error"]
@@ -272,6 +283,7 @@ def test_wrong_arguments(tmp_path, checkpoint):
     for arguments, message in (
         (["--checkpoint", tmp_path / "none.ckpt"], "none.ckpt: is not a file"),
         (["--checkpoint", tmp_path / "m.safetensors", "--top-k", 0], "--top-k"),
+        (["--checkpoint", tmp_path / "m.safetensors", "--features", tmp_path / "f.csv"], "give it the suffix .npz"),
         (["--checkpoint", tmp_path / "m.safetensors", "--crop-ratio", 2], "crop_ratio"),
         (["--checkpoint", tmp_path / "m.safetensors", "--device-target", "Ascend"], "device Ascend 0 cannot be used"),
         (["--checkpoint", tmp_path / "m.safetensors", "--output", tmp_path / "no" / "a.csv"], "cannot be written"),

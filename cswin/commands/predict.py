@@ -30,6 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: the screen)")
     parser.add_argument("--format", choices=("screen", "csv", "jsonl"),
                         help="default: by the suffix of --output (.csv or .jsonl), otherwise screen")  # fmt: skip
+    parser.add_argument("--features", type=Path, metavar="FILE.npz",
+                        help="write the pooled features of each image, which the head classifies, as NPZ")  # fmt: skip
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images per forward pass (default: 32)")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core, at most 16)")
     parser.add_argument("--crop-ratio", type=float, metavar="RATIO", help="crop ratio (default: that of the checkpoint)")
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from cswin.atomic import atomic_path
     from cswin.checkpoint import load_checkpoint
     from cswin.data.sources.source import listed
-    from cswin.predict import Classifier, ImageReader, find_images, predict
+    from cswin.predict import Classifier, ImageReader, find_images, predict, save_features
     from cswin.progress import Console
 
     _check(args)
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     classifier = Classifier(checkpoint, min(args.batch, len(paths)), backend, args.which)
     workers = args.workers or min(os.cpu_count() or 1, MOST_WORKERS)
     kind = args.format or SUFFIX_FORMATS.get(args.output.suffix.lower() if args.output else "", "screen")
-    failed = 0
+    failed, features = 0, {}
     with ExitStack() as stack:
         console = stack.enter_context(Console())
         console.say(f"{args.checkpoint}: {classifier.which} weights")
@@ -81,9 +83,13 @@ def run(args: argparse.Namespace) -> int:
             if prediction.error:
                 failed += 1
                 console.say(f"{shown(prediction.path)}: {prediction.error}")
+            elif args.features:
+                features[shown(prediction.path)] = prediction.features
             write(prediction)
             if progress:
                 progress.update(1)
+    if args.features:
+        save_features(args.features, features)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -93,6 +99,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, value in (("--top-k", args.top_k), ("--batch", args.batch), ("--workers", args.workers)):
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} must be at least 1")
+    if args.features and args.features.suffix != ".npz":
+        raise UserError(f"--features {args.features}: is written as NPZ; give it the suffix .npz")
 
 
 def shown(path: Path) -> str:

@@ -85,7 +85,7 @@ class CSWin(nn.Cell):
         formats, form = formats or precision("O0"), choose_formulation(formulation)
         self.arch, self.layout, self.form, self.stream = arch, Layout.of(arch), form, formats.stream
         pieces = self.layout.pieces
-        self.cut, self.cast = Cut(self.layout), ops.Cast()
+        self.cut, self.cast, self.transpose = Cut(self.layout), ops.Cast(), ops.Transpose()
         self.split_factors, self.depth, self.count = ops.Split(0, 2 * sum(arch.depth)), arch.depth, len(pieces)
         self.first = tuple(1 + sum(arch.depth[:stage]) + stage for stage in range(4))  # block of each stage among the pieces
         self.stem = ConvTokens(
@@ -115,7 +115,20 @@ class CSWin(nn.Cell):
             outputs += (x,)
         return outputs
 
-    def construct(self, x, weights, drop_path=None):
+    def feature_maps(self, x, weights):
+        """The stages' outputs as maps, as timm's `features_only`: four tensors (B, arch.dims[i], H, H), strides 4, 8, 16, 32."""
+        maps, tokens = (), self.features(x, weights)
+        for i in range(4):
+            side = self.arch.resolutions[i]
+            maps += (self.transpose(tokens[1 + i], (0, 2, 1)).reshape(-1, self.arch.dims[i], side, side),)
+        return maps
+
+    def outputs(self, x, weights, drop_path=None):
+        """Pooled features (B, arch.dims[3]), which the head classifies, and logits (B, num_classes); both float32."""
         tokens = self.features(x, weights, drop_path)[4]
         (weight,), (norm_weight, norm_bias, bias) = self.take(weights[self.count - 1], weights[2 * self.count - 1])
-        return self.head(self.norm(tokens, norm_weight, norm_bias).mean(1), weight, bias)
+        pooled = self.norm(tokens, norm_weight, norm_bias).mean(1)
+        return pooled, self.head(pooled, weight, bias)
+
+    def construct(self, x, weights, drop_path=None):
+        return self.outputs(x, weights, drop_path)[1]

@@ -142,6 +142,16 @@ VARIANTS: dict[str, Architecture] = {
 }
 
 
+def name_of(arch: Architecture) -> str | None:
+    """Its name, whatever the number of classes and channels; None if it has none."""
+    same = (
+        name
+        for name, known in VARIANTS.items()
+        if known == arch.replace(num_classes=known.num_classes, in_channels=known.in_channels)
+    )
+    return next(same, None)
+
+
 def variant(name: str) -> Architecture:
     """The architecture of that name.
 

@@ -70,6 +70,7 @@ def card(run: Run) -> str:
         last=run.last,
         dataset=run.dataset,
         figures=run.last.evaluation[_chosen(run.last)],
+        which=_chosen(run.last),
         weights=_weights(_chosen(run.last)),
         result_head=_RESULT,
         result=[_result_of(stage) for stage in run.stages],

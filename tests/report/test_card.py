@@ -15,6 +15,8 @@ from cswin.data.store.dataset import Dataset
 from cswin.report.card import Run, card
 from cswin.report.run import load_run
 
+OUTPUTS = ("model.safetensors", "FOLDER")
+USES = ("predict", "evaluate", "export", "convert-weights", "export")
 STAGES = ["stage1", "stage2", "stage3"]
 
 
@@ -108,13 +110,15 @@ def test_recipe_and_training_are_those_of_the_files(written):
 
 
 @pytest.mark.slow
-def test_commands_are_accepted_and_give_the_figures(written, capsys):
+def test_commands_are_accepted_and_give_the_figures(written, capsys, tmp_path):
     code = re.search(r"```sh\n(.*?)```", written["Use"], re.DOTALL)[1]
     commands = [shlex.split(line) for line in code.splitlines() if not line.startswith("#")]
-    assert [command[:2] for command in commands] == [["cswin", c] for c in ("predict", "evaluate", "export", "convert-weights")]
+    assert [command[:2] for command in commands] == [["cswin", c] for c in USES]
     for command in commands:
         build_parser().parse_args(command[1:])
         assert Path("results/digits/stage3/checkpoint.safetensors") in map(Path, command)
+    for command in commands[3:]:
+        assert main([*command[1:2], *(str(tmp_path / w) if w in OUTPUTS else w for w in command[2:])]) == 0
     assert main(commands[1][1:]) == 0
     top1 = re.search(r"^ema .*top1 (\S+)", capsys.readouterr().out, re.MULTILINE)[1]
     assert f"**{float(top1):.2f} %**" in written["head"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import recipes
 import yaml
 
+from cswin.cli import build_parser
 from cswin.config.resolve import load_stage
 from cswin.data.store.dataset import Dataset
 from cswin.run.history import read_history
@@ -317,3 +319,22 @@ def test_no_rule_declares_training_state(finished_run):
     assert "results/digits/stage2/checkpoint.safetensors" in outputs
     kept = ("/state", "history.jsonl", "attempts.jsonl", "lease")
     assert not [output for output in outputs if any(name in output for name in kept)]
+
+
+def test_test_sets_are_judged_on_request(workspace):
+    """suite.yaml says where they are; without it Snakemake names it."""
+    target = "results/digits/suite.csv"
+    missing = workspace.snakemake("-n", target, check=False)
+    assert (
+        missing.returncode
+        and re.search(r"affected files:\s+suite.yaml\n", missing.stdout)
+        and "Traceback" not in missing.stdout
+    )
+    (workspace.path / "suite.yaml").write_text("validation: /somewhere\n")
+    planned = workspace.planned(target)
+    assert planned["suite"] == planned["train_stage3"] == 1 and "evaluate" not in planned
+    assert "suite" not in workspace.planned()
+    command = re.search(r"cswin (evaluate --checkpoint .*--suite .*?) >", workspace.snakemake("-n", "-p", target).stdout)[1]
+    args = build_parser().parse_args(shlex.split(command))
+    assert (str(args.suite), str(args.output)) == ("suite.yaml", target)
+    assert str(args.checkpoint) == "results/digits/stage3/checkpoint.safetensors"

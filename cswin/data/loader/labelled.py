@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from cswin.class_names import match_classes, read_class_names
 from cswin.data.sources.folder import class_folders, class_images, read_file
 from cswin.data.sources.recognise import open_source
 from cswin.data.store.dataset import Dataset, read_rows
+from cswin.data.store.manifest import load_summary, read_manifest
 from cswin.data.store.shard_reader import read_image, read_index
 from cswin.errors import UserError
 from cswin.layout import DATASET
@@ -30,12 +31,16 @@ class Labelled:
         images: how many, None where only reading tells.
         manifest: hash of the dataset's manifest, None for others.
         note: how its classes were matched with the checkpoint's; None: they are the same in the same order.
+        outputs: of the checkpoint, those that the data's classes are; None where only reading tells.
+        names: reads the names of the files, by position; None: there are none, or only reading tells.
     """
 
     rows: Callable[[slice], Iterator[Row]]
     images: int | None = None
     manifest: str | None = None
     note: str | None = None
+    outputs: frozenset[int] | None = None
+    names: Callable[[], Mapping[int, str]] | None = None
 
 
 def open_labelled(path: Path, split: str, class_names: Sequence[str], classes_from: Path | None = None) -> Labelled:
@@ -87,7 +92,18 @@ def _dataset(path: Path, split: str, class_names: Sequence[str]) -> Labelled:
         for position, label, data in read_rows(dataset, split, positions[part]):
             yield position, int(outputs[label]), data
 
-    return Labelled(rows, len(positions), dataset.manifest_hash, note)
+    known = frozenset(outputs[outputs >= 0].tolist())
+    return Labelled(rows, len(positions), dataset.manifest_hash, note, known, lambda: _stored_names(dataset, split))
+
+
+def _stored_names(dataset: Dataset, split: str) -> dict[int, str]:
+    """From the manifest."""
+    path = dataset.path.parent / dataset.summary
+    summary = load_summary(path)
+    if summary.manifest_hash != dataset.manifest_hash:
+        raise UserError(f"{path}: is of other images than {dataset.path}; run `snakemake {dataset.path}`")
+    paths = (row.path for row in read_manifest(path.parent / summary.rows_file, summary))
+    return dict(enumerate(PurePosixPath(name).name for name in paths if name.startswith(f"{split}/")))
 
 
 def _shard(path: Path, names: Sequence[str], class_names: Sequence[str]) -> Labelled:
@@ -106,7 +122,7 @@ def _shard(path: Path, names: Sequence[str], class_names: Sequence[str]) -> Labe
         finally:
             os.close(descriptor)
 
-    return Labelled(rows, len(known), note=note)
+    return Labelled(rows, len(known), note=note, outputs=frozenset(outputs[index.labels[known]].tolist()))
 
 
 def _outputs(path: Path, names: Sequence[str], class_names: Sequence[str]) -> tuple[np.ndarray, str | None]:
@@ -123,7 +139,8 @@ def _folder(folder: Path, class_names: Sequence[str]) -> Labelled:
         for position, file in found[part]:
             yield position, labels[file.parent.name], read_file(file), str(file)
 
-    return Labelled(rows, len(found), note=note)
+    names = {position: file.name for position, file in found}
+    return Labelled(rows, len(found), note=note, outputs=frozenset(labels.values()), names=lambda: names)
 
 
 def _archive_rows(path: Path, split: str, class_names: Sequence[str]) -> Iterator[Row]:
