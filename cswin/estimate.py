@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from cswin.config.data import Data
 from cswin.config.resolve import StageConfig, resolve_stage
 from cswin.config.runtime import Runtime
-from cswin.config.settings import Data, Settings
+from cswin.config.settings import Settings
 from cswin.data.loader.batches import training_positions
 from cswin.data.store.manifest import load_summary
 from cswin.errors import UserError

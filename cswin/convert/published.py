@@ -64,6 +64,9 @@ PUBLISHED = {
     )
 }
 
+# By architecture: published top-1 and top-5 on ImageNet, in per cent.
+ACCURACY = {weights.arch: weights.measured for weights in PUBLISHED.values() if weights.measured}
+
 
 def find_published(name: str) -> Published:
     """The published weights of that name.

@@ -14,13 +14,13 @@ import yaml
 from cswin.atomic import atomic_path
 from cswin.checkpoint import Checkpoint, CheckpointRecord, file_sha256, load_checkpoint, save_checkpoint
 from cswin.class_names import imagenet_words, words
+from cswin.convert.published import ACCURACY
 from cswin.errors import UserError
 from cswin.layout import RunLayout, StageLayout
 from cswin.model.variants import STRIDES, name_of
 from cswin.model.weights import GROUPS, Layout
 from cswin.report.files import load_json
 from cswin.report.render import render
-from cswin.suite.published import ACCURACY
 
 _LINK = re.compile(r"\]\(([^):#]+)\)")  # to a file beside the page
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from cswin.convert.published import ACCURACY
 from cswin.data.images.preprocessing import Preprocessing
 from cswin.model.variants import Architecture, name_of
 from cswin.model.weights import GROUPS, Layout
 from cswin.report.statistics import wilson
 from cswin.report.tables import text_table
-from cswin.suite.published import ACCURACY
 from cswin.suite.suite import Score
 
 COLUMNS = (

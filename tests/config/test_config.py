@@ -11,11 +11,12 @@ import yaml
 from recipes import DIGITS, recipe
 
 from cswin.cli import main
+from cswin.config.data import Data
 from cswin.config.inputs import pretrained_file
 from cswin.config.overrides import typed_overrides
 from cswin.config.reference import json_schema, reference_text, schema_text
 from cswin.config.resolve import dump, load_settings, load_stage, parse_settings, resolve_stage
-from cswin.config.settings import STAGE_SECTIONS, Augment, Data, Evaluation, Model, Optimizer, Schedule, Settings
+from cswin.config.settings import STAGE_SECTIONS, Augment, Evaluation, Model, Optimizer, Schedule, Settings
 from cswin.data.sources.registry import SOURCES
 from cswin.errors import UserError
 from cswin.estimate import count_images, estimate_stage
