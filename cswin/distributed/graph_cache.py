@@ -2,8 +2,8 @@
 
 MindSpore numbers the cached graphs in the order of their compilation and compares nothing but source files: with another batch
 size it loads a wrong graph (seen: it fails at the first step). So graphs are kept under a digest of all that shapes them, and a
-process compiles in a fixed order, in a copy of its own. Only when all graphs are compiled does that copy become the kept one, by
-renaming: what a killed process leaves behind is never read.
+process compiles in a fixed order, in a copy of its own. This copy becomes the kept one when all graphs are compiled, by renaming, so the
+remains of a killed process are never read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ FILES, KEPT = "files.json", 50  # KEPT: graphs of so many computations, the last
 
 @contextlib.contextmanager
 def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """MindSpore takes its compiled graphs from the cache while this lasts; once in a process, since it reads the folder's name once.
+    """MindSpore takes its compiled graphs from the cache while this lasts; not in a process that has compiled graphs before.
 
     Args:
         shaped_by: all that shapes the graphs, except for sources and versions, as plain values.
@@ -38,19 +39,43 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
     if not wanted:
         yield lambda: None
         return
-    kept = _root() / "graphs" / _digest(shaped_by)
+    kept, streams, path = _root() / "graphs" / _digest(shaped_by), (sys.stderr, sys.__stderr__), list(sys.path)
+
+    def restore() -> None:  # MindSpore starts a Python of its own for the cache, which replaces these
+        sys.stderr, sys.__stderr__ = streams
+        sys.path[:] = path
+
     with tempfile.TemporaryDirectory(prefix="cswin-graphs-", ignore_cleanup_errors=True) as folder:
-        todo = [] if _take(kept, Path(folder)) else [kept]
+        todo = []
 
         def keep() -> None:
+            restore()
             while todo:
                 with contextlib.suppress(
                     OSError
-                ):  # a home that cannot be written, a full disk: the next process compiles again
+                ):  # a folder that cannot be written, a full disk: the next process compiles again
                     _keep(Path(folder), todo.pop())
 
         with _environment(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=folder):
-            yield keep
+            try:
+                if _counts_from_zero(Path(folder)) and not _take(kept, Path(folder)):
+                    todo.append(kept)
+                restore()
+                yield keep
+            finally:
+                restore()
+
+
+def _counts_from_zero(folder: Path) -> bool:
+    """Whether MindSpore uses this folder, and counts graphs from zero in it. It reads the name once in a process, and counts on."""
+    import mindspore as ms
+
+    @ms.jit
+    def first(x):
+        return x + 1.0
+
+    first(ms.Tensor(0.0, ms.float32))
+    return [file.name for file in folder.rglob("*.mindir")] == ["compile_cache_0.mindir"]
 
 
 def _root() -> Path:

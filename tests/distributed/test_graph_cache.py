@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from cswin.run.states import StateFolder
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder of kept graphs."""
     monkeypatch.setenv("CSWIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("cswin.distributed.graph_cache._counts_from_zero", lambda folder: True)
     return tmp_path / "cache/graphs"
 
 
@@ -96,7 +99,42 @@ def test_old_graphs_go(kept):
     assert compile_graph(KEPT + 2, "") == str(KEPT + 2) and compile_graph(0, "again") is None
 
 
-def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("before", "found"), [("", [0, 2, 2]), ("other(ms.Tensor(1.0))", [0, 0, 0])])
+def test_a_process_that_has_compiled_before_uses_no_cache(tmp_path, before, found):
+    """MindSpore would count on from its number, or still use the first folder; stderr stays what it was."""
+    script = tmp_path / "compile.py"
+    script.write_text(
+        f"""
+import sys
+from pathlib import Path
+import mindspore as ms
+from cswin.distributed.graph_cache import graph_cache
+
+@ms.jit
+def other(x):
+    return x * 3
+
+@ms.jit
+def wanted(x):
+    return x * 2 + {{}}
+
+streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
+with graph_cache("earlier", {bool(before)}):
+    {before or "pass"}
+with graph_cache("a") as keep:
+    assert float(wanted(ms.Tensor(3.0))) == 6
+    keep()
+    assert streams == (sys.stderr, sys.__stderr__) and path == sys.path
+""".replace(" + {}", "")
+    )
+    for kept in found:
+        environment = os.environ | {"CSWIN_CACHE": str(tmp_path / "cache"), "GLOG_v": "3"}
+        assert len(list((tmp_path / "cache").rglob("*.mindir"))) == kept
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_no_error(kept, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CSWIN_CACHE", str(tmp_path / "file"))
     assert compile_graph("a", "first") is None and compile_graph("a", "second") is None
@@ -116,7 +154,7 @@ def test_another_stage_with_the_graphs_of_the_first_computes_the_same_bits(kept,
     """Other images, seed, rates and length: with its own graphs, and with those of the first stage."""
     SmallStage(tmp_path / "first", small_dataset(tmp_path / "data"), epochs=1).train()
     graphs = {path: path.read_bytes() for path in kept.rglob("*.mindir")}
-    assert len(graphs) == 2, graphs.keys()  # the training step and the evaluation
+    assert len(graphs) == 3, graphs.keys()  # that which counts, the training step and the evaluation
     data = small_dataset(tmp_path / "other", first=5000)
     arrays, histories = [], []
     for name, cache in (("found", True), ("compiled", False)):

@@ -34,6 +34,10 @@ def test_damaged_newest_state_gives_way_to_the_one_before(tmp_path):
     data[-2000] ^= 1
     files[-1].write_bytes(data)
     files[-2].write_bytes(files[-2].read_bytes()[:-100])
+    before = contents(tmp_path)
+    looked = StateFolder(tmp_path / "state", keep=3, say=said.append).look()
+    assert looked.step == 2 and contents(tmp_path) == before and len(said) == 2
+    said.clear()
     found = StateFolder(tmp_path / "state", keep=3, say=said.append).load()
     assert found.step == 2 and np.array_equal(found.arrays["w"], state(2).arrays["w"])
     assert sum("is damaged" in line for line in said) == 2
