@@ -166,9 +166,8 @@ def test_killed_and_stopped_ranks_end_with_the_same_bits(two, dataset, tmp_path,
     assert stopped < last_state(stage).step == stage.steps() < 4 * PER_EPOCH
 
     stage.train()
-    assert compiled(tmp_path / "cache") == graphs and sorted(path.parts[-3] for path in graphs) == 2 * ["rank_0"] + 2 * [
-        "rank_1"
-    ]
+    assert compiled(tmp_path / "cache") == graphs  # of each rank: the one that counts, training step, evaluation
+    assert sorted(path.parts[-3] for path in graphs) == 3 * ["rank_0"] + 3 * ["rank_1"]
     whole, mine = last_state(two), last_state(stage)
     assert whole.arrays.keys() == mine.arrays.keys()
     for name, value in whole.arrays.items():  # weights, moments, EMA, the best epoch's weights
