@@ -179,6 +179,8 @@ def test_changed_bytes_before_an_interruption(tmp_path, monkeypatch, damaged, re
     """The part that was extracted before is read again for the MD5."""
     *paths, _ = write_ilsvrc(tmp_path, FILES)
     publish(monkeypatch, *paths)
+    cursor = [entry.cursor for entry in itertools.islice(Ilsvrc2012(*paths).entries(), read)][-1]
+    assert len(list(Ilsvrc2012(*paths).entries(cursor))) == len(FILES) - read
     damage(paths[damaged])
     cursor = [entry.cursor for entry in itertools.islice(Ilsvrc2012(*paths).entries(), read)][-1]
     with pytest.raises(UserError, match=r"its MD5 is \w+, that of the published file is \w+; fetch it again"):

@@ -15,6 +15,7 @@ from cswin.cli import main
 from cswin.data.sources.extraction import extract
 from cswin.data.sources.recognise import open_source, recognised
 from cswin.data.sources.registry import SOURCES
+from cswin.data.sources.wnid_tars import is_held_out
 from cswin.errors import UserError
 from cswin.progress import Console
 
@@ -312,6 +313,12 @@ class TestWnidTars:
         write_tree(tmp_path / "other", {"a.txt": b"x"})
         assert "holds no <WNID>.tar" in refused(tmp_path, "wnid_tars", "other")
         assert "is no folder" in refused(tmp_path, "wnid_tars", "gone")
+
+    def test_the_only_image_of_a_class_is_for_training(self, tmp_path):
+        name = next(name for name in (f"{n}.JPEG" for n in range(2000)) if is_held_out("n01440764", name))
+        write_tar(tmp_path / "tars/n01440764.tar", {name: b"x"})
+        write_tar(tmp_path / "tars/n02119789.tar", {"0.JPEG": b"x"})
+        assert {entry.split for entry in open_source("wnid_tars", [tmp_path / "tars"]).entries()} == {"train"}
 
     def test_damaged_tar(self, tmp_path):
         layouts.wnid_tars(tmp_path)
