@@ -23,16 +23,13 @@ class Data(Section):
     directory: FilePath = Field("data", description="Folder that contains all datasets.")
     source: Source = usual(
         "archive",
-        description="`digits`: the handwritten digits of scikit-learn. `archive`: one tar or tar.gz with train/ and val/, one "
-        "folder per class (the report's imagenet.tar.gz). `ilsvrc2012`: the three official files. `kaggle`: Kaggle's zip, tar.gz or "
-        "folder. `huggingface`: parquet or tar.gz files of the Hugging Face Hub. `webdataset`: tar shards. `wnid_tars`: one tar or "
-        "folder per WNID (ImageNet-22K). `folder`: a folder with train/ and val/, one folder per class. `auto`: the one of these that "
-        "lies at `path`. docs/data.md describes them.",
+        description="`archive`: one tar or tar.gz with train/ and val/, one folder per class (the report's imagenet.tar.gz). "
+        "`ilsvrc2012`: the three official files. `folder`: a folder with train/ and val/, one folder per class. `digits`: the "
+        "handwritten digits of scikit-learn. `kaggle`, `huggingface`, `webdataset`, `wnid_tars` (ImageNet-22K): see docs/data.md. "
+        "`auto`: the one that lies at `path`.",
     )
     path: FilePath | None = Field(
-        None,
-        description="Path of the file or folder, or a pattern of files (`/data/*.tar`), for sources `kaggle`, `huggingface`, "
-        "`webdataset`, `wnid_tars` and `auto`.",
+        None, description="Path of a file or folder, or a pattern (`/data/*.tar`), for the five sources named last."
     )
     archive: FilePath | None = Field(None, description="Path of the archive, for source `archive`.")
     train_archive: FilePath | None = Field(None, description="Path of ILSVRC2012_img_train.tar, for source `ilsvrc2012`.")
