@@ -27,7 +27,7 @@ FILES, KEPT = "files.json", 50  # KEPT: graphs of so many computations, the last
 
 @contextlib.contextmanager
 def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """MindSpore takes its compiled graphs from the cache while this lasts; not in a process that has compiled graphs before.
+    """MindSpore takes its compiled graphs from the cache while this lasts; once in a process.
 
     Args:
         shaped_by: all that shapes the graphs, except for sources and versions, as plain values.
@@ -39,14 +39,14 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
     if not wanted:
         yield lambda: None
         return
-    kept, streams, path = _root() / "graphs" / _digest(shaped_by), (sys.stderr, sys.__stderr__), list(sys.path)
+    streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
 
     def restore() -> None:  # MindSpore starts a Python of its own for the cache, which replaces these
         sys.stderr, sys.__stderr__ = streams
         sys.path[:] = path
 
     with tempfile.TemporaryDirectory(prefix="cswin-graphs-", ignore_cleanup_errors=True) as folder:
-        todo = []
+        cache, todo = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": folder}, []
 
         def keep() -> None:
             restore()
@@ -56,21 +56,21 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
                 ):  # a folder that cannot be written, a full disk: the next process compiles again
                     _keep(Path(folder), todo.pop())
 
-        cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": folder}
         try:
             with _environment(**cache):
-                usable = _counts_from_zero(Path(folder))
-            if usable and not _take(kept, Path(folder)):
+                number = _first_number(Path(folder))
+            kept = _root() / "graphs" / _digest([shaped_by, number])
+            if number and not _take(kept, Path(folder)):
                 todo.append(kept)
             restore()
-            with _environment(**(cache if usable else {})):
+            with _environment(**(cache if number else {})):
                 yield keep
         finally:
             restore()
 
 
-def _counts_from_zero(folder: Path) -> bool:
-    """Whether MindSpore uses this folder, and counts graphs from zero in it. It reads the name once in a process, and counts on."""
+def _first_number(folder: Path) -> str | None:
+    """The name that MindSpore gives to the next graph; None if it does not use this folder: it reads the name once in a process."""
     import mindspore as ms
 
     @ms.jit
@@ -78,7 +78,7 @@ def _counts_from_zero(folder: Path) -> bool:
         return x + 1.0
 
     first(ms.Tensor(0.0, ms.float32))
-    return [file.name for file in folder.rglob("*.mindir")] == ["compile_cache_0.mindir"]
+    return next((file.name for file in folder.rglob("*.mindir")), None)
 
 
 def _root() -> Path:

@@ -20,7 +20,7 @@ from cswin.run.states import StateFolder
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder of kept graphs."""
     monkeypatch.setenv("CSWIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("cswin.distributed.graph_cache._counts_from_zero", lambda folder: True)
+    monkeypatch.setattr("cswin.distributed.graph_cache._first_number", lambda folder: "graph 0")
     return tmp_path / "cache/graphs"
 
 
@@ -99,14 +99,20 @@ def test_old_graphs_go(kept):
     assert compile_graph(KEPT + 2, "") == str(KEPT + 2) and compile_graph(0, "again") is None
 
 
-@pytest.mark.parametrize(("before", "found"), [("", [0, 2, 2]), ("other(ms.Tensor(1.0))", [0, 0, 0])])
-def test_a_process_that_has_compiled_before_uses_no_cache(tmp_path, before, found):
-    """MindSpore would count on from its number, or still use the first folder; stderr stays what it was."""
+BEFORE = {  # what a process does before, and how many graphs are kept before each of three such processes
+    "nothing": ("", [0, 2, 2]),
+    "another graph": ("other(ms.Tensor(1.0))", [0, 2, 2]),
+    "another use": ("with graph_cache('b'): other(ms.Tensor(1.0))", [0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_the_cache_in_processes(tmp_path, before):
+    """MindSpore counts on from other graphs, and uses the first folder for ever; stderr stays what it was."""
+    code, found = BEFORE[before]
     script = tmp_path / "compile.py"
-    script.write_text(
-        f"""
+    script.write_text(f"""
 import sys
-from pathlib import Path
 import mindspore as ms
 from cswin.distributed.graph_cache import graph_cache
 
@@ -116,17 +122,15 @@ def other(x):
 
 @ms.jit
 def wanted(x):
-    return x * 2 + {{}}
+    return x * 2
 
 streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
-with graph_cache("earlier", {bool(before)}):
-    {before or "pass"}
+{code}
 with graph_cache("a") as keep:
     assert float(wanted(ms.Tensor(3.0))) == 6
     keep()
     assert streams == (sys.stderr, sys.__stderr__) and path == sys.path
-""".replace(" + {}", "")
-    )
+""")
     for kept in found:
         environment = os.environ | {"CSWIN_CACHE": str(tmp_path / "cache"), "GLOG_v": "3"}
         assert len(list((tmp_path / "cache").rglob("*.mindir"))) == kept
