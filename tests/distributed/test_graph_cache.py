@@ -124,8 +124,8 @@ def other(x):
 def wanted(x):
     return x * 2
 
-streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
 {code}
+streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
 with graph_cache("a") as keep:
     assert float(wanted(ms.Tensor(3.0))) == 6
     keep()
