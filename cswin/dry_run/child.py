@@ -1,6 +1,6 @@
 """The process that compiles: `python -m cswin.dry_run.child FOLDER WHAT CHIP`, started by `cswin.dry_run.run`.
 
-FOLDER holds stage.yaml and runtime.yaml; result.json is written there.
+FOLDER holds the files of `INPUTS`; `RESULT` is written there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from cswin.distributed.backend import Backend, simulated_backend
 from cswin.distributed.ranks import Ranks
 from cswin.distributed.worker import end_with_parent
 from cswin.errors import UserError
+
+INPUTS, RESULT = ("stage-config.yaml", "stage-runtime.yaml"), "result.json"
 
 
 class Compiler:
@@ -83,12 +85,12 @@ COMPILE = {"evaluation": compile_evaluation, "training": compile_training, "exch
 
 
 def main(folder: Path, what: str, chip: str) -> None:
-    """Compile, and write result.json: graphs, planned peak of the memory in bytes, and the reason if something failed."""
+    """Compile, and write `RESULT`: graphs, planned peak of the memory in bytes, and the reason if something failed."""
     end_with_parent()
     compiler = Compiler(folder)
     result = {"graphs": compiler.graphs, "peak": 0, "problem": None, "refused": None}
     try:
-        stage, runtime = load_stage(folder / "stage.yaml"), load_runtime(folder / "runtime.yaml")
+        stage, runtime = load_stage(folder / INPUTS[0]), load_runtime(folder / INPUTS[1])
         backend = simulated_backend(runtime, chip)
         backend.require_training(stage.optimizer.amp_level, stage.optimizer.amp_dtype)
         if runtime.devices > 1:
@@ -102,9 +104,9 @@ def main(folder: Path, what: str, chip: str) -> None:
     except UserError as error:
         result["refused"] = str(error)
     except Exception as error:  # MindSpore's errors have no common class
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-        result["problem"] = " ".join(lines[:3]) or type(error).__name__
-    (folder / "result.json").write_text(json.dumps(result))
+        reason = str(error).split("\n\n")[0]  # what follows are MindSpore's call stacks
+        result["problem"] = " ".join(reason.split()) or type(error).__name__
+    (folder / RESULT).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from cswin.config.resolve import StageConfig, dump
 from cswin.config.runtime import Runtime
 from cswin.distributed.backend import CHIPS, SIMULATION
 from cswin.dry_run.checks import Violation, violations
+from cswin.dry_run.child import INPUTS, RESULT
 from cswin.dry_run.kernels import Kernel, chosen_libraries, read_kernels
 from cswin.errors import UserError
 
@@ -106,9 +107,9 @@ def dry_run(task: Task, what: str, folder: Path, command: tuple[str, ...] = CHIL
     for place in ("ir", "ir/rank_0"):
         (folder / place).mkdir(parents=True)
         (folder / place / "actor_set").touch()  # a file where MindSpore would write much, for minutes
-    (folder / "stage.yaml").write_text(dump(task.stage))
-    (folder / "runtime.yaml").write_text(dump(task.runtime))
-    log, result = folder / "log", folder / "result.json"
+    for name, section in zip(INPUTS, (task.stage, task.runtime), strict=True):
+        (folder / name).write_text(dump(section))
+    log, result = folder / "log", folder / RESULT
     with log.open("w") as output:
         done = subprocess.run(
             [*command, folder, what, CHIPS[task.chip][0]], cwd=folder, env=_environment(folder, task.runtime.devices),
