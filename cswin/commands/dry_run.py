@@ -39,11 +39,12 @@ def run(args):
     settings = load_settings(args.config)
     runtime = settings.runtime.model_copy(update={"devices": args.devices or settings.runtime.devices})
     task = Task(resolve_stage(settings, args.stage or next(iter(settings.stages))), runtime, args.chip)
+    print(task, flush=True)
     memory, good = (args.memory or CHIPS[args.chip][1]) << 30, True
     with tempfile.TemporaryDirectory(prefix="cswin-dry-run-") as temporary:
         folder = args.keep.resolve() if args.keep else Path(temporary)
         for what in task.parts:
             compiled = dry_run(task, what, folder / what)
-            print(text(task, compiled, memory), flush=True)
+            print(text(compiled, memory), flush=True)
             good = good and succeeded(compiled, memory)
     return 0 if good else 1

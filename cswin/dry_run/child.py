@@ -19,6 +19,7 @@ from cswin.distributed.worker import end_with_parent
 from cswin.errors import UserError
 
 INPUTS, RESULT = ("stage-config.yaml", "stage-runtime.yaml"), "result.json"
+GRAPHS = "graph_build_*.ir"  # MindSpore's name of a graph as it is scheduled
 
 
 class Compiler:
@@ -34,7 +35,7 @@ class Compiler:
         started = time.monotonic()
         call()
         ms.runtime.synchronize()
-        files = {str(file) for file in (self.folder / "ir").rglob("graph_build_*.ir")}
+        files = {str(file) for file in (self.folder / "ir").rglob(GRAPHS)}
         self.graphs.append(
             {
                 "name": name,

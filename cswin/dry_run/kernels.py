@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,8 @@ def chosen_libraries(log: Path) -> dict[str, str]:
     return {operator: "/".join(sorted(names)) for operator, names in found.items()}
 
 
-def read_kernels(graphs: Iterable[Path], libraries: dict[str, str]) -> list[Kernel]:
-    """The kernels of saved graphs (graph_build_*.ir); `libraries` is from `chosen_libraries`."""
-    return [kernel for graph in graphs for kernel in _kernels(graph, libraries)]
-
-
-def _kernels(graph: Path, libraries: dict[str, str]) -> Iterator[Kernel]:
+def read_kernels(graph: Path, libraries: dict[str, str]) -> Iterator[Kernel]:
+    """The kernels of a saved graph (graph_build_*.ir); `libraries` is from `chosen_libraries`."""
     nodes = list(_nodes(graph))
     scopes = {number[1]: _scope(details) for _, line, details in nodes if (number := _NUMBER.search(line))}
     for operator, line, details in nodes:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import cswin
@@ -16,7 +17,7 @@ from cswin.config.resolve import StageConfig, dump
 from cswin.config.runtime import Runtime
 from cswin.distributed.backend import CHIPS, SIMULATION
 from cswin.dry_run.checks import Violation, violations
-from cswin.dry_run.child import INPUTS, RESULT
+from cswin.dry_run.child import GRAPHS, INPUTS, RESULT
 from cswin.dry_run.kernels import Kernel, chosen_libraries, read_kernels
 from cswin.errors import UserError
 
@@ -44,6 +45,13 @@ class Task:
     def parts(self) -> tuple[str, ...]:
         """What there is to compile: names in `cswin.dry_run.child.COMPILE`."""
         return ("evaluation", "training") + (("exchanges",) if self.runtime.devices > 1 else ())
+
+    def __str__(self) -> str:
+        optimizer, runtime = self.stage.optimizer, self.runtime
+        return (
+            f"{self.stage.run}, {self.stage.stage}: {self.stage.model.arch}, {optimizer.amp_level}, products in {self.product}, "
+            f"batch {runtime.batch_size} x {runtime.accumulation} on each of {runtime.devices} devices, chip {CHIPS[self.chip][0]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,17 +129,17 @@ def dry_run(task: Task, what: str, folder: Path, command: tuple[str, ...] = CHIL
     if values["refused"]:
         raise UserError(values["refused"])
     libraries = chosen_libraries(log)
+    kernels = {str(file): tuple(read_kernels(file, libraries)) for file in (folder / "ir").rglob(GRAPHS)}
     graphs = tuple(
-        Graph(graph["name"], graph["per_step"], graph["seconds"], tuple(read_kernels(map(Path, graph["files"]), libraries)))
+        Graph(graph["name"], graph["per_step"], graph["seconds"], sum((kernels[file] for file in graph["files"]), ()))
         for graph in values["graphs"]
     )
-    rest = () if values["problem"] is None else read_kernels(_unread(folder, graphs, values), libraries)
-    kernels = [kernel for graph in graphs for kernel in graph.kernels] + list(rest)
+    found = violations(chain.from_iterable(kernels.values()), task.product)  # also in a graph whose compilation failed later
     problem = values["problem"] or _failure(log)
-    return Compiled(what, problem, values["peak"], graphs, libraries, violations(kernels, task.product))
+    return Compiled(what, problem, values["peak"], graphs, libraries, found)
 
 
-def text(task: Task, compiled: Compiled, memory: int) -> str:
+def text(compiled: Compiled, memory: int) -> str:
     """The lines that `cswin dry-run` prints about one part; `memory` of the device is in bytes."""
     if compiled.problem:
         lines = [f"{compiled.what}: NOT COMPILED: {compiled.problem}"]
@@ -165,12 +173,6 @@ def _environment(folder: Path, devices: int) -> dict[str, str]:
         "MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": str(folder / "ir"), "MS_DEV_DUMP_IR_PASSES": "graph_build",
         "MS_OM_PATH": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }  # fmt: skip
-
-
-def _unread(folder: Path, graphs: tuple[Graph, ...], values: dict) -> list[Path]:
-    """Saved graphs of a compilation that has failed later."""
-    read = {file for graph in values["graphs"] for file in graph["files"]}
-    return [file for file in (folder / "ir").rglob("graph_build_*.ir") if str(file) not in read]
 
 
 def _failure(log: Path) -> str | None:
