@@ -33,6 +33,7 @@ COMMANDS = {
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "print parameters, MACs and memory of an architecture",
     "plan": "estimate steps, files, memory and hours of a configuration",
+    "dry-run": "compile a stage for Ascend without an NPU: kernels, memory",
     "config": "check or compare configurations; print the schema or the reference page",
 }
 
