@@ -64,6 +64,8 @@ class RunLayout:
     runtime = _named("config/runtime.yaml")
     expectations = _named("config/expectations.yaml")
     stages = _named("config/stages.yaml")
+    preflight = _named("preflight.json")  # preflight.md is beside it
+    preflight_receipt = _named("preflight.passed")  # always the same content
 
     def stage(self, name: str) -> StageLayout:
         """A stage's files."""
