@@ -17,6 +17,7 @@ from cswin.errors import UserError
 # Command -> what it does. Its code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
     "data": "make, extract, convert, verify and inspect datasets",
+    "preflight": "check the devices before a run",
     "train": "train a stage, or resume it",
     "state": "show the saved state of a stage; accept changed versions, or set the state aside",
     "evaluate": "evaluate a checkpoint, on one dataset or on ImageNet's test sets",

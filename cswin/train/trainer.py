@@ -127,7 +127,7 @@ class Trainer:
             waited += time.monotonic() - asked
             if micro_batches is None:
                 break
-            pending.append(self._step(micro_batches, epoch, step))
+            pending.append(self.take_step(micro_batches, epoch, step))
             step += 1
             reason = self._reason_to_stop(step)
             due = time.monotonic() - self.saved > 60 * self.runtime.save_minutes
@@ -145,7 +145,7 @@ class Trainer:
             return None
         return self.ranks.agree(self.run.stopping())
 
-    def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
+    def take_step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
         """One optimizer step; nothing is read back from the device."""
         rng = drop_path_rng(self.config.seed, epoch, step - epoch * self.per_epoch)
         factors = drop_path_factors(self.drop_path_rates, self.config.optimizer.global_batch, rng)
