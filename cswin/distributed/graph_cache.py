@@ -56,14 +56,17 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
                 ):  # a folder that cannot be written, a full disk: the next process compiles again
                     _keep(Path(folder), todo.pop())
 
-        with _environment(MS_COMPILER_CACHE_ENABLE="1", MS_COMPILER_CACHE_PATH=folder):
-            try:
-                if _counts_from_zero(Path(folder)) and not _take(kept, Path(folder)):
-                    todo.append(kept)
-                restore()
+        cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": folder}
+        try:
+            with _environment(**cache):
+                usable = _counts_from_zero(Path(folder))
+            if usable and not _take(kept, Path(folder)):
+                todo.append(kept)
+            restore()
+            with _environment(**(cache if usable else {})):
                 yield keep
-            finally:
-                restore()
+        finally:
+            restore()
 
 
 def _counts_from_zero(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from cswin.data.store.dataset import Dataset, read_rows
 from cswin.distributed.backend import BACKENDS
 from cswin.distributed.ranks import ALONE
 from cswin.errors import UserError
-from cswin.evaluate import evaluate_checkpoint
+from cswin.evaluate import Evaluator
 from cswin.run.history import read_history
 
 HELD, IMAGES = 137, 1437
@@ -56,7 +56,7 @@ def test_held_out_images_choose_and_are_not_trained_on(mini):
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     source = Labelled(lambda part: read_rows(dataset, "train", held[part]), HELD)
     runtime = Runtime(eval_batch_size=50, workers=1, worker_kind="thread")
-    found = evaluate_checkpoint(checkpoint, source, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])
+    found = Evaluator(checkpoint, checkpoint.record.preprocessing, runtime, ALONE, BACKENDS["CPU"])(source)
     record = json.loads((folder / "record.json").read_text())
     assert record["best_epoch"] == max(epochs, key=lambda row: row["ema"]["right1"])["epoch"]
     for which, predictions in found.items():
