@@ -43,7 +43,8 @@ rule preflight:
         config=RUN.config(FIRST),
         dataset=ancient(DATA.dataset),
         converted=DATA.converted,
-        previous=ancient(SESSION.start_of(FIRST)),
+        record=SESSION.record_before(FIRST),
+        previous=ancient(SESSION.checkpoint_before(FIRST)),
     output:
         figures=RUN.preflight,
         receipt=RUN.preflight_receipt,
@@ -55,7 +56,7 @@ rule preflight:
     params:
         launcher=launcher,
         runtime=RUNTIME,
-        previous=options(previous=next(iter(SESSION.start_of(FIRST)), None)),
+        previous=options(previous=SESSION.start_of(FIRST)),
     shell:
         "exec {params.launcher} cswin preflight --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
         "--output {output.figures:q} --receipt {output.receipt:q} --log {log:q} {params.previous}"
