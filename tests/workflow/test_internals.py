@@ -20,7 +20,13 @@ WHEN_READ = {
     "resource_settings.default_resources": "Resources",
     "resource_settings.max_threads": "int",
 }
-WHEN_PLANNED = {"dag.forcefiles": "set", "dag.needrun_jobs": "method", "dag.reason": "method", "dag.jobs": "dict_keys"}
+WHEN_PLANNED = {
+    "dag.forcefiles": "set",
+    "dag.needrun_jobs": "method",
+    "dag.reason": "method",
+    "dag.jobs": "dict_keys",
+    "persistence.input": "method",
+}
 SNAKEFILE = """
 import json, operator
 from snakemake.logging import logger
