@@ -132,8 +132,9 @@ def test_another_epsilon_or_gelu_changes_the_network(monkeypatch, fault):
     monkeypatch.setattr(golden, "FILES", ("two_branch",))
     break_layers(monkeypatch, fault)
     *network, _, _ = golden.golden(optimizer(amp_level="O0"), ALONE, CPU)
-    wanted = "passed" if fault == "none" else "failed"
-    assert {check.verdict for check in network if fault == "none" or "loss" not in check.what} == {wanted}, network
+    found = {check.what.split()[3].rstrip(",") for check in network if check.verdict == "failed"}
+    # The tanh formula is nearly exact at these activations: it changes the logits by twice their bound, the gradient by less than its.
+    assert found == {"none": set(), "epsilon": {"logits", "gradient"}, "tanh": {"logits"}}[fault], network
 
 
 @pytest.mark.parametrize("fault", ["none", "epsilon", "tanh"])
