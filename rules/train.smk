@@ -59,7 +59,7 @@ rule preflight:
         previous=options(previous=SESSION.start_of(FIRST)),
     shell:
         "exec {params.launcher} cswin preflight --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
-        "--output {output.figures:q} --receipt {output.receipt:q} --log {log:q} {params.previous}"
+        "--output {output.figures:q} --log {log:q} {params.previous}"
 
 
 # The training state is in results/<run>/<stage>/state. No rule declares it, because Snakemake deletes the declared files of a killed

@@ -1,6 +1,6 @@
 """Check the devices with the run's own network, loader and precision, before 190 hours are spent on them.
 
-It writes preflight.json and, beside it, preflight.md for people. Exit codes: 0 training may begin (with warnings, perhaps); 2 it must
+It writes preflight.json and, beside it, preflight.md for people and, if training may begin, preflight.passed. Exit codes: 0 training may begin (with warnings, perhaps); 2 it must
 not: the network computes something else (a), overflows are not handled (b), exchanges are not exact (c), or a saved state does not
 continue (g).
 """
@@ -14,14 +14,12 @@ def configure(parser):
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run's first stage")
     parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
     parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="preflight.json")
-    parser.add_argument("--receipt", type=Path, metavar="FILE", help="file to write if training may begin")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="preflight.json; the others are beside it")
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint from which the stage starts")
     parser.add_argument("--log", type=Path, help="log file")
 
 
 def run(args):
-    from cswin.atomic import atomic_path
     from cswin.config.resolve import load_runtime
     from cswin.distributed.launcher import run_on_devices
     from cswin.progress import Console
@@ -35,9 +33,6 @@ def run(args):
 
         with Console(args.log if ranks.first else None) as console:
             preflight(Stage.read(files), args.output, console, ranks)
-        if args.receipt and ranks.first:
-            with atomic_path(args.receipt) as temporary:
-                temporary.write_text("training may begin\n", encoding="utf-8")
         return 0
 
     return run_on_devices(load_runtime(args.runtime), ranks_folder, work, lambda: Stage.read(files))

@@ -5,6 +5,8 @@ All ranks call the same functions in the same order, and get the same results.
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
@@ -14,7 +16,7 @@ from cswin.distributed.memory import device_memory, host_megabytes
 from cswin.distributed.ranks import Ranks
 from cswin.estimate import device_bytes
 from cswin.preflight.result import NOTED, Check, judged, unchecked
-from cswin.preflight.site import BATCHES, Rates, Site
+from cswin.preflight.site import BATCHES, SKIPPED, Rates, Site
 from cswin.run.states import StateFolder
 from cswin.train.state import State
 
@@ -32,18 +34,17 @@ def overflow(site: Site, rates: Rates) -> list[Check]:
     weights = [parameter.asnumpy().tobytes() for parameter in step.weights]
     if ranks.rank == ranks.size - 1:
         ops.assign(step.loss_scale, Tensor(FORCED_SCALE if step.scaled else np.finfo(np.float32).max, ms.float32))
-    skipped = int(site.of_all(site.take(0)["skipped"]).sum())
-    same = [parameter.asnumpy().tobytes() for parameter in step.weights] == weights
-    kept = int(site.of_all(float(same)).sum())
-    normal = int(site.of_all(sum(figures["skipped"] for figures in rates.figures)).max())
+    skipped = int(site.of_all(np.frombuffer(site.take(0), np.float32)[SKIPPED]).sum())
+    kept = site.of_all([parameter.asnumpy().tobytes() for parameter in step.weights] == weights).all()
+    normal = int(site.of_all(rates.skipped).max())
     return [
         judged(
-            "b", "ranks that skip a step in which one rank overflows", skipped, ranks.size, skipped == kept == ranks.size,
+            "b", "ranks that skip a step in which one rank overflows", skipped, ranks.size, kept and skipped == ranks.size,
             "Do not train: the device hides overflows or the ranks do not share them, so weights would be damaged unseen. Send us this "
             "page. amp_dtype bfloat16 (A2, A3) needs no loss scale",
         ),
         judged(
-            "b", f"normal steps of {len(rates.figures)} that are skipped", normal, 0, normal == 0,
+            "b", "normal steps that are skipped", normal, 0, normal == 0,
             "Lower optimizer.loss_scale. If steps are still skipped, the device reports overflows that do not happen: send us this page",
         ),
     ]  # fmt: skip
@@ -52,9 +53,7 @@ def overflow(site: Site, rates: Rates) -> list[Check]:
 def exchanges(ranks: Ranks, all_reduce) -> list[Check]:
     """c: numbers that every rank knows in advance, through each kind of exchange.
 
-    Args:
-        ranks: all processes.
-        all_reduce: of the training step; None on one rank. A sum of small integers is exact in any order.
+    `all_reduce` is that of the training step, None on one rank. A sum of small integers is exact in any order.
     """
     what = "numbers that arrive wrong, through"
     if ranks.size == 1:
@@ -76,12 +75,8 @@ def exchanges(ranks: Ranks, all_reduce) -> list[Check]:
     if not ranks.agree("wrong" if any(wrong.values()) else None):  # it relies on exact counts
         wrong["AllGather"] = np.count_nonzero(ranks.gather(words[ranks.part]) != words)
     advice = "Do not train. Check the network between devices and nodes (hccn_tool), and that all nodes have the same versions"
-    checks = []
-    for kind, total in wrong.items():
-        others = ranks.agree("wrong" if total else None)
-        value = int(total) or ("on another rank" if others else 0)
-        checks.append(judged("c", f"{what} {kind}", value, 0, not others, advice))
-    return checks
+    anywhere = {kind: ranks.agree("on another rank" if total else None) for kind, total in wrong.items()}
+    return [judged("c", f"{what} {k}", int(n) or anywhere[k] or 0, 0, not anywhere[k], advice) for k, n in wrong.items()]
 
 
 def same_bits(site: Site, backend: Backend) -> list[Check]:
@@ -89,9 +84,8 @@ def same_bits(site: Site, backend: Backend) -> list[Check]:
     results = []
     for _ in range(2):
         site.restart()
-        figures = [repr(site.take(number)) for number in range(BATCHES)]
-        results.append((figures, site.digest()))
-    differing = int(site.of_all(float(results[0] != results[1])).sum())
+        results.append(([site.take(number) for number in range(BATCHES)], site.digest()))
+    differing = int(site.of_all(results[0] != results[1]).sum())
     expected = "should be deterministic: send us this page" if backend.deterministic else "makes no promise of equal bits"
     advice = f"Two runs will not give equal bits here, nor will a resumed one. Training is possible. This device {expected}"
     return [judged("d", f"ranks where two runs of {BATCHES} steps differ in bits", differing, 0, differing == 0, advice)]
@@ -100,22 +94,17 @@ def same_bits(site: Site, backend: Backend) -> list[Check]:
 def memory(site: Site, rates: Rates) -> list[Check]:
     """e: measured against computed."""
     runtime, config = site.trainer.runtime, site.trainer.config
-    host, requested = site.of_all(rates.host).max() / MEGA, host_megabytes(runtime.workers)
-    checks = [
-        judged(
-            "e", "host memory of a device's process with its workers, MB", round(float(host)), requested, bool(host <= requested),
-            "Request more host memory than the workflow does (--set-resources), or lower runtime.workers or runtime.prefetch",
-        )
-    ]  # fmt: skip
+    host, requested = float(site.of_all(rates.host).max()) / MEGA, host_megabytes(runtime.workers)
+    what = "host memory of a device's process with its workers, MB (bound: what its job requests)"
+    advice = "Request more host memory than the workflow does (--set-resources), or lower runtime.workers or runtime.prefetch"
+    checks = [judged("e", what, round(host), requested, host <= requested, advice)]
     if runtime.device_target == "CPU":
         return [*checks, unchecked("e", "device memory", "the CPU has no memory of its own")]
-    peak, total = site.of_all(ms.runtime.max_memory_allocated()).max() / GIBI, device_memory(runtime.device_target)
-    what = f"peak of device memory, GiB (computed: at least {device_bytes(config, runtime) / GIBI:.1f})"
-    if total is None:
-        return [*checks, Check("e", what, float(peak), None, NOTED)]
-    limit = FULL * total / GIBI
+    peak = float(site.of_all(ms.runtime.max_memory_allocated()).max()) / GIBI
+    total = (device_memory(runtime.device_target) or math.inf) / GIBI
+    what = f"peak of device memory, GiB (computed: at least {device_bytes(config, runtime) / GIBI:.1f}; bound: 90 % of the device's)"
     advice = "Halve runtime.batch_size and double runtime.accumulation: the same batches"
-    return [*checks, judged("e", what, float(peak), limit, bool(peak <= limit), advice)]
+    return [*checks, judged("e", what, peak, FULL * total, peak <= FULL * total, advice)]
 
 
 def speed(site: Site, rates: Rates) -> list[Check]:
@@ -123,9 +112,7 @@ def speed(site: Site, rates: Rates) -> list[Check]:
     batch = site.trainer.config.optimizer.global_batch
     step, loader, both = (batch / float(site.of_all(seconds).max()) for seconds in (rates.step, rates.loader, rates.both))
     wait, compiling = float(site.of_all(rates.wait).max()), float(site.of_all(site.first_step).max()) - batch / step
-    slow = (
-        "Images are prepared too slowly: raise runtime.workers, and check the disk and the cores of the job (docs/devices.md)"
-    )
+    slow = "Images are prepared too slowly: raise runtime.workers, and check the disk and the job's cores (docs/devices.md)"
     return [
         Check("f", "images/s, training step alone", step, None, NOTED),
         judged("f", "images/s, loader alone (bound: the step's)", loader, step, loader >= step, slow),
@@ -139,11 +126,8 @@ def resumption(site: Site, repeats: bool) -> list[Check]:
     """g: a saved and loaded state is the same, and so is the step after it, to the bit.
 
     The state is taken after a step and a change of the loss scale, as an overflow makes it. Before it is loaded, all values of the
-    training step are overwritten with NaN. All ranks load the file here; a stage distributes it from the first rank.
-
-    Args:
-        site: the training step.
-        repeats: whether steps give the same bits twice (check d). If not, only the state is compared.
+    training step are overwritten with NaN. All ranks load the file here; a stage distributes it from the first rank. If steps do not
+    repeat their bits (check d), only the state is compared.
     """
     step, ranks = site.step, site.ranks
     site.restart()
@@ -154,14 +138,12 @@ def resumption(site: Site, repeats: bool) -> list[Check]:
     if ranks.first:
         states.save(State(1, arrays, {}), background=False)
     ranks.agree(None)  # the file is complete
-    next_step = repr(site.take(1)), site.digest()
+    next_step = site.take(1), site.digest()
     nothing = {name: np.full_like(array, np.nan) for name, array in arrays.items()}
     step.load(nothing | states.look().arrays, running=True)
-    other = int(site.of_all(float(site.digest() != saved)).sum())
-    differing = int(site.of_all(float((repr(site.take(1)), site.digest()) != next_step)).sum())
-    advice = (
-        "Do not train: an interrupted stage would not continue as it was. Check the disk of results/, and send us this page"
-    )
+    other = int(site.of_all(site.digest() != saved).sum())
+    differing = int(site.of_all((site.take(1), site.digest()) != next_step).sum())
+    advice = "Do not train: a resumed stage would not continue as it was. Check the disk of results/, and send us this page"
     what = "ranks where the step after resumption differs in bits"
     return [
         judged("g", "ranks where a saved and loaded state differs in bits", other, 0, other == 0, advice),

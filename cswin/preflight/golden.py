@@ -65,22 +65,14 @@ def errors(golden: Mapping[str, np.ndarray], logits: np.ndarray, loss: float, gr
 
 
 def golden(settings: Optimizer, ranks: Ranks, backend: Backend) -> list[Check]:
-    """Both golden networks in the precision of the run, and two layers; the worst rank counts.
-
-    Args:
-        settings: optimizer section of the stage: number formats and loss scale.
-        ranks: all processes; each checks its own device.
-        backend: of the device.
-    """
-    formats = "float32 O0" if settings.amp_level == "O0" else f"{settings.amp_dtype} {settings.amp_level}"
-    checks = []
+    """The golden networks in the precision of the run (optimizer section), and two layers. The worst rank counts."""
+    formats, checks = "float32 O0" if settings.amp_level == "O0" else f"{settings.amp_dtype} {settings.amp_level}", []
     for name in FILES:
         with np.load(FOLDER / f"{name}.npz") as file:
             values = dict(file)
-        found = _worst(ranks, errors(values, *_computed(values, settings, backend)))
-        for what, value, bound in zip(("logits", "loss", "gradient"), found, values[f"bound.{formats}"], strict=True):
-            what = f"error of the {what}, {name} ({formats})"
-            checks.append(judged("a", what, float(value), float(bound), value <= bound, ADVICE))
+        found = errors(values, *_computed(values, settings, backend))
+        names = [f"error of the {what}, {name} ({formats})" for what in ("logits", "loss", "gradient")]
+        checks += _judged(ranks, names, found, values[f"bound.{formats}"])
     return checks + _layers(ranks, backend)
 
 
@@ -113,21 +105,14 @@ def _layers(ranks: Ranks, backend: Backend) -> list[Check]:
     ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
     normal, activated = (t.asnumpy() for t in compute(*map(Tensor, (rows, ones, zeros, points))))
     x, y = rows.astype(np.float64), points.astype(np.float64)
-    exact, faulty = _normalised(x, LAYER_NORM_EPSILON), _normalised(x, 1e-7)
+    exact, faulty = ((x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + e) for e in (LAYER_NORM_EPSILON, 1e-7))
     phi, tanh = (1 + erf(y / math.sqrt(2))) / 2, (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
-    found = _worst(ranks, np.array([np.abs(normal - exact).max(), np.abs(activated - y * phi).max()]))
-    bounds = (
-        math.sqrt(WIDTH * UNIT * np.abs(exact).max() * np.abs(faulty - exact).max()),
-        math.sqrt(2 * UNIT * np.abs(y).max() * np.abs(y * tanh - y * phi).max()),
-    )
-    names = ("error of LayerNorm (float32)", "error of GELU (float32)")
-    return [judged("a", n, float(v), float(b), v <= b, ADVICE) for n, v, b in zip(names, found, bounds, strict=True)]
+    found = np.array([np.abs(normal - exact).max(), np.abs(activated - y * phi).max()])
+    rounding = UNIT * np.array([WIDTH * np.abs(exact).max(), 2 * np.abs(y).max()])
+    faults = np.array([np.abs(faulty - exact).max(), np.abs(y * tanh - y * phi).max()])
+    return _judged(ranks, ["error of LayerNorm (float32)", "error of GELU (float32)"], found, np.sqrt(rounding * faults))
 
 
-def _normalised(x: np.ndarray, epsilon: float) -> np.ndarray:
-    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + epsilon)
-
-
-def _worst(ranks: Ranks, values: np.ndarray) -> np.ndarray:
-    """The largest values over all ranks; NaN is larger than any number."""
-    return ranks.gather(values[None]).max(0)
+def _judged(ranks: Ranks, names: list[str], found: np.ndarray, bounds: np.ndarray) -> list[Check]:
+    worst = ranks.gather(found[None]).max(0)  # NaN is larger than any number
+    return [judged("a", n, float(v), float(b), bool(v <= b), ADVICE) for n, v, b in zip(names, worst, bounds, strict=True)]

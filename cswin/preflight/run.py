@@ -12,8 +12,7 @@ from cswin.distributed.ranks import Ranks
 from cswin.errors import UserError
 from cswin.preflight.checks import exchanges, memory, overflow, resumption, same_bits, speed
 from cswin.preflight.golden import golden
-from cswin.preflight.page import verdict, write
-from cswin.preflight.result import FAILED, PASSED, Check
+from cswin.preflight.result import FAILED, PASSED, verdict, write
 from cswin.preflight.site import measure, prepare
 from cswin.progress import Console
 from cswin.provenance import versions
@@ -23,13 +22,7 @@ STEPS = 10  # of training proper
 
 
 def preflight(stage: Stage, output: Path, console: Console, ranks: Ranks) -> None:
-    """Make all checks, and write `output` and the page beside it on the first rank.
-
-    Args:
-        stage: the first stage of the run.
-        output: preflight.json.
-        console: receives a line per check.
-        ranks: the processes, one per device.
+    """Make all checks of a run's first stage. The first rank writes `output` (JSON), the page, and a receipt if training may begin.
 
     Raises:
         UserError: if a, b, c or g has failed.
@@ -38,44 +31,28 @@ def preflight(stage: Stage, output: Path, console: Console, ranks: Ranks) -> Non
     backend = backend_of(stage.runtime, ranks.device)
     backend.require_training(config.optimizer.amp_level, config.optimizer.amp_dtype)
     folder = output.with_name(f".{output.stem}_states")
-    checks: list[Check] = []
-
-    def add(found: list[Check]) -> list[Check]:
-        checks.extend(found)
-        for check in found if ranks.first else ():
-            console.say(f"{check.item} {check.what}: {check.value} (bound {check.bound}): {check.verdict}")
-        return found
-
-    add(golden(config.optimizer, ranks, backend))
+    checks = golden(config.optimizer, ranks, backend)
     site = prepare(stage, ranks, folder)
-    add(exchanges(ranks, site.step.all_reduce))
-    equal = add(same_bits(site, backend))
+    checks += exchanges(ranks, site.step.all_reduce) + (equal := same_bits(site, backend))
     try:
-        add(resumption(site, all(check.verdict == PASSED for check in equal)))
+        checks += resumption(site, all(check.verdict == PASSED for check in equal))
     finally:
         if ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
     rates = measure(site, STEPS)
-    add(overflow(site, rates))
-    add(memory(site, rates))
-    add(speed(site, rates))
+    checks += overflow(site, rates) + memory(site, rates) + speed(site, rates)
     if ranks.first:
         facts = {
-            "run": config.run,
-            "stage": config.stage,
-            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - began),
-            "devices": ranks.size,
-            "precision": f"amp_level {config.optimizer.amp_level}, amp_dtype {config.optimizer.amp_dtype}",
-            "backend": backend.record(),
-            "versions": versions(),
-        }
+            "run": config.run, "stage": config.stage, "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - began), "devices": ranks.size, "amp_level": config.optimizer.amp_level,
+            "amp_dtype": config.optimizer.amp_dtype, "backend": backend.record(), "versions": versions(),
+        }  # fmt: skip
         write(output, facts, sorted(checks, key=lambda check: check.item))
     failed = " and ".join(dict.fromkeys(check.item for check in checks if check.verdict == FAILED))
-    failed = ranks.agree(failed or None)
-    if failed:
+    if failed := ranks.agree(failed or None):
         raise UserError(
             f"check {failed} failed: training would go wrong on these devices; {output.with_suffix('.md')} says what to do"
         )
     if ranks.first:
+        output.with_suffix(".passed").write_text("training may begin\n")
         console.say(f"preflight: {verdict(checks)}; {output.with_suffix('.md')}")

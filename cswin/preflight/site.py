@@ -22,8 +22,8 @@ from cswin.run.stage import Stage
 from cswin.train.step import TrainStep
 from cswin.train.trainer import Trainer
 
+SKIPPED = TrainStep.OUTPUTS.index("skipped")
 BATCHES = 5  # kept in memory for steps without the loader
-Figures = dict[str, float]  # of a step, see TrainStep.OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Site:
         trainer: of the stage; only its parts are used.
         start: arrays of the training step before its first step.
         batches: micro-batches of the first steps.
-        first_step: seconds of the first step, with compilation.
+        first_step: its seconds, with compilation.
         folder: for saved states; the same on all ranks.
     """
 
@@ -56,9 +56,9 @@ class Site:
         """Back to the start of the stage."""
         self.step.load(self.start, running=True)
 
-    def take(self, number: int) -> Figures:
-        """A step on the kept batch of that number; waits for its figures."""
-        return _figures(self.trainer.take_step(self.batches[number], self.trainer.config.start_epoch, number))
+    def take(self, number: int) -> bytes:
+        """A step on the kept batch of that number: the bits of its figures."""
+        return self.trainer.take_step(self.batches[number], self.trainer.config.start_epoch, number).asnumpy().tobytes()
 
     def digest(self) -> bytes:
         """Of all values that a step changes."""
@@ -69,21 +69,17 @@ class Site:
 
     def of_all(self, value: float) -> np.ndarray:
         """A number of every rank, on every rank: (ranks,) float64."""
-        return self.ranks.gather(np.array([value]))
+        return self.ranks.gather(np.array([value], np.float64))
 
 
 def prepare(stage: Stage, ranks: Ranks, folder: Path) -> Site:
-    """Build the trainer as a stage does, and take its first step.
-
-    Raises:
-        UserError: if the stage cannot be started.
-    """
+    """Build the trainer as a stage does, and take its first step. Raises UserError if the stage cannot be started."""
     config = stage.config
     trainer = Trainer(config, stage.runtime, stage.dataset, None, ranks)  # its run is used in `train` only
     step = trainer.train_step
     start = prepare_start(config, stage.files.previous, stage.dataset.class_names)
     step.load(start.state(step.arrays(), initial_weights(config.architecture, init_rng(config.seed))))
-    ranks.follow_first((), step.state)
+    ranks.follow_first((0,), step.state)
     arrays = step.arrays()
     with closing(load(trainer)) as batches:
         kept = list(islice(batches, BATCHES))
@@ -103,17 +99,16 @@ class Rates:
     """What was measured on this rank.
 
     Attributes:
-        figures: of the steps of training proper: loader and step together.
         step, loader, both: seconds per step of the training step alone, of the loader alone, and of both together.
-        wait: share of the last one in which the step waits for the loader.
+        wait, skipped: share of the last one in which the step waits for the loader; steps of it that were skipped.
         host: bytes of host memory, with the data workers.
     """
 
-    figures: list[Figures]
     step: float
     loader: float
     both: float
     wait: float
+    skipped: int
     host: int
 
 
@@ -131,26 +126,16 @@ def measure(site: Site, steps: int) -> Rates:
             pass
         loader = (time.monotonic() - began) / steps
     site.restart()
-    pending, asked = [], []
+    pending, waited = [], 0.0
     with closing(load(trainer)) as batches:
-        for number in range(steps + 1):  # the first one fills the queues
-            if number == 1:
-                pending[0].asnumpy()
-                began = time.monotonic()
-            asked.append(-time.monotonic())
-            micro_batches = next(batches)
-            asked[-1] += time.monotonic()
+        micro_batches = next(batches)
+        began = time.monotonic()
+        for number in range(steps):
             pending.append(trainer.take_step(micro_batches, epoch, number))
-        figures = [_figures(values) for values in pending]
-        seconds, host = time.monotonic() - began, _host_bytes()
-    return Rates(figures[:steps], step, loader, seconds / steps, sum(asked[1:]) / seconds, host)
-
-
-def _figures(values) -> Figures:
-    return dict(zip(TrainStep.OUTPUTS, map(float, values.asnumpy()), strict=True))
-
-
-def _host_bytes() -> int:
-    """Of this process and the processes that it has started; pages that they share count several times."""
-    process = psutil.Process()
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+            asked = time.monotonic()
+            micro_batches = next(batches)
+            waited += time.monotonic() - asked
+        skipped = sum(int(values.asnumpy()[SKIPPED]) for values in pending)
+        seconds, process = time.monotonic() - began, psutil.Process()
+        host = sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+    return Rates(step, loader, seconds / steps, waited / seconds, skipped, host)

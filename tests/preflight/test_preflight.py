@@ -24,8 +24,7 @@ from cswin.distributed.cluster import free_port
 from cswin.distributed.ranks import ALONE
 from cswin.model import cpu
 from cswin.preflight import checks, golden, site
-from cswin.preflight.page import ITEMS, page, verdict
-from cswin.preflight.result import Check, judged
+from cswin.preflight.result import Check, judged, page, verdict
 from cswin.run.stage import Stage, StageFiles
 from cswin.train.step import TrainStep
 
@@ -48,12 +47,7 @@ def files(folder: Path, dataset, **options) -> StageFiles:
 
 def command(given: StageFiles, output: Path) -> list[str]:
     named = {"--config": given.config, "--runtime": given.runtime, "--dataset": given.dataset, "--output": output}
-    return [
-        "preflight",
-        *(str(word) for pair in named.items() for word in pair),
-        "--receipt",
-        str(output.with_suffix(".passed")),
-    ]
+    return ["preflight", *(str(word) for pair in named.items() for word in pair)]
 
 
 def verdicts(found: list[Check]) -> list[str]:
@@ -76,7 +70,7 @@ def test_the_cpu_passes(dataset, tmp_path, devices):
     found = {}
     for check in facts["checks"]:
         found.setdefault(check["item"], []).append(check)
-    assert list(found) == list(ITEMS)
+    assert list(found) == list("abcdefg")
     for item in "abdg":
         assert {check["verdict"] for check in found[item]} == {"passed"}, found[item]
     assert {check["verdict"] for check in found["c"]} == ({"passed"} if devices == 2 else {"not checked"})
@@ -138,8 +132,9 @@ def test_another_epsilon_or_gelu_changes_the_network(monkeypatch, fault):
     monkeypatch.setattr(golden, "FILES", ("two_branch",))
     break_layers(monkeypatch, fault)
     *network, _, _ = golden.golden(optimizer(amp_level="O0"), ALONE, CPU)
-    wanted = "passed" if fault == "none" else "failed"
-    assert {check.verdict for check in network if fault == "none" or "loss" not in check.what} == {wanted}, network
+    found = {check.what.split()[3].rstrip(",") for check in network if check.verdict == "failed"}
+    # The tanh formula is nearly exact at these activations: it changes the logits by twice their bound, the gradient by less than its.
+    assert found == {"none": set(), "epsilon": {"logits", "gradient"}, "tanh": {"logits"}}[fault], network
 
 
 @pytest.mark.parametrize("fault", ["none", "epsilon", "tanh"])
@@ -162,9 +157,7 @@ def small(dataset, tmp_path_factory):
 
 
 def rates(**changes) -> site.Rates:
-    return site.Rates(
-        **{"figures": [{"skipped": 0.0}] * 10, "step": 1.0, "loader": 0.5, "both": 1.0, "wait": 0.0, "host": 1} | changes
-    )
+    return site.Rates(**{"step": 1.0, "loader": 0.5, "both": 1.0, "wait": 0.0, "skipped": 0, "host": 1} | changes)
 
 
 @pytest.mark.slow
@@ -184,8 +177,7 @@ def test_an_overflow_that_no_rank_sees_is_found(dataset, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_normal_steps_that_are_skipped_are_found(small):
-    figures = [{"skipped": 0.0}] * 9 + [{"skipped": 1.0}]
-    assert verdicts(checks.overflow(small, rates(figures=figures))) == ["passed", "failed"]
+    assert verdicts(checks.overflow(small, rates(skipped=1))) == ["passed", "failed"]
 
 
 @pytest.mark.slow
@@ -240,7 +232,16 @@ def test_the_page_names_what_to_do_once():
         judged("c", "sums", 3, 0, False, "Do not train"),
         judged("f", "images/s", 12.5, 100.0, False, "Raise runtime.workers"),
     ]
-    facts = {"run": "r", "stage": "s", "devices": 8, "precision": "O1", "time": "now", "seconds": 170, "backend": CPU.record()}
+    facts = {
+        "run": "r",
+        "stage": "s",
+        "devices": 8,
+        "amp_level": "O1",
+        "amp_dtype": "float16",
+        "time": "now",
+        "seconds": 170,
+        "backend": CPU.record(),
+    }
     text = page(facts | {"versions": {"mindspore": "2.8.0"}}, found)
     assert verdict(found) == "failed" and text.startswith("# Preflight of r: failed\n")
-    assert text.count("Do not train") == 1 and "- **f** (speed): Raise runtime.workers." in text
+    assert text.count("Do not train") == 1 and "- **f**: Raise runtime.workers." in text
