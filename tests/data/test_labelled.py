@@ -98,7 +98,7 @@ def test_classes_are_matched_by_name_everywhere(places, place):
     for class_names, wanted, words in (
         (("a", "b"), {"a": {0}, "b": {1}}, None),
         (("b", "a"), {"a": {1}, "b": {0}}, "matched by name"),
-        (("b", "c", "a"), {"a": {2}, "b": {0}}, "2 of the checkpoint's 3 are there"),
+        (("b", "c", "a"), {"a": {2}, "b": {0}}, "2 of the checkpoint's 3 classes"),
     ):
         source, labels, _ = labelled(places, place, class_names)
         assert labels == wanted
