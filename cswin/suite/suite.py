@@ -61,7 +61,7 @@ def open_suite(file: Path, class_names: tuple[str, ...]) -> dict[str, Labelled]:
     if class_names != tuple(imagenet_words()):
         raise UserError(f"{file}: a suite judges checkpoints with the 1,000 classes of ImageNet-1K in their order (n01440764, n01443537, …), "
                         f"this one has {len(class_names):,}: {listed(list(class_names))}")  # fmt: skip
-    suite: Suite = validated(Suite, read_yaml(file) or {}, f"{file}: ")
+    suite: Suite = validated(Suite, read_yaml(file), f"{file}: ")
     sources, problems = {}, []
     for key in IMAGES:
         if path := getattr(suite, key):

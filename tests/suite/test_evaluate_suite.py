@@ -131,7 +131,7 @@ def test_datasets_that_are_missing_wrong_or_not_complete_are_all_named(tmp_path,
         "lacks 999 of 1,000 classes (n01440764, n01443537",
         "there is no such file or folder",
         "is another dataset: 1 of its classes do not belong here (n01443537); give the right one",
-        "holds classes that the checkpoint does not know: zebra",
+        "holds classes that the checkpoint does not have: zebra",
         "is an archive; extract it",
     ), strict=True):  # fmt: skip
         assert line.startswith(f"{file}: {key}: {path}") and words in line, line
@@ -172,7 +172,8 @@ def test_files_that_are_no_suite(tmp_path):
     assert "valdation: unknown key (value '/x'); did you mean 'validation'?" in refusal(suite_file(tmp_path, valdation="/x"))
     assert "partial: 'yes please' is refused" in refusal(suite_file(tmp_path, partial="yes please"))
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert "gives no dataset; give one or more of validation, imagenet_v2" in refusal(tmp_path / "empty.yaml")
+    assert refusal(tmp_path / "empty.yaml").endswith("is empty; write key: value")
+    assert "gives no dataset; give one or more of validation, imagenet_v2" in refusal(suite_file(tmp_path))
     (tmp_path / "list.yaml").write_text("- a\n")
     assert refusal(tmp_path / "list.yaml")
     with pytest.raises(UserError, match="1,000 classes of ImageNet-1K in their order .*, this one has 10: 0, 1"):
