@@ -5,28 +5,17 @@ import json
 import numpy as np
 import pytest
 from image_trees import small_files, write_tree
+from networks import unvarying_checkpoint
 
-from cswin.checkpoint import Checkpoint, CheckpointRecord, load_checkpoint, save_checkpoint
-from cswin.class_names import imagenet_words
+from cswin.checkpoint import load_checkpoint
 from cswin.cli import main
-from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from cswin.model.variants import Architecture
-from cswin.model.weights import initial_weights
 
-ARCH = Architecture(8, (1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2), image_size=32, num_classes=1000)
 BEST = (5, 999, 0, 7, 8)  # what the network says of every image, most probable first
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    weights = initial_weights(ARCH, np.random.default_rng(0))
-    weights["head.weight"] = np.zeros_like(weights["head.weight"])
-    weights["head.bias"] = np.zeros(1000, np.float32)
-    weights["head.bias"][list(BEST)] = (9, 8, 7, 6, 5)
-    record = CheckpointRecord(ARCH, tuple(imagenet_words()), Preprocessing(32, 0.9, IMAGENET_MEAN, IMAGENET_STD))
-    path = tmp_path_factory.mktemp("checkpoint") / "m.safetensors"
-    save_checkpoint(path, Checkpoint(record, weights))
-    return path
+    return unvarying_checkpoint(tmp_path_factory.mktemp("checkpoint") / "m.safetensors", BEST)
 
 
 def test_a_part_of_imagenet_in_numbered_folders(tmp_path, checkpoint, capsys):

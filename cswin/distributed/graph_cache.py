@@ -51,9 +51,7 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
         def keep() -> None:
             restore()
             while todo:
-                with contextlib.suppress(
-                    OSError
-                ):  # a folder that cannot be written, a full disk: the next process compiles again
+                with contextlib.suppress(OSError):  # it cannot be written: the next process compiles again
                     _keep(Path(folder), todo.pop())
 
         try:

@@ -3,27 +3,22 @@
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
 from converted import converted
 from image_trees import image_bytes, write_tar, write_tree
+from networks import unvarying_checkpoint
 
-from cswin.checkpoint import Checkpoint, CheckpointRecord, save_checkpoint
 from cswin.class_names import imagenet_words
 from cswin.cli import main
 from cswin.config.resolve import dump
 from cswin.config.runtime import Runtime
-from cswin.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cswin.errors import UserError
-from cswin.model.variants import Architecture
-from cswin.model.weights import initial_weights
 from cswin.suite.sets import IMAGES, class_indices, real_labels
 from cswin.suite.suite import Suite, open_suite
 
-ARCH = Architecture(8, (1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2), image_size=32, num_classes=1000)
 WNIDS = tuple(imagenet_words())
 BEST = (795, 6, 1, 13, 11)  # what the network says of every image; ImageNet-A has 6, 13, 11, and -R has 1, 6, 13, 11
 IMAGE = image_bytes(0, size=(32, 32))
@@ -31,14 +26,7 @@ IMAGE = image_bytes(0, size=(32, 32))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    weights = initial_weights(ARCH, np.random.default_rng(0))
-    weights["head.weight"] = np.zeros_like(weights["head.weight"])
-    weights["head.bias"] = np.zeros(1000, np.float32)
-    weights["head.bias"][list(BEST)] = (9, 8, 7, 6, 5)
-    record = CheckpointRecord(ARCH, WNIDS, Preprocessing(32, 0.9, IMAGENET_MEAN, IMAGENET_STD))
-    path = tmp_path_factory.mktemp("checkpoint") / "m.safetensors"
-    save_checkpoint(path, Checkpoint(record, weights, ema={name: -value for name, value in weights.items()}))
-    return path
+    return unvarying_checkpoint(tmp_path_factory.mktemp("checkpoint") / "m.safetensors", BEST, ema=True)
 
 
 def tree(folder, images):
