@@ -39,7 +39,9 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
     if not wanted:
         yield lambda: None
         return
-    streams, path = (sys.stderr, sys.__stderr__), list(sys.path)
+    from mindspore.common import api
+
+    streams, path, program = (sys.stderr, sys.__stderr__), list(sys.path), api.entry_script_path
 
     def restore() -> None:  # MindSpore starts a Python of its own for the cache, which replaces these
         sys.stderr, sys.__stderr__ = streams
@@ -54,17 +56,22 @@ def graph_cache(shaped_by: Any, wanted: bool = True) -> Iterator[Callable[[], No
                 with contextlib.suppress(OSError):  # it cannot be written: the next process compiles again
                     _keep(Path(folder), todo.pop())
 
+        # MindSpore compares the sources of the program that runs. `python -c` and a notebook have none, which it does not survive;
+        # _digest knows all sources, so it gets one file, always the same.
+        api.entry_script_path = cswin.__file__
         try:
             with _environment(**cache):
                 number = _first_number(Path(folder))
             kept = _root() / "graphs" / _digest([shaped_by, number])
-            if number and not _take(kept, Path(folder)):
+            found = _take(kept, Path(folder)) if number else None
+            if found is False:
                 todo.append(kept)
             restore()
-            with _environment(**(cache if number else {})):
+            with _environment(**({} if found is None else cache)):
                 yield keep
         finally:
             restore()
+            api.entry_script_path = program
 
 
 def _first_number(folder: Path) -> str | None:
@@ -93,8 +100,12 @@ def _digest(shaped_by: Any) -> str:
     return digest.hexdigest()[:24]
 
 
-def _take(kept: Path, folder: Path) -> bool:
-    """Copy the kept graphs; False where there are none, or where they are damaged: they are removed."""
+def _take(kept: Path, folder: Path) -> bool | None:
+    """Copy the kept graphs.
+
+    Returns:
+        False where there are none, or where they are damaged: they are removed. None where there is no room for the copy.
+    """
     if not kept.is_dir():
         return False
     try:
@@ -106,12 +117,19 @@ def _take(kept: Path, folder: Path) -> bool:
     if not whole:
         shutil.rmtree(kept, ignore_errors=True)
         return False
-    for name, content in found.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+    try:
+        _copy(found, folder)
+    except OSError:
+        return None
     with contextlib.suppress(OSError):  # another user's
         os.utime(kept)
     return True
+
+
+def _copy(files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _keep(folder: Path, kept: Path) -> None:

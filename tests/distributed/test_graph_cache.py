@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -136,6 +137,28 @@ with graph_cache("a") as keep:
         assert len(list((tmp_path / "cache").rglob("*.mindir"))) == kept
         done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", [["-c"], ["-"], ["-m", "interactive"]])
+def test_a_program_that_is_no_file(tmp_path, how):
+    """MindSpore reads the sources of the program that runs: python -c, one from a pipe and a notebook have none."""
+    (tmp_path / "double.py").write_text("import mindspore as ms\n@ms.jit\ndef double(x):\n    return x * 2\n")
+    code = "from double import double, ms\nfrom cswin.distributed.graph_cache import graph_cache\nwith graph_cache('a') as keep:\n"
+    code += "    print(double(ms.Tensor(3.0)))\n    keep()\n"
+    (tmp_path / "interactive.py").write_text(f"import sys\nsys.argv = ['/no/such/launcher.py']\n{code}")
+    environment = os.environ | {"CSWIN_CACHE": str(tmp_path / "cache"), "GLOG_v": "3"}
+    command = [sys.executable, *how, *([code] if how == ["-c"] else [])]
+    done = subprocess.run(command, input=code, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
+    assert len(list((tmp_path / "cache").rglob("*.mindir"))) == 2
+
+
+def test_without_room_for_a_copy_the_graphs_are_compiled(kept, monkeypatch):
+    compile_graph("a", "first")
+    monkeypatch.setattr("cswin.distributed.graph_cache._copy", Mock(side_effect=OSError(28, "No space left on device")))
+    with graph_cache("a") as keep:
+        assert "MS_COMPILER_CACHE_PATH" not in os.environ
+        keep()
 
 
 def test_a_home_that_cannot_be_written_is_no_error(kept, tmp_path, monkeypatch):
