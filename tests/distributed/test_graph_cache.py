@@ -143,7 +143,9 @@ with graph_cache("a") as keep:
 def test_a_program_that_is_no_file(tmp_path, how):
     """MindSpore reads the sources of the program that runs: python -c, one from a pipe and a notebook have none."""
     (tmp_path / "double.py").write_text("import mindspore as ms\n@ms.jit\ndef double(x):\n    return x * 2\n")
-    code = "from double import double, ms\nfrom cswin.distributed.graph_cache import graph_cache\nwith graph_cache('a') as keep:\n"
+    code = (
+        "from double import double, ms\nfrom cswin.distributed.graph_cache import graph_cache\nwith graph_cache('a') as keep:\n"
+    )
     code += "    print(double(ms.Tensor(3.0)))\n    keep()\n"
     (tmp_path / "interactive.py").write_text(f"import sys\nsys.argv = ['/no/such/launcher.py']\n{code}")
     environment = os.environ | {"CSWIN_CACHE": str(tmp_path / "cache"), "GLOG_v": "3"}
