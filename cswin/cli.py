@@ -17,6 +17,7 @@ from cswin.errors import UserError
 # Command -> what it does. Its code is cswin/commands/<command with underscores>.py.
 COMMANDS = {
     "data": "make, extract, convert, verify and inspect datasets",
+    "preflight": "check the devices before a run",
     "train": "train a stage, or resume it",
     "state": "show the saved state of a stage; accept changed versions, or set the state aside",
     "evaluate": "evaluate a checkpoint, on one dataset or on ImageNet's test sets",
@@ -33,6 +34,7 @@ COMMANDS = {
     "convert-weights": "convert weights from and to PyTorch files, MindSpore checkpoints, safetensors",
     "profile": "print parameters, MACs and memory of an architecture",
     "plan": "estimate steps, files, memory and hours of a configuration",
+    "dry-run": "compile a stage for Ascend without an NPU: kernels, memory",
     "config": "check or compare configurations; print the schema or the reference page",
 }
 

@@ -112,8 +112,6 @@ def estimate_stage(config: StageConfig, runtime: Runtime, images: Images) -> Sta
     validated = len(held_out) if config.evaluation.select_on == "minival" else images.val
     parts = profile(arch, config.optimizer.amp_level)
     weights = FLOAT32 * sum(part.parameters for part in parts)
-    copies = sum(COPIES_OF_WEIGHTS.values()) + (runtime.accumulation > 1)
-    activations = runtime.batch_size * sum(part.activations for part in parts)
     steps, checkpoint, state = epochs * per_epoch, CHECKPOINT_COPIES * weights, STATE_COPIES * weights
     return StageEstimate(
         name=config.stage,
@@ -126,8 +124,16 @@ def estimate_stage(config: StageConfig, runtime: Runtime, images: Images) -> Sta
         checkpoint=checkpoint,
         state=state,
         disk=checkpoint + runtime.keep_states * state + HISTORY_ROW * steps,
-        memory=copies * weights + activations,
+        memory=device_bytes(config, runtime),
     )
+
+
+def device_bytes(config: StageConfig, runtime: Runtime) -> int:
+    """Memory of a device in training, a lower bound."""
+    parts = profile(config.architecture, config.optimizer.amp_level)
+    weights = FLOAT32 * sum(part.parameters for part in parts)
+    copies = sum(COPIES_OF_WEIGHTS.values()) + (runtime.accumulation > 1)
+    return copies * weights + runtime.batch_size * sum(part.activations for part in parts)
 
 
 def estimate_text(settings: Settings, images_per_s: float | None) -> str:

@@ -68,6 +68,8 @@ class RunLayout:
     stages = _named("config/stages.yaml")
     weights = _named("config/weights.json")  # which published weights the first stage starts from
     suite = _named("suite.csv")
+    preflight = _named("preflight.json")  # preflight.md is beside it
+    preflight_receipt = _named("preflight.passed")  # always the same content
 
     def stage(self, name: str) -> StageLayout:
         """A stage's files."""

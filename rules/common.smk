@@ -30,6 +30,7 @@ SETTINGS, JOBS = SESSION.settings, SESSION.resources
 RUN, DATA = SESSION.run, SESSION.data
 STAGE = RUN.stage("{stage}")
 STAGES = [RUN.stage(name) for name in SETTINGS.stages]
+FIRST = next(iter(SETTINGS.stages))
 ANY_STAGE = "|".join(SETTINGS.stages)
 IMAGES, RUNTIME = str(SETTINGS.data.images), str(RUN.runtime)
 SHARDS = DATA.shards(SETTINGS.data.shard_mb)

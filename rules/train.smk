@@ -35,6 +35,33 @@ rule stages_config:
         "printf '%s' {params.text:q} > {output:q} 2> {log:q}"
 
 
+# Before the first stage, and only where runtime.preflight wants it (SESSION.preflight). Its figures differ each time, so training takes
+# them as ancient(), together with a receipt whose content never changes (rules/common.smk). preflight.md is not declared: Snakemake
+# would delete it when a check fails.
+rule preflight:
+    input:
+        config=RUN.config(FIRST),
+        dataset=ancient(DATA.dataset),
+        converted=DATA.converted,
+        record=SESSION.record_before(FIRST),
+        previous=ancient(SESSION.checkpoint_before(FIRST)),
+    output:
+        figures=RUN.preflight,
+        receipt=RUN.preflight_receipt,
+    log:
+        RUN.log("preflight"),
+    threads: JOBS.cores
+    resources:
+        **JOBS.on_devices(SETTINGS.runtime.nodes),
+    params:
+        launcher=launcher,
+        runtime=RUNTIME,
+        previous=options(previous=SESSION.start_of(FIRST)),
+    shell:
+        "exec {params.launcher} cswin preflight --config {input.config:q} --runtime {params.runtime:q} --dataset {input.dataset:q} "
+        "--output {output.figures:q} --log {log:q} {params.previous}"
+
+
 # The training state is in results/<run>/<stage>/state. No rule declares it, because Snakemake deletes the declared files of a killed
 # job. Files above 1 MB, which Snakemake compares by date, are ancient() and never a reason to run. RUNTIME, which only affects speed,
 # is no reason either. A job that runs decides by content whether it trains (cswin/run/decision.py).
@@ -50,6 +77,8 @@ for stage in SETTINGS.stages:
             converted=DATA.converted,
             record=SESSION.record_before(stage),
             previous=ancient(SESSION.checkpoint_before(stage)),
+            preflight=ancient(SESSION.preflight(stage, RUN.preflight)),
+            cleared=SESSION.preflight(stage, RUN.preflight_receipt),
         output:
             record=RUN.stage(stage).record,
             checkpoint=RUN.stage(stage).checkpoint,

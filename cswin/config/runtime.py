@@ -52,6 +52,10 @@ class Runtime(Section):
         description="How a step that overflows is skipped. branch: the host waits for the result of each step; select: the update runs and "
         "changes nothing.",
     )
+    preflight: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Check the devices before the first stage (`cswin preflight`, docs/ascend.md). auto: on Ascend only.",
+    )
     bind_cores: bool = Field(
         False, description="Bind each process, with its data workers, to separate cores near its device. For several devices."
     )
@@ -65,6 +69,11 @@ class Runtime(Section):
     lease_timeout: Positive = Field(
         300.0, description="Seconds without heartbeat after which the lease of another host expires."
     )
+
+    @property
+    def wants_preflight(self) -> bool:
+        """Whether the devices are checked before the first stage."""
+        return self.device_target == "Ascend" if self.preflight == "auto" else self.preflight == "always"
 
     @property
     def caches_graphs(self) -> bool:

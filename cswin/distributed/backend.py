@@ -110,6 +110,8 @@ SOCS = {
     "910": r"Ascend910(A|B|ProA|ProB|PremiumA)?",
     "A2/A3": r"Ascend910(B\d.*|_93.*)",
 }
+# What a dry run can compile for: a chip of each kind, and the memory in GiB that most of its devices have.
+CHIPS = {"910": ("Ascend910A", 32), "A2": ("Ascend910B2", 64), "A3": ("Ascend910_9391", 64)}
 
 
 def prepare_environment(environment: Any = os.environ) -> list[str]:
@@ -175,13 +177,27 @@ def start_backend(
     if target == "CPU":
         return choose_backend(None, jit_backend, jit_level)
     backend = choose_backend(ms.hal.get_device_name(device_id, target), jit_backend, jit_level)
-    precision = ms.device_context.ascend.op_precision
-    precision.precision_mode(backend.precision_mode)
-    if backend.allow_hf32 is not None:
-        precision.conv_allow_hf32(backend.allow_hf32)
-        precision.matmul_allow_hf32(backend.allow_hf32)
-    if backend.deterministic:
-        ms.set_deterministic(True)
+    _configure(ms, backend)
+    return backend
+
+
+def simulated_backend(runtime: Runtime, soc: str) -> Backend:
+    """`backend_of` in MindSpore's dry run, which has no chip to ask and no graph engine: ms_backend compiles instead.
+
+    Raises:
+        UserError: if CANN is not installed; if the chip has not what the runtime section asks for.
+    """
+    import mindspore as ms
+
+    backend = choose_backend(soc, runtime.jit_backend, runtime.jit_level)
+    backend = replace(backend, jit_backend="ms_backend", jit_level=backend.jit_level or "O0", skip_by=runtime.skip_by)
+    try:
+        _set_device(ms, "Ascend", 0)
+    except UserError as error:
+        raise UserError(
+            f"a dry run needs CANN, but no NPU: install CANN 8.5.0 and source its set_env.sh (docs/ascend.md)\n{error}"
+        ) from None
+    _configure(ms, backend)
     return backend
 
 
@@ -200,6 +216,16 @@ def backend_text(record: Mapping[str, Any]) -> str:
         parts += [f"precision {record['precision_mode']}{hf32}", f"overflow {record['overflow']}"]
     parts += ["deterministic" if record["deterministic"] else "not deterministic", f"{record['cores']} cores"]
     return ", ".join(parts)
+
+
+def _configure(ms: Any, backend: Backend) -> None:
+    precision = ms.device_context.ascend.op_precision
+    precision.precision_mode(backend.precision_mode)
+    if backend.allow_hf32 is not None:
+        precision.conv_allow_hf32(backend.allow_hf32)
+        precision.matmul_allow_hf32(backend.allow_hf32)
+    if backend.deterministic:
+        ms.set_deterministic(True)
 
 
 def _set_device(ms: Any, target: str, device_id: int) -> None:

@@ -12,8 +12,15 @@ from cswin.model.variants import Architecture
 from cswin.profile import evaluation_bytes
 from cswin.progress import size_text
 
+DEVICE_MB = 8000  # host memory of the process of a device, including batches and a copy of the state
+WORKER_MB = 600  # memory of a data worker
 # Limit files of control groups (containers, Slurm) by the controller in /proc/self/cgroup; for version 2 it is empty.
 LIMITS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
+
+
+def host_megabytes(workers: int) -> int:
+    """Host memory of the process of a device with its data workers, in MB: what a job requests for each."""
+    return DEVICE_MB + WORKER_MB * workers
 
 
 def host_memory() -> int | None:

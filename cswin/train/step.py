@@ -180,14 +180,20 @@ class TrainStep(nn.Cell):
             named |= {prefix + name: array for name, array in self.layout.unpack(buffers).items()}
         return named | values
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `arrays`. Call it before the first step: a compiled graph does not notice new memory."""
+    def load(self, arrays: Mapping[str, np.ndarray], running: bool = False) -> None:
+        """Inverse of `arrays`.
+
+        Args:
+            arrays: all arrays of a state by name.
+            running: whether a step was taken before. A compiled graph does not notice new memory, so the values are copied into its.
+        """
         values = dict(arrays)
         for prefix in PREFIXES:
             buffers = self.layout.pack({name: arrays[prefix + name] for name in self.layout.shapes})
             values |= {prefix + group: buffer for group, buffer in buffers.items()}
         for parameter in self.state:
-            parameter.set_data(Tensor(values[parameter.name]))
+            value = Tensor(values[parameter.name])
+            ops.assign(parameter, value) if running else parameter.set_data(value)
 
     def named_weights(self, which: str) -> dict[str, np.ndarray]:
         """Copies of the weights (`raw`) or of their moving average (`ema`) by parameter name."""

@@ -18,7 +18,7 @@ from cswin.data.images.preprocessing import Preprocessing
 from cswin.data.loader.batches import EvalTask, TrainLoader, eval_batches, training_positions
 from cswin.data.loader.rng import drop_path_rng, init_rng
 from cswin.data.store.dataset import Dataset, read_rows
-from cswin.distributed.backend import backend_of
+from cswin.distributed.backend import Backend, backend_of
 from cswin.distributed.ranks import ALONE, Ranks
 from cswin.errors import UserError
 from cswin.evaluate import gathered, judge
@@ -31,6 +31,18 @@ from cswin.predictions import WEIGHT_SETS
 from cswin.train.schedule import learning_rates
 from cswin.train.state import Run, State
 from cswin.train.step import TrainStep
+
+
+def stage_step(config: StageConfig, runtime: Runtime, rates: np.ndarray, devices: int, backend: Backend) -> TrainStep:
+    """The training step of a stage, not compiled yet; `rates` as for `TrainStep`."""
+    formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
+    return TrainStep(CSWin(config.architecture, formats), config.optimizer, rates, devices, runtime.accumulation, backend)
+
+
+def stage_predictor(config: StageConfig, runtime: Runtime, backend: Backend) -> Predictor:
+    """What evaluates the weights of a stage while it is trained, not compiled yet."""
+    formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
+    return Predictor(config.architecture, runtime.eval_batch_size, formats, backend=backend)
 
 
 class Interrupted(Exception):
@@ -70,12 +82,10 @@ class Trainer:
                 "training images; lower it (and runtime.batch_size)"
             )
         self.first_step, self.last_step = config.start_epoch * self.per_epoch, config.epochs * self.per_epoch
-        formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
         rates = learning_rates(self.first_step, self.last_step, self.per_epoch, config.schedule, config.epochs)
-        network = CSWin(config.architecture, formats)
         backend = backend_of(runtime, ranks.device)
-        self.train_step = TrainStep(network, config.optimizer, rates, ranks.size, runtime.accumulation, backend)
-        self.predictor = Predictor(config.architecture, runtime.eval_batch_size, formats, backend=backend)
+        self.train_step = stage_step(config, runtime, rates, ranks.size, backend)
+        self.predictor = stage_predictor(config, runtime, backend)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.best, self.epochs_done = None, config.start_epoch
         sizes = (ranks.size, ranks.rank, runtime.batch_size, runtime.accumulation, len(self.train_step.rates))
@@ -117,7 +127,7 @@ class Trainer:
             waited += time.monotonic() - asked
             if micro_batches is None:
                 break
-            pending.append(self._step(micro_batches, epoch, step))
+            pending.append(self.take_step(micro_batches, epoch, step))
             step += 1
             reason = self._reason_to_stop(step)
             due = time.monotonic() - self.saved > 60 * self.runtime.save_minutes
@@ -135,7 +145,7 @@ class Trainer:
             return None
         return self.ranks.agree(self.run.stopping())
 
-    def _step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
+    def take_step(self, micro_batches: list, epoch: int, step: int) -> ms.Tensor:
         """One optimizer step; nothing is read back from the device."""
         rng = drop_path_rng(self.config.seed, epoch, step - epoch * self.per_epoch)
         factors = drop_path_factors(self.drop_path_rates, self.config.optimizer.global_batch, rng)

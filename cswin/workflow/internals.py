@@ -75,6 +75,10 @@ class Internals:
         """Run the job that writes this file, as if the file were incomplete. Only for input functions, while the DAG is built."""
         self._workflow.dag.forcefiles.add(str(output))
 
+    def recorded_input(self, output: Path) -> list[str]:
+        """The input files of the job that wrote this file; empty if it is not known."""
+        return self._workflow.persistence.input(str(output)) or []
+
     def forced_rules(self) -> set[str]:
         """Rules with a job that was forced by the user (--forcerun, -f, -F) or by `force`."""
         dag = self._workflow.dag

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cswin.config.runtime import Runtime
+from cswin.distributed.memory import host_megabytes
 from cswin.distributed.slurm import Partition, find_partition
 from cswin.errors import UserError
 from cswin.workflow.internals import Internals
 
-DEVICE_MB = 8000  # host memory of the process of a device, including batches and a copy of the state
-WORKER_MB = 600  # memory of a data worker
 START_MINUTES = 15  # time of a job in addition to that of its images
 
 
@@ -54,7 +53,7 @@ class Resources:
 
         mem_mb: host memory per node. gres: its devices, except for CPUs. mpi, nodes, tasks: one launcher per node, only for several.
         """
-        asked: dict[str, Any] = {"mem_mb": self.devices * (DEVICE_MB + WORKER_MB * self.runtime.workers)}
+        asked: dict[str, Any] = {"mem_mb": self.devices * host_megabytes(self.runtime.workers)}
         if self.runtime.device_target != "CPU":
             asked["gres"] = f"{self.device}:{self.devices}"
         if nodes > 1:

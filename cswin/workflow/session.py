@@ -87,6 +87,22 @@ class Session:
             self.snakemake.force(self.run.weights)
         return str(self.run.weights)
 
+    def preflight(self, stage: str, file: Path) -> Callable[..., list[str]]:
+        """A file of the preflight as an input of a stage's training, as an input function: a list, empty if there is none.
+
+        Only the first stage has it, if it is wanted. A stage that has been trained keeps the inputs it had, because Snakemake runs
+        a job again when the set of its inputs changes, and `runtime` must not cause training.
+        """
+
+        def files(wildcards: Any) -> list[str]:
+            record = self.run.stage(stage).record
+            wanted = self.settings.runtime.wants_preflight
+            if record.exists():
+                wanted = str(file) in self.snakemake.recorded_input(record)
+            return [str(file)] if wanted and stage == next(iter(self.settings.stages)) else []
+
+        return files
+
     def configuration(self, stage: str) -> Callable[..., str]:
         """A stage's configuration file, as an input function that also forces the job if the stage's checkpoint is damaged."""
 

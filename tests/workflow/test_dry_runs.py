@@ -215,11 +215,59 @@ def test_no_job_depends_on_another_only_through_ancient(snakemake, tmp_path):
     """Snakemake skips such a job when the other one has to run (rules/common.smk)."""
     workspace = Workspace.create(tmp_path / "run")
     (workspace.path / "check.smk").write_text(CHECK)
-    _, output = snakemake(workspace.path, "all", "--cores", "4", "-s", "check.smk")
+    _, output = snakemake(workspace.path, "all", "--cores", "4", "-s", "check.smk", "--config", "runtime={preflight: always}")
     assert "CHECKED" in output, output
     assert "ONLY ANCIENT" not in output
     for file in workspace.path.glob("rules/**/*.smk"):
         assert not re.search(r"^checkpoint ", file.read_text(), re.MULTILINE), file
+
+
+class TestPreflight:
+    """It runs once, before the first stage, and only where it is wanted; a change of `runtime` never causes a job."""
+
+    @pytest.fixture(scope="class")
+    def checked(self, snakemake, tmp_path_factory):
+        workspace = Workspace.create(tmp_path_factory.mktemp("preflight") / "run")
+        workspace.edit("config/config.yaml", shorten)
+        edit(workspace.path, lambda values: changed(values, "runtime.preflight"))
+        done = check_promise(workspace.path, snakemake)
+        assert ("preflight", "results/digits/preflight.json, results/digits/preflight.passed") in done
+        return workspace.path
+
+    def test_it_is_not_wanted_on_a_cpu(self, finished):
+        assert not (finished / "results/digits/preflight.json").exists()
+
+    def test_ascend_wants_it(self, snakemake, tmp_path):
+        folder = Workspace.create(tmp_path / "run").path
+        code, said = snakemake(folder, "-n", "--config", "runtime={device_target: Ascend}")
+        assert code == 0 and re.findall(r"^preflight +(\d+)$", said, re.MULTILINE) == ["1"], said
+
+    def test_it_comes_before_the_first_stage(self, checked):
+        files = [checked / "results/digits" / name for name in ("preflight.json", "stage1/trained.txt")]
+        dates = [file.stat().st_mtime_ns for file in files]
+        assert dates == sorted(dates) and trained(checked) == {"stage1": 1, "stage2": 1, "stage3": 1}
+
+    @pytest.mark.parametrize("change", [{"preflight": "never"}, {"device_target": "Ascend", "preflight": "auto"}])
+    def test_what_was_trained_stays_whatever_is_wanted_later(self, checked, finished, snakemake, tmp_path, change):
+        for name, run in (("checked", checked), ("finished", finished)):
+            folder = copy_tree(run, tmp_path / name)
+            edit(folder, lambda values: values | {"runtime": values["runtime"] | change})
+            assert "Nothing to be done" in snakemake(folder, "-n")[1], name
+
+    def test_other_figures_train_nothing(self, checked, snakemake, tmp_path):
+        folder = copy_tree(checked, tmp_path / "run")
+        (folder / "results/digits/preflight.json").write_text("other figures")
+        (folder / "results/digits/preflight.passed").touch()
+        assert "Nothing to be done" in snakemake(folder, "-n")[1]
+
+    def test_forced_with_a_stage_still_to_train(self, checked, snakemake, tmp_path):
+        """Snakemake skips jobs that depend on a forced one only through ancient()."""
+        folder = copy_tree(checked, tmp_path / "run")
+        (folder / "results/digits/stage1/record.json").unlink()
+        code, done = snakemake(folder, "--cores", "4", "--forcerun", "preflight")
+        assert code == 0 and (folder / "results/digits/stage1/record.json").exists(), done[-3000:]
+        assert trained(folder) == trained(checked)
+        check_results(folder)
 
 
 def test_a_missing_picture_is_made_whatever_else_has_to_run(finished, snakemake, tmp_path):

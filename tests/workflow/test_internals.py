@@ -20,7 +20,13 @@ WHEN_READ = {
     "resource_settings.default_resources": "Resources",
     "resource_settings.max_threads": "int",
 }
-WHEN_PLANNED = {"dag.forcefiles": "set", "dag.needrun_jobs": "method", "dag.reason": "method", "dag.jobs": "dict_keys"}
+WHEN_PLANNED = {
+    "dag.forcefiles": "set",
+    "dag.needrun_jobs": "method",
+    "dag.reason": "method",
+    "dag.jobs": "dict_keys",
+    "persistence.input": "method",
+}
 SNAKEFILE = """
 import json, operator
 from snakemake.logging import logger
@@ -71,7 +77,7 @@ def test_attributes_are_there(tmp_path):
 def test_they_are_used_in_one_module():
     """In the rules `workflow` is only handed on; besides, `cswin` takes errors and messages from Snakemake."""
     source = (ROOT / "cswin/workflow/internals.py").read_text()
-    used = set(re.findall(r"\b(?:_workflow|\w*settings|dag)(?=\.(\w+))", source))
+    used = set(re.findall(r"\b(?:_workflow|\w*settings|dag|persistence)(?=\.(\w+))", source))
     assert used == {part for name in {*WHEN_READ, *WHEN_PLANNED} for part in name.split(".")}
     for file in [ROOT / "Snakefile", *ROOT.glob("rules/**/*.smk")]:
         assert re.findall(r"(?<![./])\bworkflow\.\w+", file.read_text()) == [], file

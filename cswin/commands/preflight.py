@@ -1,0 +1,38 @@
+"""Check the devices with the run's own network, loader and precision, before 190 hours are spent on them.
+
+It writes preflight.json and, beside it, preflight.md for people and, if training may begin, preflight.passed. Exit codes: 0 training may begin (with warnings, perhaps); 2 it must
+not: the network computes something else (a), overflows are not handled (b), exchanges are not exact (c), or a saved state does not
+continue (g).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def configure(parser):
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run's first stage")
+    parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="preflight.json; the others are beside it")
+    parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint from which the stage starts")
+    parser.add_argument("--log", type=Path, help="log file")
+
+
+def run(args):
+    from cswin.config.resolve import load_runtime
+    from cswin.distributed.launcher import run_on_devices
+    from cswin.progress import Console
+    from cswin.run.stage import Stage, StageFiles
+
+    files = StageFiles(args.config, args.runtime, args.dataset, args.output.parent, args.previous)
+    ranks_folder = (args.log or args.output).with_suffix(".ranks")
+
+    def work(ranks, started):
+        from cswin.preflight.run import preflight
+
+        with Console(args.log if ranks.first else None) as console:
+            preflight(Stage.read(files), args.output, console, ranks)
+        return 0
+
+    return run_on_devices(load_runtime(args.runtime), ranks_folder, work, lambda: Stage.read(files))
