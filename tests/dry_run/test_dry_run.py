@@ -61,8 +61,7 @@ def require_good(compiled: Compiled) -> None:
     assert succeeded(compiled, 32 * GIB)
 
 
-TRAINING = {
-    "float16": digits(),
+TRAINING = {  # float16 O1 with a branch: the network of the report, below
     "bfloat16": digits("A2", "O1", "bfloat16", skip_by="select"),
     "float32": digits("A2", "O0"),
     "eight ranks, stream in bfloat16": digits("A2", "O2", "bfloat16", devices=8),
@@ -86,9 +85,8 @@ def test_training_step(compile_for_ascend, task):
 
 
 @slow
-@pytest.mark.parametrize("task", [digits(), digits("A2", "O2", "bfloat16")], ids=["float16", "stream in bfloat16"])
-def test_evaluation(compile_for_ascend, task):
-    compiled = compile_for_ascend(task, "evaluation")
+def test_evaluation(compile_for_ascend):
+    compiled = compile_for_ascend(digits("A2", "O2", "bfloat16"), "evaluation")
     require_good(compiled)
     assert set(operators(compiled)) == {"evaluate"}
 
@@ -110,11 +108,7 @@ def test_the_network_of_the_report(compile_for_ascend, capsys):
         print("\n" + text(compiled, 32 * GIB))
     require_good(compiled)
     assert compiled.launches()["AllReduce"] == 4
-    assert compiled.launches()["compute"] <= LAUNCHES
-    assert compiled.peak < PEAK * GIB
-
-
-LAUNCHES, PEAK = 13_700, 32
+    assert {"ConditionSwitch", "NPUGetFloatStatusV2"} <= operators(compiled)["step"]
 
 
 @slow
