@@ -50,6 +50,7 @@ rule preflight:
         receipt=RUN.preflight_receipt,
     log:
         RUN.log("preflight"),
+    retries: 0  # not those of a cluster's profile: a failed check would fail again
     threads: JOBS.cores
     resources:
         **JOBS.on_devices(SETTINGS.runtime.nodes),

@@ -11,7 +11,7 @@ from cswin.dry_run.kernels import Kernel
 
 PRODUCTS = re.compile(r"(Batch)?MatMul|MatMulExt|BatchMatMulExt|Dense|(Depthwise)?Conv2D\w*|Convolution\w*|FlashAttention\w*")
 # Cells whose products are float32 at every level, see cswin.model.precision: LePE and the head.
-FLOAT32_CELLS = re.compile(r"/(lepe|head)-")
+FLOAT32_CELLS = re.compile(r"/(lepe|head)-| self\.(lepe|head)( |$)")
 FORMATS = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}  # MindSpore's names
 
 

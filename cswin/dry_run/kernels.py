@@ -30,6 +30,7 @@ _FORWARD = re.compile(r'forward_unique_id: "(\d+)"')
 _NUMBER = re.compile(r'[{ ]unique_id: "(\d+)"')
 _SCOPE = re.compile(r"# Fullname with scope: \((.*)\)")
 _SOURCE = re.compile(r"# In file (.*?:\d+)")
+_CALL = re.compile(r"# In file .*?:\d+, (\d+)~(\d+)/(.*)/")  # first and last column of what is called, and the whole line
 _DYNAMIC = re.compile(r"\{[^{}]*-[12]\b[^{}]*\}")  # a dimension of -1, or a rank of -2
 
 
@@ -42,7 +43,8 @@ class Kernel:
         library: a value of `LIBRARIES`; several with a slash between them if MindSpore took the operator from each of them.
         inputs, outputs: number formats of the tensors, as MindSpore names them (Float32), sorted, each once.
         dynamic: whether a shape is only known when the graph runs.
-        scope: the cells in which the operator is; for a gradient those of the operator whose gradient it is.
+        scope: the cells in which the operator is, and the names by which these lines of source call each other (not every graph
+            knows its cells); for a gradient those of the operator whose gradient it is.
         source: file and line of this package that asked for it.
     """
 
@@ -110,4 +112,6 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _scope(details: list[str]) -> str:
-    return next((match[1] for detail in details if (match := _SCOPE.match(detail))), "")
+    cells = next((match[1] for detail in details if (match := _SCOPE.match(detail))), "")
+    calls = [match[3][int(match[1]) : int(match[2])] for detail in details if (match := _CALL.match(detail))]
+    return " ".join([cells, *(call for call in calls if call.isascii() and " " not in call)])

@@ -7,6 +7,8 @@ Parameters are arguments, so all blocks of a stage are one cell with different w
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
@@ -106,10 +108,28 @@ class Gelu(nn.Cell):
 
     def __init__(self, formulation: str | None = None):
         super().__init__()
-        self.gelu = cpu.Gelu() if choose_formulation(formulation) == "CPU" else nn.GELU(approximate=False)
+        self.gelu = cpu.Gelu() if choose_formulation(formulation) == "CPU" else _Gelu()
 
     def construct(self, x):
         return self.gelu(x)
+
+
+class _Gelu(nn.Cell):
+    """It keeps its input for the backward pass, and nothing else. MindSpore's own gradient keeps three tensors of that size."""
+
+    def __init__(self):
+        super().__init__()
+        self.gelu, self.cast, self.erf, self.exp = nn.GELU(approximate=False), ops.Cast(), ops.Erf(), ops.Exp()
+
+    def construct(self, x):
+        return self.gelu(x)
+
+    def bprop(self, x, out, dout):
+        # depend: computed when dout is there, not before, and not shared with the forward pass, which would keep its tensors.
+        y = self.cast(ops.depend(x, dout), ms.float32)
+        root = y * math.sqrt(0.5)
+        slope = self.erf(root) + 1.0 + y * self.exp(-(root * root)) * math.sqrt(2 / math.pi)
+        return (self.cast(self.cast(dout, ms.float32) * slope * 0.5, x.dtype),)
 
 
 class ConvTokens(nn.Cell):

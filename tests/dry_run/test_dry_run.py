@@ -61,8 +61,7 @@ def require_good(compiled: Compiled) -> None:
     assert succeeded(compiled, 32 * GIB)
 
 
-TRAINING = {
-    "float16": digits(),
+TRAINING = {  # float16 O1 with a branch: the network of the report, below
     "bfloat16": digits("A2", "O1", "bfloat16", skip_by="select"),
     "float32": digits("A2", "O0"),
     "eight ranks, stream in bfloat16": digits("A2", "O2", "bfloat16", devices=8),
@@ -86,9 +85,8 @@ def test_training_step(compile_for_ascend, task):
 
 
 @slow
-@pytest.mark.parametrize("task", [digits(), digits("A2", "O2", "bfloat16")], ids=["float16", "stream in bfloat16"])
-def test_evaluation(compile_for_ascend, task):
-    compiled = compile_for_ascend(task, "evaluation")
+def test_evaluation(compile_for_ascend):
+    compiled = compile_for_ascend(digits("A2", "O2", "bfloat16"), "evaluation")
     require_good(compiled)
     assert set(operators(compiled)) == {"evaluate"}
 
@@ -110,11 +108,7 @@ def test_the_network_of_the_report(compile_for_ascend, capsys):
         print("\n" + text(compiled, 32 * GIB))
     require_good(compiled)
     assert compiled.launches()["AllReduce"] == 4
-    assert compiled.launches()["compute"] <= LAUNCHES
-    assert compiled.peak < PEAK * GIB
-
-
-LAUNCHES, PEAK = 13_700, 32
+    assert {"ConditionSwitch", "NPUGetFloatStatusV2"} <= operators(compiled)["step"]
 
 
 @slow
@@ -130,7 +124,7 @@ def test_graph_engine(stand_ins, tmp_path):
     lines = calls.read_text().splitlines()
     assert any(line.startswith("COMPILEGRAPH") for line in lines)
     made = {line.split()[1] for line in lines if line.startswith("GE ")}
-    assert {"MatMulV2", "BatchMatMulV2", "Conv2D", "NPUGetFloatStatusV2"} <= made
+    assert {"MatMulV2", "BatchMatMul", "Conv2D", "NPUGetFloatStatusV2"} <= made
 
 
 FAULTS = {
@@ -270,8 +264,9 @@ GRAPH = """# IR entry: @kernel_graph0
       : (<Tensor[Float16], (2, 2)>, <Tensor[Float32], (2, 2)>) -> (<Tensor[Float16], (2, 2)>)
       : (<Float16xDefaultFormat{2, 2}>, <Float32xDefaultFormat{2, 2}>) -> (<Float16xDefaultFormat{2, 2}>)
       # Fullname with scope: (Default/head-Linear/MatMul-op0)
-      # In file /home/me/cswin/model/layers.py:80, 1~2/x/
-      # In file /lib/site-packages/mindspore/ops.py:9, 1~2/x/
+      # In file /home/me/cswin/model/cswin.py:12, 11~20/    return self.head(self.norm(x))/
+      # In file /home/me/cswin/model/layers.py:80, 4~9/    x + y/
+      # In file /lib/site-packages/mindspore/ops.py:9, 4~9/    a + b/
   %2(b) = Depend(%1, %0) primitive_attrs: {}
       : (<Tensor[Float64], (2)>) -> (<Tensor[Float64], (2)>)
   %3(c) = NonZero(%1) primitive_attrs: {stream_id: U32(0)} cnode_primal_attrs: {forward_unique_id: "7"}
@@ -286,7 +281,7 @@ GRAPH = """# IR entry: @kernel_graph0
 def test_reading_a_graph(tmp_path):
     file = Path(tmp_path, "graph_build_0.ir")
     file.write_text(GRAPH)
-    scope = "Default/head-Linear/MatMul-op0"
+    scope = "Default/head-Linear/MatMul-op0 self.head"
     assert list(read_kernels(file, {"MatMul": "aclnn", "NonZero": "aclop", "Erf": "aclnn"})) == [
         Kernel("MatMul", "aclnn", ("Float16", "Float32"), ("Float16",), False, scope, "/home/me/cswin/model/layers.py:80"),
         Kernel("NonZero", "aclop", ("Float16",), ("Int64",), True, scope, "an unknown line"),
