@@ -1,8 +1,8 @@
 """Check the devices with the run's own network, loader and precision, before 190 hours are spent on them.
 
-It writes preflight.json and, beside it, preflight.md for people and, if training may begin, preflight.passed. Exit codes: 0 training may begin (with warnings, perhaps); 2 it must
-not: the network computes something else (a), overflows are not handled (b), exchanges are not exact (c), or a saved state does not
-continue (g).
+It writes preflight.json and, beside it, preflight.md for people and, if training may begin, preflight.passed. Exit codes: 0 training
+may begin, perhaps with warnings; 2 it must not: the network computes something else (a), overflows are not handled (b), exchanges are
+not exact (c), or a saved state does not continue (g).
 """
 
 from __future__ import annotations

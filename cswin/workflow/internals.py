@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from snakemake.io import IOFile
 from snakemake.logging import logger
 
 HANDLER = "DefaultStreamHandler"  # Snakemake's name for the handler that writes to the terminal
@@ -77,7 +78,7 @@ class Internals:
 
     def recorded_input(self, output: Path) -> list[str]:
         """The input files of the job that wrote this file; empty if it is not known."""
-        return self._workflow.persistence.input(str(output)) or []
+        return self._workflow.persistence.input(IOFile(str(output))) or []
 
     def forced_rules(self) -> set[str]:
         """Rules with a job that was forced by the user (--forcerun, -f, -F) or by `force`."""
