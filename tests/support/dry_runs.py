@@ -145,7 +145,7 @@ class Snakemake:
 
 def jobs(output: str) -> Counter:
     """The jobs in the output of snakemake, of a dry run or a real one: rule and output files."""
-    pattern = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*?(?:    output: (.*)\n)?(?:    .*\n)*"
+    pattern = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*(?:    output: (.*)\n)?(?:    .*\n)*"
     return Counter((match[1], match[2]) for match in re.finditer(pattern, output, re.MULTILINE))
 
 

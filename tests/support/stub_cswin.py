@@ -102,7 +102,7 @@ def main():
     read_files = [Path(w) for w in words if not w.startswith("-")]
     outputs = [f for name in ("output", "predictions", "per-class", "confusions") for f in given.get(name, [])]
     if command == "preflight":
-        outputs.append(Path(outputs[0]).with_suffix(".passed"))
+        write(str(Path(outputs[0]).with_suffix(".passed")), "training may begin")
     if command == "draw":
         outputs = given["output"]
     inputs = [str(path) for path in read_files if str(path) not in outputs and path.name != "runtime.yaml"]
