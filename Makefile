@@ -1,5 +1,5 @@
 # make demo: the whole workflow on the handwritten digits. make test: the quick tests. Both install the packages into .venv first.
-# make test-all: also the tests that train, except the large networks. make test-large: CSWin-B and -L (24 GB of memory).
+# make test-all: also the tests that train, except the large networks. make test-large: CSWin-B and -L (30 GB of memory, or swap).
 # make report: report.html, the results of the demo in one file. make browser: installs what the test of the report needs.
 VENV := .venv
 BIN := $(VENV)/bin

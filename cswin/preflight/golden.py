@@ -2,9 +2,10 @@
 
 Where the bounds come from. They are simulated on the CPU, once per golden network and number format (tests/support/rounding.py): the
 inputs and results of all products are rounded to the format's bits, forward and backward, with the rounding grid shifted at random,
-and the errors of logits and gradient are measured. The bound is five times their root mean square over the draws (shipped: one draw): a device may round
-twice where the simulation rounds once, which makes errors sqrt(2) times as large, and so 3.5 of its standard deviations. The bound
-of the loss follows from that of the logits: its slope for the logits is softmax - target. Errors are relative to the authors' values:
+and the errors of logits and gradient are measured. The bound is five times their root mean square over the draws (shipped: one
+draw). A device may round twice where the simulation rounds once, which makes errors sqrt(2) times as large: the bound is 3.5 standard
+deviations of such a device. The bound of the loss follows from that of the logits: its slope for the logits is softmax - target.
+Errors are relative to the authors' values:
 
     logits: largest difference / largest logit; loss: difference / loss; gradient: norm of the difference / norm.
 

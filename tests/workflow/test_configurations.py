@@ -67,8 +67,7 @@ def reduced(values: dict, images: Path) -> dict:
         name: {"start_epoch": i, "epochs": i + 1, "schedule": phases | {"tail_length": i}}
         for i, name in enumerate(values["stages"])
     }
-    passes = 2 if "_144_" in values["model"]["arch"] else 1  # CSWin-L with two images at once takes more than 24 GB
-    runtime = {"device_target": "CPU", "devices": 1, "batch_size": 2 // passes, "accumulation": passes, "eval_batch_size": 2}
+    runtime = {"device_target": "CPU", "devices": 1, "batch_size": 2, "accumulation": 1, "eval_batch_size": 2}
     runtime |= {"workers": 2, "worker_kind": "thread", "keep_states": 2}
     changes = {"data": data, "schedule": phases, "stages": stages, "runtime": runtime}
     changes |= {"augment": {"mixup_group": 2}, "optimizer": {"global_batch": 2}}
