@@ -130,7 +130,7 @@ def estimate_stage(config: StageConfig, runtime: Runtime, images: Images) -> Sta
 
 def device_bytes(config: StageConfig, runtime: Runtime) -> int:
     """Memory of a device in training, a lower bound."""
-    parts = profile(config.architecture, config.optimizer.amp_level)
+    parts = profile(config.architecture, config.optimizer.amp_level, runtime.recompute)
     weights = FLOAT32 * sum(part.parameters for part in parts)
     copies = sum(COPIES_OF_WEIGHTS.values()) + (runtime.accumulation > 1)
     return copies * weights + runtime.batch_size * sum(part.activations for part in parts)

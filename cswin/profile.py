@@ -8,11 +8,13 @@ What is counted (the first two exactly as in the paper):
     memory of activations: what the backward pass reads, each tensor once, in the number format of the operation that
         reads it, without copies in another layout and without workspaces. Per block and token: the inputs of both
         LayerNorms, of qkv, proj, fc1, GELU and fc2, q, k, v, and each head's row of attention probabilities. This is a
-        lower bound: a runtime that keeps copies in other layouts takes more.
+        lower bound: a runtime that keeps copies in other layouts takes more. Of a stage that is computed again in the
+        backward pass: the inputs of its blocks, and the rest of one block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cswin.errors import UserError
@@ -50,7 +52,7 @@ def _convolution(name: str, channels: tuple[int, int], kernel: int, sides: tuple
     return Part(name, weights + outputs + 2 * outputs, weights * side**2, kept)
 
 
-def _stage(arch: Architecture, stage: int, level: str) -> Part:
+def _stage(arch: Architecture, stage: int, level: str, recomputed: bool) -> Part:
     """All blocks of a stage."""
     product, stream = LEVEL_BYTES[level]
     dim, side, heads, blocks = arch.dims[stage], arch.resolutions[stage], arch.num_heads[stage], arch.depth[stage]
@@ -64,11 +66,12 @@ def _stage(arch: Architecture, stage: int, level: str) -> Part:
     row = FLOAT32 if product == FLOAT32 else FLOAT32 + product
     read_by_products = 6 * dim + hidden  # inputs of qkv, proj and fc1; q, k, v; input of fc2
     kept = tokens * (2 * dim * FLOAT32 + read_by_products * product + hidden * stream + heads * window * row)
-    return Part(STAGES[stage], blocks * parameters, blocks * macs, blocks * kept)
+    kept_of_others = tokens * dim * stream if recomputed else kept
+    return Part(STAGES[stage], blocks * parameters, blocks * macs, kept + (blocks - 1) * kept_of_others)
 
 
-def profile(arch: Architecture, level: str = "O0") -> list[Part]:
-    """The parts in the order of the forward pass; totals are the sums over them.
+def profile(arch: Architecture, level: str = "O0", recompute: Sequence[int] = ()) -> list[Part]:
+    """The parts in the order of the forward pass; totals are the sums over them. `recompute`: as for `CSWin`.
 
     Raises:
         UserError: if the level is not O0, O1 or O2.
@@ -81,7 +84,7 @@ def profile(arch: Architecture, level: str = "O0") -> list[Part]:
         if stage:
             between = slice(stage - 1, stage + 1)
             parts.append(_convolution(f"merge {stage}", dims[between], 3, sides[between], level))
-        parts.append(_stage(arch, stage, level))
+        parts.append(_stage(arch, stage, level, stage + 1 in recompute))
     width, classes = dims[3], arch.num_classes
     kept = (sides[3] ** 2 * width + width) * FLOAT32
     parts.append(Part("head", 2 * width + width * classes + classes, width * classes, kept))
@@ -98,9 +101,9 @@ def evaluation_bytes(arch: Architecture, level: str = "O0") -> tuple[int, int]:
     return pixels * (FLOAT32 + 1), max(part.activations // blocks.get(part.name, 1) for part in profile(arch, level))
 
 
-def report(name: str, arch: Architecture, batch: int, level: str = "O0") -> str:
+def report(name: str, arch: Architecture, batch: int, level: str = "O0", recompute: Sequence[int] = ()) -> str:
     """The table that `cswin profile` prints."""
-    parts = profile(arch, level)
+    parts = profile(arch, level, recompute)
     parts.append(Part("total", *(sum(getattr(p, f) for p in parts) for f in ("parameters", "macs", "activations"))))
     lines = [
         f"{name}: image size {arch.image_size}, channels {arch.in_channels}, classes {arch.num_classes}, "

@@ -17,6 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, metavar="N", help="input channels (default: the architecture's)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size per device (default: 1)")
     parser.add_argument("--amp-level", default="O0", choices=list(LEVEL_BYTES), help="mixed precision (default: O0, float32)")
+    parser.add_argument(
+        "--recompute", type=int, nargs="+", choices=range(1, 5), default=[], help="stages computed again, for memory"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--batch: {args.batch} must be positive")
     given = {"image_size": args.image_size, "num_classes": args.classes, "in_channels": args.channels}
     arch = variant(args.name).replace(**{key: value for key, value in given.items() if value is not None})
-    print(report(args.name, arch, args.batch, args.amp_level))
+    print(report(args.name, arch, args.batch, args.amp_level, args.recompute))

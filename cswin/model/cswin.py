@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -74,13 +76,21 @@ class CSWin(nn.Cell):
         formats: number formats (default: float32 throughout).
         formulation: `CPU` or `Ascend`, two formulations of the same function, see `cswin.model.formulation` (default: the one for
             MindSpore's current device).
+        recompute: stages (1 to 4) of which only the inputs of the blocks are kept for the backward pass, which computes the blocks
+            again: less memory, the same numbers. The CPU formulation keeps its tensors all the same.
 
     Inputs: images (B, in_channels, image_size, image_size), float32, normalised; the parameters from `cut`; in
     training the drop path factors (2 * blocks, B) of `drop_path.drop_path_factors`.
     Output: logits (B, num_classes), float32.
     """
 
-    def __init__(self, arch: Architecture, formats: Precision | None = None, formulation: str | None = None):
+    def __init__(
+        self,
+        arch: Architecture,
+        formats: Precision | None = None,
+        formulation: str | None = None,
+        recompute: Sequence[int] = (),
+    ):
         super().__init__()
         formats, form = formats or precision("O0"), choose_formulation(formulation)
         self.arch, self.layout, self.form, self.stream = arch, Layout.of(arch), form, formats.stream
@@ -92,6 +102,8 @@ class CSWin(nn.Cell):
             (arch.in_channels, arch.embed_dim), 2 * PATCH_SIZE - 1, PATCH_SIZE, pieces[0], formats.product, form
         )
         self.blocks = nn.CellList([Block(arch, stage, pieces[self.first[stage]], formats, form) for stage in range(4)])
+        for stage in recompute:
+            self.blocks[stage - 1].recompute()
         self.merges = nn.CellList(
             [Merge(arch.dims[i], arch.resolutions[i], pieces[self.first[i + 1] - 1], formats, form) for i in range(3)]
         )

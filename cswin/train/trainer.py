@@ -36,7 +36,8 @@ from cswin.train.step import TrainStep
 def stage_step(config: StageConfig, runtime: Runtime, rates: np.ndarray, devices: int, backend: Backend) -> TrainStep:
     """The training step of a stage, not compiled yet; `rates` as for `TrainStep`."""
     formats = precision(config.optimizer.amp_level, config.optimizer.amp_dtype)
-    return TrainStep(CSWin(config.architecture, formats), config.optimizer, rates, devices, runtime.accumulation, backend)
+    network = CSWin(config.architecture, formats, recompute=runtime.recompute)
+    return TrainStep(network, config.optimizer, rates, devices, runtime.accumulation, backend)
 
 
 def stage_predictor(config: StageConfig, runtime: Runtime, backend: Backend) -> Predictor:
@@ -88,7 +89,14 @@ class Trainer:
         self.predictor = stage_predictor(config, runtime, backend)
         self.drop_path_rates = drop_path_rates(config.model.drop_path, config.architecture.depth)
         self.best, self.epochs_done = None, config.start_epoch
-        sizes = (ranks.size, ranks.rank, runtime.batch_size, runtime.accumulation, len(self.train_step.rates))
+        sizes = (
+            ranks.size,
+            ranks.rank,
+            runtime.batch_size,
+            runtime.accumulation,
+            len(self.train_step.rates),
+            runtime.recompute,
+        )
         self.graphs = [self.predictor.graph, config.optimizer.model_dump(), sizes]
 
     def train(self) -> Best | None:

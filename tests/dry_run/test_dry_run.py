@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def require_good(compiled: Compiled) -> None:
 
 
 TRAINING = {  # float16 O1 with a branch: the network of the report, below
-    "bfloat16": digits("A2", "O1", "bfloat16", skip_by="select"),
+    "bfloat16, stage 3 recomputed": digits("A2", "O1", "bfloat16", skip_by="select", recompute=[3]),
     "float32": digits("A2", "O0"),
     "eight ranks, stream in bfloat16": digits("A2", "O2", "bfloat16", devices=8),
     "eight ranks, overflow flag, select": digits("910", devices=8, accumulation=2, skip_by="select"),
@@ -82,6 +83,10 @@ def test_training_step(compile_for_ascend, task):
     # Both gradients and the loss, and the overflow flag where the device has one.
     assert compiled.launches()["AllReduce"] == (0 if runtime.devices == 1 else 4 if task.chip == "910" else 3)
     assert compiled.peak > 0
+    count = Counter(kernel.operator for graph in compiled.graphs for kernel in graph.kernels)
+    assert count["Softmax"] - count["SoftmaxBackward"] == (
+        2 if runtime.recompute else 0
+    )  # stage 3 has two blocks of one branch
 
 
 @slow

@@ -140,6 +140,24 @@ def test_a_stripe_sees_no_other_stripe(formulation):
     assert (horizontal[rows] > 0).all() and (horizontal[~rows] == 0).all()
 
 
+@pytest.mark.slow
+def test_recomputed_blocks_have_the_same_bits():
+    rng = np.random.default_rng(6)
+    images, sensitivity = (Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in ((2, 3, 32, 32), (2, 4)))
+
+    def gradient(stages):
+        network = CSWin(ARCH, formulation="Ascend", recompute=stages)
+        weights = cut(network, initial_weights(ARCH, np.random.default_rng(3)))
+
+        def total(*weights):
+            return (network(images, weights) * sensitivity).sum()
+
+        return [g.asnumpy() for g in ms.jit(ms.grad(total, tuple(range(len(weights)))))(*weights)]
+
+    kept, recomputed = gradient(()), gradient((1, 2, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, recomputed, strict=True)) and np.abs(kept[0]).max() > 0
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_both_layouts_are_the_same_permutation(stage):
     """Two branches and one: qkv to windows, windows to tokens, and their gradients."""

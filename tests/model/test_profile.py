@@ -60,6 +60,14 @@ def test_reduced_formats_keep_less():
         profile(arch, "1")
 
 
+def test_recomputed_stages_keep_the_inputs_of_their_blocks():
+    arch = variant("cswin_64_24322_small_224")
+    kept, recomputed = (profile(arch, "O1", stages) for stages in ((), (3,)))
+    [(before, after)] = [(a, b) for a, b in zip(kept, recomputed, strict=True) if a != b]
+    assert before.name == "stage 3" and after.macs == before.macs
+    assert after.activations == before.activations // 32 + 31 * 14 * 14 * 256 * 4
+
+
 def test_command_prints_totals_and_memory(capsys):
     assert main(["profile", "cswin_64_12211_tiny_224", "--batch", "8"]) == 0
     text = capsys.readouterr().out
