@@ -1,5 +1,6 @@
 # make demo: the whole workflow on the handwritten digits. make test: the quick tests. Both install the packages into .venv first.
 # make test-all: also the tests that train, except the large networks. make test-large: CSWin-B and -L (30 GB of memory, or swap).
+# make convergence: 10 trainings of the digits against 40 of the authors' code (benchmarks/convergence.py).
 # make report: report.html, the results of the demo in one file. make browser: installs what the test of the report needs.
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ UNFINISHED := $(VENV)/.unfinished
 VERSION_CHECK := import sys; print((3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c '$(VERSION_CHECK)' 2>/dev/null | grep -q True && command -v $(p))))
 
-.PHONY: demo test test-all test-large lint report browser clean
+.PHONY: demo test test-all test-large convergence lint report browser clean
 
 demo: $(STAMP)
 	PATH="$$PWD/$(BIN):$$PATH" snakemake --cores 8 results/final_acc.csv
@@ -27,6 +28,10 @@ test-all: $(STAMP)
 
 test-large: $(STAMP)
 	$(PYTEST) -m large
+
+convergence: $(STAMP)
+	PATH="$$PWD/$(BIN):$$PATH" snakemake --cores 2 data/digits/dataset.json
+	$(BIN)/python benchmarks/convergence.py
 
 # rules/lint.py is `snakemake --lint` without one complaint, that each rule should name a conda environment or a container: all rules
 # run in the one environment that is made here, and there is no published image that holds cswin.

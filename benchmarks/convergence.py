@@ -61,7 +61,7 @@ RECIPE: dict[str, Any] = {
     "model": {"drop_path": 0.1},
     "augment": {"scale": [0.5, 1.0], "rand_augment": "rand-m9-mstd0.5-inc1", "erase_prob": 0.25, "mixup_prob": 1.0},
     "stages": {"stage1": {"start_epoch": 0, "epochs": EPOCHS, "schedule": {"cool_length": 1}}},
-    "runtime": {"workers": 1, "log_every": EPOCHS * 44, "tensorboard": False},
+    "runtime": {"workers": 1, "tensorboard": False},
 }
 MUTANTS: dict[str, dict[str, Any]] = {
     "no erasing": {"augment": {"erase_prob": 0.0}},
@@ -81,7 +81,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return {**values, **sections}
 
 
-def train(name: str, seed: int) -> dict[str, Any]:
+def train(name: str, seed: int, dataset: Path = DATASET) -> dict[str, Any]:
     """Train one seed of this project or of a mutant: a row like those of the reference."""
     values = merged(yaml.safe_load((ROOT / "config/config.yaml").read_text()), RECIPE)
     settings = parse_settings({**merged(values, MUTANTS.get(name, {})), "seed": seed})
@@ -92,7 +92,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
         files = {
             "config": folder / "stage.yaml",
             "runtime": folder / "runtime.yaml",
-            "dataset": DATASET,
+            "dataset": dataset,
             "output": folder / "stage",
         }
         code = (TANH_GELU if name == "tanh GELU" else "") + TRAIN

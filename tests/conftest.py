@@ -74,10 +74,14 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Tests that need a finished run are slow: the run takes minutes."""
+    """Tests that need a finished run are slow: the run takes minutes. Files with slow tests come first, so that quick ones are left
+    for the end, when a worker would have nothing else to do.
+    """
     for item in items:
         if "finished_run" in item.fixturenames:
             item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def shorten(values: dict) -> None:
