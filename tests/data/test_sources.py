@@ -168,7 +168,7 @@ class TestHuggingFace:
     def test_without_pyarrow(self, tmp_path, monkeypatch):
         data, _ = layouts.parquet(tmp_path)
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        assert "pip install cswin[parquet]" in refused(tmp_path, "huggingface", data["path"])
+        assert "pip install -e '.[parquet]'" in refused(tmp_path, "huggingface", data["path"])
 
     def write(self, folder, rows, names=None, **options):
         for split in ("train", "validation"):

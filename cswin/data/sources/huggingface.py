@@ -60,7 +60,7 @@ def _parquet_images(path: Path, cursor: dict[str, Any] | None) -> Iterator[Image
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
-            f"{path}: parquet files are read by pyarrow, which is not there ({error}): pip install cswin[parquet]"
+            f"{path}: parquet files are read by pyarrow, which is not there ({error}): pip install -e '.[parquet]' in the repository"
         ) from error
     done = cursor["row"] if cursor else 0
     try:
