@@ -105,7 +105,9 @@ def _require_onnx() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise UserError(f"export to ONNX needs the package {error.name}: pip install -e '.[export]' in the repository") from error
+        raise UserError(
+            f"export to ONNX needs the package {error.name}: pip install -e '.[export]' in the repository"
+        ) from error
 
 
 def _write_onnx(record: CheckpointRecord, weights: dict[str, np.ndarray], path: Path) -> None:
