@@ -15,7 +15,7 @@ from cswin.train import trainer
 class Planted(nn.Cell):
     """`TwoLayers` in the formulation for Ascend, and after it what an Ascend graph must not have."""
 
-    def __init__(self, arch, formats):
+    def __init__(self, arch, formats, recompute):
         super().__init__()
         self.inner, self.form, self.faults = TwoLayers(formats.product), "Ascend", faults
         self.layout, self.cut = self.inner.layout, self.inner.cut
