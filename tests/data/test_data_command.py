@@ -132,6 +132,7 @@ SOURCES = [archive_source, ilsvrc_source, folder_source, *layouts.NEW, auto_fold
 
 
 @pytest.mark.slow
+@pytest.mark.variant  # of what each source reads: tests/data/test_sources.py
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_goes_through_the_rules(workspace, source):
     """From the source to dataset.json by Snakemake: every image once, in its class; then there is nothing left to do."""

@@ -101,6 +101,7 @@ def test_two_processes_compute_what_one_does(two, dataset, tmp_path):
     assert {note["code"] for name, note in two.notes().items() if name != "scheduler"} == {0}
 
 
+@pytest.mark.variant
 def test_three_processes_compute_what_one_does(dataset, tmp_path):
     alone = SmallStage(tmp_path / "alone", dataset, accumulation=3).train()
     three = SmallStage(tmp_path / "three", dataset, devices=3).train()
@@ -209,7 +210,9 @@ def test_an_error_of_any_rank_is_shown_and_ends_all(tmp_path):
     assert stage.notes()["rank_1"]["code"] == 2
 
 
-@pytest.mark.parametrize(("device", "steps"), [("infnan", 3), ("saturation", 52), ("unnoticed", 3)])
+@pytest.mark.parametrize(
+    ("device", "steps"), [pytest.param("infnan", 3, marks=pytest.mark.variant), ("saturation", 52), ("unnoticed", 3)]
+)
 def test_an_overflow_on_one_rank_is_one_on_all(tmp_path, device, steps):
     """The second step. A device that saturates needs its flag, without which the step is done; fifty more steps skip none."""
     msrun = [
@@ -228,6 +231,7 @@ def test_an_overflow_on_one_rank_is_one_on_all(tmp_path, device, steps):
     assert len({row["weights"] for row in first}) == steps  # the loss scale is among them
 
 
+@pytest.mark.variant
 def test_two_hosts_compute_what_one_process_does(dataset, tmp_path):
     with two_hosts() as hosts:
         alone = SmallStage(tmp_path / "alone", dataset, accumulation=4).train()

@@ -22,6 +22,7 @@ def test_weights_are_carried_and_written_down(finished_run):
     assert second["anew"] == ["moments", "EMA", "loss scale"]
 
 
+@pytest.mark.variant  # of a resumption
 def test_carrying_everything_equals_training_in_one_run(finished_run, tmp_path):
     """Two stages with `carry: all` and one stage of the same length end with the same bits."""
     run = finished_run.copy(tmp_path / "copy")

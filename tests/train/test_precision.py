@@ -121,7 +121,7 @@ def test_an_update_without_a_branch_has_the_same_bits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["O1", "O2"])
+@pytest.mark.parametrize("level", ["O1", pytest.param("O2", marks=pytest.mark.variant)])
 def test_the_network_in_float16_recovers_from_an_overflow(level):
     start, window = 2.0**22, 4
     settings = recipes.optimizer(amp_level=level, loss_scale=start, loss_scale_window=window, ema_decay=0.9)

@@ -104,6 +104,7 @@ def edit(folder: Path, change) -> None:
     file.write_text(yaml.safe_dump(change(yaml.safe_load(file.read_text())), sort_keys=False))
 
 
+@pytest.mark.variant  # of the tests below, for a quarter of an hour
 @pytest.mark.parametrize("situation", ["finished", "interrupted"])
 def test_every_key(situation, request, snakemake, tmp_path):
     """A dry run for each key. Of the keys with the same listed jobs and reasons only one is run, since these determine what runs."""

@@ -188,7 +188,7 @@ def test_other_run_has_its_own_folder(run):
     assert not {"extract", "dataset", "shard_plan", "convert"} & planned.keys()  # the dataset is shared
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.variant)])
 def test_any_number_of_stages(workspace, count):
     lengths = [(f"part{i}", 4 * i) for i in range(count)]
     stages = {name: {"start_epoch": n, "epochs": n + 4, **recipes.CARRY, "schedule": {"cool_length": n}} for name, n in lengths}
