@@ -69,6 +69,7 @@ def test_the_table_and_the_picture(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_this_project_converges_as_the_authors_code(finished_run, record_property):
     """With so few runs only a fault of about three standard deviations is found; `make convergence` has ten."""
     runs = [train(OURS, seed, finished_run.path / "data/digits/dataset.json") for seed in range(3)]

@@ -213,6 +213,7 @@ def test_time_limit_and_scancel_in_the_middle_of_a_stage(cluster, finished, tmp_
 
 
 @slow
+@pytest.mark.variant
 def test_two_stages_on_two_devices_and_requeue(cluster, finished, tmp_path):
     """Two runs side by side, one by each cluster profile; both jobs are put back into the queue in the middle."""
     runs = {"stage1": "generic", "stage2": "slurm"}
@@ -236,6 +237,7 @@ def test_two_stages_on_two_devices_and_requeue(cluster, finished, tmp_path):
 
 
 @slow
+@pytest.mark.variant
 def test_killed_snakemake_and_the_recovery_command(cluster, finished, tmp_path):
     """After SIGKILL the job goes on; it is found, nobody trains beside it, and the documented command goes on from its state."""
     workspace, attempts = again(finished, tmp_path / "copy", "stage2")

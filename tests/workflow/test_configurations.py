@@ -98,7 +98,7 @@ def check(workspace, images: Path, file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", COMMON)
+@pytest.mark.parametrize("file", [pytest.param(COMMON[0], marks=pytest.mark.variant), *COMMON[1:]])
 def test_from_the_archive_to_the_table(file, workspace, images):
     check(workspace, images, file)
 
