@@ -1,13 +1,15 @@
 # CSWin Transformer training: archives -> manifest -> MindRecord -> stages -> evaluation -> results/final_acc.csv
 from snakemake.utils import min_version, validate
 
-from cswin.workflow.internals import Internals
+from cswin.config.files import read_yaml
+from cswin.workflow.internals import Internals, without_traceback
 
 min_version("9.0")
 SNAKEMAKE = Internals(workflow)
 
-# --configfile replaces the default configuration; the two are not merged.
+# --configfile replaces the default configuration; the two are not merged. Snakemake's own errors would not name the file.
 if not SNAKEMAKE.config_files:
+    without_traceback(read_yaml, "config/config.yaml")
 
     configfile: "config/config.yaml"
 

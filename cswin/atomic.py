@@ -19,10 +19,15 @@ def atomic_path(path: str | Path, check: Callable[[], None] | None = None) -> It
     before the name: even after a power failure `path` is complete or unchanged. If the body raises, the temporary file is
     removed and `path` is unchanged; the same if `check`, which is called last before the rename, raises.
 
+    A link stays a link; its target is replaced.
+
     Raises:
-        UserError: if the folder is missing or cannot be written, or the disk is full.
+        UserError: if the folder is missing or cannot be written, or the disk is full; if the path is a device or a pipe, which a
+            rename would replace by a file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a device or a pipe; name a file")
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         try:

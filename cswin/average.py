@@ -37,6 +37,8 @@ def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
         check_parameters(shapes, Layout.of(checkpoint.record.architecture).shapes, path)
         for total, weights in zip(sums, (checkpoint.weights, checkpoint.ema or {}), strict=True):
             for name, value in weights.items():
+                if not np.isfinite(value).all():
+                    raise UserError(f"{path}: {name} is not finite, so its training has failed; leave this checkpoint out")
                 total[name] = total.get(name, 0.0) + value.astype(np.float64)
         hashes[digest] = path
     raw, ema = ({name: (value / len(paths)).astype(np.float32) for name, value in total.items()} for total in sums)

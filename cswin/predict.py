@@ -15,7 +15,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from scipy.special import softmax
 
-from cswin.atomic import atomic_path
 from cswin.checkpoint import Checkpoint
 from cswin.class_names import words
 from cswin.data.images.decode import as_frame, decode_rgb
@@ -229,8 +228,7 @@ def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
     """Write an NPZ file: `files` (n,) text, `features` (n, channels) float32.
 
     Args:
-        path: the file.
+        path: the file, see `cswin.atomic`.
         features: pooled features (channels,) by the name of the image's file.
     """
-    with atomic_path(path) as temporary:
-        np.savez(temporary, files=np.array([*features], np.str_), features=np.array([*features.values()], np.float32))
+    np.savez(path, files=np.array([*features], np.str_), features=np.array([*features.values()], np.float32))

@@ -43,10 +43,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], record: str) ->
     if known_suffix(path) == ".ckpt":
         _write_ckpt(path, tensors, record)
     else:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        # One key only: safetensors writes several in random order.
-        save_file(dict(tensors), path, metadata={RECORD_KEY: record})
+        try:  # one key only: safetensors writes several in random order
+            save_file(dict(tensors), path, metadata={RECORD_KEY: record})
+        except SafetensorError as error:  # a full disk; `atomic_path` expects an OSError
+            raise OSError(str(error)) from error
 
 
 def _write_ckpt(path: Path, tensors: Mapping[str, np.ndarray], record: str) -> None:

@@ -1,25 +1,13 @@
 """Common definitions of the rules: checked settings, paths, resources of jobs. The code is in cswin/workflow."""
 
-from snakemake.exceptions import WorkflowError
-
 from cswin.config.resolve import dump, expectations, resolve_stage
 from cswin.convert.published import weights_layout
 from cswin.data.sources.registry import SOURCES
-from cswin.errors import UserError
 from cswin.layout import LAST, PLAN, SUITE
 from cswin.suite.sets import IMAGES as TEST_IMAGES
 from cswin.workflow.job_lines import shorten_output
 from cswin.workflow.resources import launcher, options, time_limit
 from cswin.workflow.session import Session
-
-
-def without_traceback(step, *arguments):
-    """Call `step`; Snakemake then shows a UserError without a traceback."""
-    try:
-        return step(*arguments)
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
-
 
 shorten_output(SNAKEMAKE)
 SESSION = without_traceback(Session, SNAKEMAKE, config)

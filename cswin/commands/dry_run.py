@@ -40,6 +40,11 @@ def run(args):
     runtime = settings.runtime.model_copy(update={"devices": args.devices or settings.runtime.devices})
     task = Task(resolve_stage(settings, args.stage or next(iter(settings.stages))), runtime, args.chip)
     print(task, flush=True)
+    if args.keep:
+        try:
+            args.keep.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--keep {args.keep}: cannot be made a folder ({error.strerror}); name another one") from None
     memory, good = (args.memory or CHIPS[args.chip][1]) << 30, True
     with tempfile.TemporaryDirectory(prefix="cswin-dry-run-") as temporary:
         folder = args.keep.resolve() if args.keep else Path(temporary)

@@ -49,6 +49,8 @@ def _table(args) -> str:
         table = pd.read_csv(args.table, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{args.table}: cannot be read ({error}); `cswin table` writes it") from None
+    if table.empty or "run" not in table:
+        raise UserError(f"{args.table}: is no table of a run; `cswin table` writes it")
     try:
         curves = args.curves.read_bytes()
     except OSError as error:
@@ -89,5 +91,7 @@ def _data(args) -> str:
         summary = json.loads(args.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{args.summary}: cannot be read ({error}); `cswin data manifest` writes it") from None
+    if not isinstance(summary, dict) or not {"splits", "class_names"} <= set(summary):
+        raise UserError(f"{args.summary}: is no manifest; `cswin data manifest` writes it")
     dataset = Dataset.load(args.dataset, check_files=False)
     return data_page(summary, {split: len(shards) for split, shards in dataset.splits.items()})

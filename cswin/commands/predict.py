@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
             names = listed([shown(path) for path in passed_over])
             console.say(f"{len(passed_over)} files are not images, judging by suffix and content, and were ignored: {names}")
         out = sys.stdout
+        if args.features:  # opened before the work, to notice a wrong path
+            features_file = stack.enter_context(atomic_path(args.features))
         if args.output:
             temporary = stack.enter_context(atomic_path(args.output))
             out = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
@@ -88,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
             write(prediction)
             if progress:
                 progress.update(1)
-    if args.features:
-        save_features(args.features, features)
+        if args.features:
+            save_features(features_file, features)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -101,6 +103,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{name}: {value} must be at least 1")
     if args.features and args.features.suffix != ".npz":
         raise UserError(f"--features {args.features}: is written as NPZ; give it the suffix .npz")
+    if args.features and args.output and args.features.absolute() == args.output.absolute():
+        raise UserError(f"--features {args.features}: is also --output; give two names")
 
 
 def shown(path: Path) -> str:

@@ -31,6 +31,8 @@ def run(args):
         with Lease(args.folder, timeout=60.0):
             if args.set_aside:
                 states.set_aside("starting the stage again was requested")
+            elif states.look() is None:
+                raise UserError(f"{states.path}: holds no undamaged state; the stage starts from its first step")
             else:
                 states.accept_versions(installed_code())
                 print(f"{args.folder}: continues with the installed versions")

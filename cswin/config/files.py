@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist, 5,000 digits, 5,000 brackets
         raise UserError(f"{path}: not valid YAML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

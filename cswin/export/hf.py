@@ -19,7 +19,7 @@ from cswin.errors import UserError
 from cswin.layout import RunLayout, StageLayout
 from cswin.model.variants import STRIDES, name_of
 from cswin.model.weights import GROUPS, Layout
-from cswin.report.files import load_json
+from cswin.report.files import load_facts
 from cswin.report.render import render
 
 _LINK = re.compile(r"\]\(([^):#]+)\)")  # to a file beside the page
@@ -50,7 +50,8 @@ class Source:
         stage, run = StageLayout(path.parent), RunLayout(path.parent.parent)
         if path != stage.checkpoint or not stage.record.is_file():
             return cls(path, None, None)
-        evaluation = load_json(stage.evaluation)
+        remedy = f"make it again: snakemake {stage.evaluation} --forcerun evaluate"
+        evaluation = load_facts(stage.evaluation, ("checkpoint", "raw"), remedy)
         if evaluation and evaluation["checkpoint"] != file_sha256(path):
             raise UserError(
                 f"{stage.evaluation}: is of another checkpoint than {path}; evaluate this one: snakemake {stage.evaluation}"
@@ -76,12 +77,15 @@ def export_hf(source: Source, folder: Path, which: str | None = None, licence: s
     checkpoint = load_checkpoint(source.path)
     which, weights = checkpoint.select(which)
     try:
+        card = source.card.read_text(encoding="utf-8") if source.card else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source.card}: cannot be read ({error}); write it again: snakemake {source.card} -f") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); give another name") from error
     save_checkpoint(folder / "model.safetensors", Checkpoint(checkpoint.record, weights))
     _write(folder / "config.json", json.dumps(timm_config(checkpoint.record), indent=2, ensure_ascii=False) + "\n")
-    card = source.card.read_text(encoding="utf-8") if source.card else None
     front = front_matter(folder.name, checkpoint.record, (source.evaluation or {}).get(which), licence)
     _write(folder / "README.md", _page(folder.name, checkpoint.record, front, card, which))
     for link in _LINK.findall(card or ""):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 
+from cswin.atomic import atomic_path
 from cswin.distributed.backend import backend_of
 from cswin.distributed.ranks import Ranks
 from cswin.errors import UserError
@@ -30,7 +32,9 @@ def preflight(stage: Stage, output: Path, console: Console, ranks: Ranks) -> Non
     config, began = stage.config, time.monotonic()
     backend = backend_of(stage.runtime, ranks.device)
     backend.require_training(config.optimizer.amp_level, config.optimizer.amp_dtype)
-    folder = output.with_name(f".{output.stem}_states")
+    folder, receipt = output.with_name(f".{output.stem}_states"), output.with_suffix(".passed")
+    if problem := ranks.agree(_problem(output, receipt) if ranks.first else None):
+        raise UserError(problem)
     checks = golden(config.optimizer, ranks, backend)
     site = prepare(stage, ranks, folder)
     checks += exchanges(ranks, site.step.all_reduce) + (equal := same_bits(site, backend))
@@ -54,5 +58,20 @@ def preflight(stage: Stage, output: Path, console: Console, ranks: Ranks) -> Non
             f"check {failed} failed: training would go wrong on these devices; {output.with_suffix('.md')} says what to do"
         )
     if ranks.first:
-        output.with_suffix(".passed").write_text("training may begin\n")
+        with atomic_path(receipt) as temporary:
+            temporary.write_text("training may begin\n")
         console.say(f"preflight: {verdict(checks)}; {output.with_suffix('.md')}")
+
+
+def _problem(output: Path, receipt: Path) -> str | None:
+    """Before the work: why the results cannot be written, if so. A receipt of earlier checks is removed."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        receipt.unlink(missing_ok=True)
+        for file in (output, output.with_suffix(".md")):
+            if file.is_dir():
+                return f"{file}: is a folder; name a file"
+        with tempfile.TemporaryFile(dir=output.parent):
+            return None
+    except OSError as error:
+        return f"{output}: cannot be written ({error.strerror}); check the permissions of its folder, and that {receipt} is no folder"

@@ -43,6 +43,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def load_facts(path: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any] | None:
+    """`load_json` of a file that must have these keys.
+
+    Raises:
+        UserError: if the file is whole but has another content.
+    """
+    facts = load_json(path)
+    if facts is not None and not (isinstance(facts, dict) and set(keys) <= set(facts)):
+        raise UserError(f"{path}: is damaged, it lacks {' or '.join(keys)}; {remedy}")
+    return facts
+
+
 def load_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if the file is missing or is being written."""
     try:

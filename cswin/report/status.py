@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cswin.errors import UserError
 from cswin.layout import RunLayout, StageLayout
 from cswin.report.files import load_json, load_yaml
 from cswin.run.attempts import LOST, AttemptSummary, Signs, current, summaries
@@ -97,6 +98,8 @@ def status_of(folder: Path) -> RunStatus:
     """As `run_status`, at this moment. Damaged files give a `problem` instead of an error, so other runs can still be shown."""
     try:
         return run_status(folder)
+    except UserError as error:
+        return RunStatus(folder.name, str(folder), None, time.time(), [], problem=str(error).replace(f"{folder}/", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"its files cannot be read ({type(error).__name__}: {error})"
         return RunStatus(folder.name, str(folder), None, time.time(), [], problem=problem)

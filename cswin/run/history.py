@@ -84,10 +84,21 @@ class History:
 def iterate_history(path: Path) -> Iterator[dict]:
     """Complete rows, one by one; a last line that is still being written is left out."""
     with Path(path).open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
-            yield json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise _damaged(path, number) from None
+            if not isinstance(row, dict):
+                raise _damaged(path, number)
+            yield row
+
+
+def _damaged(path: Path, line: int | None = None) -> UserError:
+    where = f"line {line} is damaged" if line else "is damaged"
+    return UserError(f"{path}: {where}; restore the file from a copy, or move it away: it only documents the training")
 
 
 def read_history(path: Path) -> list[dict]:
@@ -110,7 +121,12 @@ def read_columns(path: Path) -> tuple[dict[str, np.ndarray], list[dict]]:
         while lines := file.readlines(BLOCK):
             if growing := not lines[-1].endswith(b"\n"):
                 lines.pop()
-            rows = decode(b"".join(lines))
+            try:
+                rows = decode(b"".join(lines))
+            except msgspec.MsgspecError:
+                for _ in iterate_history(path):  # which names the line, unless this is JSON with a wrong type
+                    pass
+                raise _damaged(path) from None
             others += [json.loads(line) for line, row in zip(lines, rows, strict=True) if row.kind != "step"]
             steps = [row for row in rows if row.kind == "step"]
             for name, parts in columns.items():

@@ -70,7 +70,7 @@ def is_damaged(stage: Path) -> bool:
     checkpoint, record = stage / CHECKPOINT, stage / RECORD
     try:
         newer = checkpoint.stat().st_mtime_ns > record.stat().st_mtime_ns
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return newer and not _is_whole(stage, record)
 
@@ -94,5 +94,5 @@ def _is_whole(stage: Path, facts: Path) -> bool:
     try:
         with (stage / CHECKPOINT).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == json.loads(facts.read_text(encoding="utf-8"))["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

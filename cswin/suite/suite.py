@@ -110,7 +110,7 @@ def _opened(key: str, path: Path, suite: Suite, class_names: tuple[str, ...]) ->
         classes_from = Path(suite.classes_from)
     source = open_labelled(path, "val", class_names, classes_from)
     if source.images is None:
-        raise UserError(f"{path} is an archive; extract it, or convert it, and give the folder or dataset.json")
+        raise UserError(f"{path}: is a file; give a folder of images or a dataset.json (an archive: extract it)")
     wanted = set(class_indices(CLASSES[key]).tolist() if key in CLASSES else range(len(class_names)))
     missing, strange = wanted - source.outputs, source.outputs - wanted
     if strange:

@@ -6,14 +6,25 @@ When Snakemake changes one of them, tests/workflow/test_internals.py names it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.logging import logger
 
+from cswin.errors import UserError
+
 HANDLER = "DefaultStreamHandler"  # Snakemake's name for the handler that writes to the terminal
+
+
+def without_traceback(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `step`; Snakemake then shows a UserError without a traceback."""
+    try:
+        return step(*arguments)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 class Internals:

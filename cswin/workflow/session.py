@@ -53,6 +53,7 @@ class Session:
         except UserError as error:
             raise UserError(f"The configuration is refused:\n{error}") from None
         self.run, self.data = self.settings.layout, self.settings.data.layout
+        self._check_paths()
         if snakemake.schedules and snakemake.on_cluster:
             require_submittable({"the project's folder": Path.cwd(), **named_paths(self.settings)})
         self.resources = available_resources(self.settings.runtime, snakemake)
@@ -61,6 +62,16 @@ class Session:
             notes.append(advice)
         for line in notes:
             print(line, file=sys.stderr)
+
+    def _check_paths(self) -> None:
+        """Snakemake takes a folder for the file of that name, and ends with a traceback where a file is in a folder's place."""
+        for file in filter(Path.is_dir, LAST.tables):
+            raise UserError(f"{file}: is a folder, but the table is written to this name; move the folder away")
+        stages = [self.run.stage(name).folder for name in self.settings.stages]
+        for folder in filter(
+            Path.is_file, (self.run.folder.parent, self.run.folder, self.run.configs, *stages, self.data.folder)
+        ):
+            raise UserError(f"{folder}: is a file, but a folder of this name is needed; move the file away")
 
     def start_of(self, stage: str) -> str | None:
         """The checkpoint that a stage starts from, if it starts from one."""
@@ -142,7 +153,10 @@ class Session:
             "retrain a stage: --forcerun train_<stage>; stop after a stage: --until train_<stage>; dry run: -n; another run: "
             "--configfile FILE"
         )
-        self.run.configs.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run.configs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.run.configs}: cannot be made a folder ({error.strerror}); check the permissions") from None
         with atomic_path(self.run.runtime) as temporary:
             temporary.write_text(dump(self.settings.runtime), encoding="utf-8")
         forced = self.snakemake.forced_rules()

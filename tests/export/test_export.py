@@ -138,7 +138,7 @@ def test_wrong_wishes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="suffix"):
         export(checkpoint, tmp_path / "model.tflite")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs the package onnxruntime: pip install 'cswin\[export\]'"):
+    with pytest.raises(UserError, match=r"needs the package onnxruntime: pip install -e '.\[export\]'"):
         export(checkpoint, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

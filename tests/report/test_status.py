@@ -181,7 +181,7 @@ def test_several_runs_are_a_table(tmp_path, capsys):
     assert by_run["first"][1:4] == ["one", "3 of 10", "25"] and by_run["first"][4].endswith("s") and by_run["first"][5] == "1"
     assert by_run["second"][1:6] == ["one", "3 of 10", "", "", "1"] and by_run["second"][6].startswith("interrupted:")
     assert by_run["third"][1:] == ["all done", "", "", "", "", ""]
-    assert by_run["worst"][1:6] == [""] * 5 and by_run["worst"][6].startswith("its files cannot")
+    assert by_run["worst"][1:6] == [""] * 5 and by_run["worst"][6].startswith("one/attempts.jsonl:")
     wrong = " ".join(row[6] for row in cells)
     assert "its clock is 10m00s ahead" in wrong and reason.strip() in wrong
     assert max(map(len, lines)) <= 80, lines

@@ -120,7 +120,7 @@ def test_datasets_that_are_missing_wrong_or_not_complete_are_all_named(tmp_path,
         "there is no such file or folder",
         "is another dataset: 1 of its classes do not belong here (n01443537); give the right one",
         "holds classes that the checkpoint does not have: zebra",
-        "is an archive; extract it",
+        "is a file; give a folder of images",
     ), strict=True):  # fmt: skip
         assert line.startswith(f"{file}: {key}: {path}") and words in line, line
 

@@ -230,14 +230,15 @@ def _read_chunk(images: Path, rows: list[Row]) -> list[bytes]:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: is in the manifest but cannot be read ({error.strerror}); extract again") from error
+            raise UserError(f"{path}: is in the manifest but cannot be read ({error.strerror}); {_AGAIN}") from error
         if len(data) != row.bytes:
             raise UserError(f"{path}: {_CHANGED} ({row.bytes:,} bytes then, {len(data):,} now)")
         result.append(data)
     return result
 
 
-_CHANGED = "has changed since the manifest was made; run `cswin data manifest` again, or extract again"
+_AGAIN = "make the manifest again (snakemake --forcerun manifest) or, if images come from archives, extract again (--forcerun extract)"
+_CHANGED = f"has changed since the manifest was made; {_AGAIN}"
 
 
 def _read_back(path: Path, rows: list[Row], first: int, progress: Progress) -> str:
