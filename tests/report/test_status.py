@@ -187,7 +187,7 @@ def test_several_runs_are_a_table(tmp_path, capsys):
     assert max(map(len, lines)) <= 80, lines
     assert main(["status", "--results", str(results), "--json"]) == 0
     told = {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
-    assert "cannot be read" in told["worst"]["problem"] and told["first"]["problem"] == ""
+    assert "line 1 is damaged" in told["worst"]["problem"] and told["first"]["problem"] == ""
 
 
 def test_command_says_what_the_function_says_and_writes_nothing(tmp_path, capsys):
