@@ -50,6 +50,17 @@ def atomic_path(path: str | Path, check: Callable[[], None] | None = None) -> It
                         "permissions and the free space") from error  # fmt: skip
 
 
+class _Tried(Exception):
+    pass
+
+
+def require_writable(*paths: Path | None) -> None:
+    """Before long work: raise the UserError of `atomic_path` if one of these files could not be written. No file changes."""
+    for path in filter(None, paths):
+        with contextlib.suppress(_Tried), atomic_path(path):
+            raise _Tried
+
+
 def _flush(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -68,6 +68,16 @@ def test_predictions_and_features_in_one_file(tmp_path, capsys):
     assert "is also --output; give two names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--output", "--predictions", "--per-class", "--confusions"])
+def test_an_evaluation_that_cannot_be_written_does_not_begin(tmp_path, capsys, option):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/old.json").write_text("old")
+    arguments = ["--checkpoint", "none.safetensors", "--data", "none", "--output", str(tmp_path / "results/old.json")]
+    assert main(["evaluate", *arguments, option, str(tmp_path / "missing/file")]) == 2
+    assert "missing/file: cannot be written" in capsys.readouterr().err
+    assert [(f.name, f.read_text()) for f in (tmp_path / "results").iterdir()] == [("old.json", "old")]
+
+
 def test_a_dry_run_that_cannot_keep_its_files(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["dry-run", str(DIGITS), "--keep", str(tmp_path / "file/kept")]) == 2

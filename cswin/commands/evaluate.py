@@ -50,7 +50,8 @@ def run(args):
 
 
 def _check(args) -> None:
-    """No option is passed over in silence."""
+    """No option is passed over in silence, and no result is lost for want of a place."""
+    from cswin.atomic import require_writable
     from cswin.errors import UserError
 
     of_data = ("predictions", "per_class", "confusions", "classes_from") if args.suite else ("which",)
@@ -59,6 +60,7 @@ def _check(args) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')}: has no effect with --{'suite' if args.suite else 'data'}; leave it out"
             )
+    require_writable(args.output, args.predictions, args.per_class, args.confusions)
 
 
 def _inputs(args):
