@@ -200,7 +200,7 @@ def report(reference: Sequence[Mapping], runs: Mapping[str, Sequence[Mapping]]) 
 def draw(reference: Sequence[Mapping], runs: Mapping[str, Sequence[Mapping]], path: Path) -> None:
     """The reference's range (5 to 95 % of its runs) and mean, and this project's runs over it."""
     subtitle = (
-        f"grey: {len(reference)} reference runs in PyTorch, 5 to 95 % and mean; blue: {len(runs[OURS])} runs of this project"
+        f"violet: {len(reference)} reference runs in PyTorch, 5 to 95 % and mean; blue: {len(runs[OURS])} runs of this project"
     )
     with picture(path, 8.0, "Convergence on the digits", subtitle) as figure:
         for axes, (metric, label) in zip(figure.subplots(3, 2, sharex=True).flat, METRICS.items(), strict=True):

@@ -100,11 +100,13 @@ def _candidates(values: dict, key: str) -> list:
         return [not now]
     if isinstance(now, int | float) and not isinstance(now, bool):
         return [now + type(now)(1), now * 2, type(now)(now / 2), now / 2, now + 0.1]
+    if now == []:
+        return [[3]]
     if isinstance(now, list):
         return [[value * 1.01 for value in now], [now[0], now[1] * 0.99, *now[2:]], *map(list, itertools.permutations(now))]
     literals = list(itertools.chain.from_iterable(get_args(a) for a in _parts(field.annotation) if get_origin(a) is Literal))
     arches = ["cswin_64_12211_tiny_224", "rand-m2-n1-mstd0.5-inc0"]
-    return [*literals, *arches, "other", 64, 50.0, 2000, [1, 1, 2, 2], [2, 2, 4, 4], [1, 1, 1, 1], [2, 2, 2, 2]]
+    return [*literals, *arches, "other", 64, 50.0, 2000, [1, 1, 2, 2], [2, 2, 4, 4], [1, 1, 1, 1], [2, 2, 2, 2], True]
 
 
 def _parts(annotation) -> list:
@@ -123,6 +125,9 @@ class Snakemake:
         stub = folder / "bin/cswin"
         stub.write_text(f"#!{sys.executable} -SE\n{(SUPPORT / 'stub_cswin.py').read_text()}")
         stub.chmod(0o755)
+        srun = folder / "bin/srun"  # for several nodes: it starts the command once
+        srun.write_text('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n')
+        srun.chmod(0o755)
         path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._server = subprocess.Popen(
             [sys.executable, __file__],

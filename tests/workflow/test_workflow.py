@@ -279,7 +279,7 @@ def test_lint_leaves_out_one_complaint_alone(workspace, old, new, complaint):
     assert done.returncode == 1 and complaint in done.stdout and "conda" not in done.stdout
 
 
-BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b|^\s*(script|run|notebook|wrapper|cwl):"
+BANNED = r"\bupdate\(|\bdirectory\(|\bretries\b(?!: 0\b)|^\s*(script|run|notebook|wrapper|cwl):"
 
 
 def bans(code: str) -> list[str]:
@@ -294,6 +294,7 @@ def bans(code: str) -> list[str]:
         ('    output:\n        update("state.npz"),', ["update("]),
         ('    output:\n        directory(f"{RUN}/state"),', ["directory("]),
         ("    retries: 3", ["retries"]),
+        ("    retries: 0  # fewer than the profile's", []),
         ('    script:\n        "train.py"', ["script:"]),
         ("    run:\n        train()", ["run:"]),
         ("    # retries: 3 would stay in the same allocation", []),
