@@ -19,7 +19,7 @@ from cswin.errors import UserError
 from cswin.layout import RunLayout, StageLayout
 from cswin.model.variants import STRIDES, name_of
 from cswin.model.weights import GROUPS, Layout
-from cswin.report.files import load_facts
+from cswin.report.files import load_evaluation
 from cswin.report.render import render
 
 _LINK = re.compile(r"\]\(([^):#]+)\)")  # to a file beside the page
@@ -50,8 +50,7 @@ class Source:
         stage, run = StageLayout(path.parent), RunLayout(path.parent.parent)
         if path != stage.checkpoint or not stage.record.is_file():
             return cls(path, None, None)
-        remedy = f"make it again: snakemake {stage.evaluation} --forcerun evaluate"
-        evaluation = load_facts(stage.evaluation, ("checkpoint", "raw"), remedy)
+        evaluation = load_evaluation(stage)
         if evaluation and evaluation["checkpoint"] != file_sha256(path):
             raise UserError(
                 f"{stage.evaluation}: is of another checkpoint than {path}; evaluate this one: snakemake {stage.evaluation}"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cswin.errors import UserError
-from cswin.layout import RunLayout
+from cswin.layout import RunLayout, StageLayout
 
 
 def find_runs(results: Path, names: list[str]) -> list[Path]:
@@ -43,12 +43,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def load_facts(path: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any] | None:
-    """`load_json` of a file that must have these keys.
+def load_record(stage: StageLayout) -> dict[str, Any] | None:
+    """A stage's record.json, as `load_json`. Raises UserError if it is whole but has another content."""
+    return _load_facts(stage.record, ("sha256", "best_epoch"), "remove it and give the same snakemake command again")
 
-    Raises:
-        UserError: if the file is whole but has another content.
-    """
+
+def load_evaluation(stage: StageLayout) -> dict[str, Any] | None:
+    """The same of evaluation.json."""
+    return _load_facts(
+        stage.evaluation, ("checkpoint", "raw"), f"make it again: snakemake {stage.evaluation} --forcerun evaluate"
+    )
+
+
+def _load_facts(path: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any] | None:
     facts = load_json(path)
     if facts is not None and not (isinstance(facts, dict) and set(keys) <= set(facts)):
         raise UserError(f"{path}: is damaged, it lacks {' or '.join(keys)}; {remedy}")

@@ -12,7 +12,7 @@ import pandas as pd
 from cswin.config.resolve import StageConfig, load_stage
 from cswin.errors import UserError
 from cswin.layout import RunLayout, StageLayout
-from cswin.report.files import load_facts
+from cswin.report.files import load_evaluation, load_record
 from cswin.run.history import STEP_COLUMNS, read_columns, read_history
 
 
@@ -79,6 +79,6 @@ def _load_stage(run: RunLayout, name: str) -> StageResult:
         config,
         load_stage(config),
         read_history(stage.attempts) if stage.attempts.exists() else [],
-        load_facts(stage.record, ("sha256", "best_epoch"), "remove it and give the same snakemake command again"),
-        load_facts(stage.evaluation, ("checkpoint", "raw"), f"make it again: snakemake {stage.evaluation} --forcerun evaluate"),
+        load_record(stage),
+        load_evaluation(stage),
     )

@@ -98,7 +98,7 @@ def iterate_history(path: Path) -> Iterator[dict]:
 
 def _damaged(path: Path, line: int | None = None) -> UserError:
     where = f"line {line} is damaged" if line else "is damaged"
-    return UserError(f"{path}: {where}; restore the file from a copy, or move it away: it only documents the training")
+    return UserError(f"{path}: {where}; restore the file from a copy")
 
 
 def read_history(path: Path) -> list[dict]:
