@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cswin.commands.train import add_stage_arguments
+
 
 def configure(parser):
-    parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run's first stage")
-    parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
-    parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
+    add_stage_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="preflight.json; the others are beside it")
-    parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint from which the stage starts")
-    parser.add_argument("--log", type=Path, help="log file")
 
 
 def run(args):

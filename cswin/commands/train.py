@@ -12,13 +12,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def configure(parser):
+def add_stage_arguments(parser):
+    """What a stage is read from (`cswin.run.stage.StageFiles`, but for its folder), and the log."""
     parser.add_argument("--config", type=Path, required=True, help="the stage's resolved configuration")
     parser.add_argument("--runtime", type=Path, required=True, help="the run's runtime.yaml")
     parser.add_argument("--dataset", type=Path, required=True, help="dataset.json of the converted images")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the stage's folder")
     parser.add_argument("--previous", type=Path, metavar="CHECKPOINT", help="checkpoint to start from")
     parser.add_argument("--log", type=Path, help="log file; progress bars are shown on the terminal only")
+
+
+def configure(parser):
+    add_stage_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the stage's folder")
     parser.add_argument(
         "--max-runtime",
         metavar="TIME",
